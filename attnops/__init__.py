@@ -1,0 +1,22 @@
+"""Fused attention heads for semantic segmentation: one op each, exact gradients, GPU and CPU."""
+
+from . import _dispatch, nn, reference
+from ._dispatch import BackendError, backends, use_backend
+from ._load import load_implementations
+from ._version import __version__
+from .anchor_attention import anchor_attention
+from .pyramid_pool import pyramid_pool
+
+_dispatch.read_environment()
+load_implementations()
+
+__all__ = [
+    "BackendError",
+    "__version__",
+    "anchor_attention",
+    "backends",
+    "nn",
+    "pyramid_pool",
+    "reference",
+    "use_backend",
+]

@@ -1,0 +1,38 @@
+"""Memory layouts of maps: one place decides them, for fake kernels and implementations alike.
+
+A map `[B, C, *spatial]` is either contiguous, or *channels-inner*: for two spatial axes this is PyTorch's
+channels_last, for one axis the transpose of a contiguous `[B, N, C]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def is_channels_inner(x: Tensor) -> bool:
+    """Whether `x` `[B, C, *spatial]` keeps the channels of a position side by side.
+
+    Holds for slices of channels_last maps too. Maps that are contiguous as well (one channel, one
+    position) count as contiguous.
+    """
+    return x.dim() > 2 and x.shape[1] != 1 and x.stride(1) == 1 and not x.is_contiguous()
+
+
+def dense(x: Tensor, channels_inner: bool | None = None) -> Tensor:
+    """`x` without gaps, in its own layout or the given one; a copy only if it has to be."""
+    if channels_inner is None:
+        channels_inner = is_channels_inner(x)
+    if not channels_inner:
+        return x.contiguous()
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def empty_map(shape: Sequence[int], like: Tensor, channels_inner: bool) -> Tensor:
+    """A new uninitialised map of `shape` `[B, C, *spatial]` with dtype and device of `like`."""
+    if not channels_inner:
+        return like.new_empty(shape)
+    batch, channels, *spatial = shape
+    return like.new_empty((batch, *spatial, channels)).movedim(-1, 1)

@@ -1,0 +1,153 @@
+"""How an op becomes part of PyTorch: dispatcher entries, fake kernels, gradients.
+
+For every op `name` two entries are registered in the namespace `attnops`: the forward, and `name_backward`
+which its gradient calls. Both run whatever `_dispatch` selects. The forward has one output more than its
+schema says, the *trace*: a tensor with no elements whose stride is the code of the
+backend that ran. It travels with the saved tensors, so the backward finds the same backend on any
+thread, after any change of `use_backend`, and inside compiled graphs, without a device synchronisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from . import _dispatch
+
+_library = torch.library.Library("attnops", "DEF")
+_TAGS = (torch.Tag.needs_exact_strides,)  # implementations rely on the layouts the fakes promise
+
+_AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+for _key in ("AutocastCUDA", "AutocastXPU", "AutocastMPS", "AutocastPrivateUse1"):
+    if hasattr(torch._C.DispatchKey, _key):
+        _AUTOCAST_KEYS = _AUTOCAST_KEYS.add(getattr(torch._C.DispatchKey, _key))
+
+
+def _make_trace(backend: str, device: torch.device) -> Tensor:
+    code = _dispatch.CODES[backend]
+    return torch.empty_strided((0,), (code,), dtype=torch.uint8, device=device)
+
+
+def _fake_trace(like: Tensor) -> Tensor:
+    return like.new_empty((0,), dtype=torch.uint8)
+
+
+@contextmanager
+def recording_gradients() -> Iterator[None]:
+    """Let autograd record inside an op's implementation, where PyTorch switches it off.
+
+    The reference implementations get their gradients this way: from autograd, not from a second
+    set of formulas.
+    """
+    included = torch._C._dispatch_tls_local_include_set()
+    guard = torch._C._ForceDispatchKeyGuard(included, _AUTOCAST_KEYS)
+    with guard, torch.enable_grad():
+        yield
+
+
+class Op:
+    """An op under construction.
+
+    Args:
+        name: public name.
+        forward: schema of the forward without name and trace, "(Tensor x, ...) -> (Tensor, ...)".
+        backward: schema of the backward without name and trace.
+        fake: shapes, strides and dtypes of the forward's outputs, from its arguments.
+        backward_fake: likewise for the backward.
+        prepare: brings the forward's arguments into the layouts that implementations may rely on.
+        prepare_backward: likewise for the backward's.
+        setup: (inputs, outputs) -> (tensors to save, other values to keep) for the gradient.
+        gradient: (grads of outputs, saved tensors, kept values, call) -> a gradient per input, where
+            `call` runs the backward op on its arguments.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        forward: str,
+        backward: str,
+        fake: Callable[..., tuple[Tensor, ...]],
+        backward_fake: Callable[..., Any],
+        prepare: Callable[..., tuple[Any, ...]],
+        prepare_backward: Callable[..., tuple[Any, ...]],
+        setup: Callable[..., tuple[tuple[Tensor, ...], tuple[Any, ...]]],
+        gradient: Callable[..., tuple[Any, ...]],
+    ) -> None:
+        self.name = name
+        self._prepare = prepare
+        self._prepare_backward = prepare_backward
+        self._fake = fake
+        self._backward_fake = backward_fake
+        self._setup = setup
+        self._gradient = gradient
+        _dispatch.add_op(name)
+        arguments, returns = forward.split(" -> ")
+        _library.define(f"{name}{arguments} -> {returns[:-1]}, Tensor)", tags=_TAGS)
+        arguments, returns = backward.split(" -> ")
+        _library.define(f"{name}_backward{arguments[:-1]}, Tensor trace) -> {returns}", tags=_TAGS)
+        _library.impl(name, self._run, "CompositeExplicitAutograd")
+        _library.impl(f"{name}_backward", self._run_backward, "CompositeExplicitAutograd")
+        qualified = f"attnops::{name}"
+        torch.library.register_fake(qualified, self._run_fake, lib=_library)
+        torch.library.register_fake(
+            f"{qualified}_backward", lambda *args: backward_fake(*args[:-1]), lib=_library
+        )
+        torch.library.register_autograd(
+            qualified, self._differentiate, setup_context=self._setup_context, lib=_library
+        )
+        torch.library.register_autograd(
+            f"{qualified}_backward", self._refuse_double_backward, lib=_library
+        )
+        self._call = getattr(torch.ops.attnops, name).default
+        self._call_backward = getattr(torch.ops.attnops, f"{name}_backward").default
+
+    def __call__(self, *args: Any) -> tuple[Tensor, ...]:
+        """Run the op; returns its outputs without the trace."""
+        return self._call(*args)[:-1]
+
+    def _run(self, *args: Any) -> tuple[Tensor, ...]:
+        device = args[0].device
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+            implementation = _dispatch.select(self.name, device, *args)
+            if args[0].numel() == 0:
+                outputs = self._fake(*args)
+            else:
+                outputs = implementation.forward(*self._prepare(*args))
+            return (*outputs, _make_trace(implementation.backend, device))
+
+    def _run_backward(self, *args: Any) -> Any:
+        *args, trace = args
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+            if args[0].numel() == 0:
+                return tree_map(Tensor.zero_, self._backward_fake(*args))
+            implementation = _dispatch.implementation_of(self.name, trace.stride(0))
+            return implementation.backward(*self._prepare_backward(*args))
+
+    def _run_fake(self, *args: Any) -> tuple[Tensor, ...]:
+        return (*self._fake(*args), _fake_trace(args[0]))
+
+    def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        *outputs, trace = output
+        tensors, ctx.kept = self._setup(inputs, outputs)
+        ctx.save_for_backward(*tensors, trace)
+        ctx.set_materialize_grads(False)
+
+    def _differentiate(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        *saved, trace = ctx.saved_tensors
+
+        def call(*args: Any) -> Any:
+            return self._call_backward(*args, trace)
+
+        return self._gradient(grads[:-1], saved, ctx.kept, call)
+
+    def _refuse_double_backward(self, ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(
+            f"attnops.{self.name}: double backward is not implemented (its gradient cannot be "
+            f"differentiated again). Call attnops.reference.{self.name} instead."
+        )

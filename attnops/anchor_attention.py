@@ -1,0 +1,163 @@
+"""Attention of every position of a map to a few anchors (ANN, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._checks import autocast, check_shape, check_tensors
+from ._layout import dense, empty_map, is_channels_inner
+from ._op import Op
+
+NAME = "anchor_attention"
+MAX_FUSED_ANCHORS = 512
+
+
+def anchor_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float | None = None,
+    *,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Attend from N positions to S anchors, S much smaller than N, without an N x S tensor.
+
+    out[:, n] = sum over s of softmax_s(scale · <query[:, n], key[:, s]> + bias[s]) · value[:, s].
+
+    Source: Zhu et al., Asymmetric Non-local Neural Networks for Semantic Segmentation (ICCV 2019), section 3.2,
+    eq. (9) and (10).
+
+    Args:
+        query: `[B, Ck, *spatial]`, any number of spatial axes, contiguous or channels_last.
+        key: anchors `[B, Ck, S]`.
+        value: `[B, Cv, S]`.
+        scale: factor of the scores; None: Ck^(-1/2).
+        bias: `[B, S]`, added to the scaled scores; None: nothing. (A bias of the query's projection ends
+            up here when the projection is folded into the anchors.)
+
+    Returns:
+        `[B, Cv, *spatial]` in the layout and dtype of `query`. Half precision is accumulated in
+        float32. Up to S = 512 the fused kernels run; beyond it the reference does, and a forced backend
+        raises. Under autocast all arguments are cast to the autocast dtype.
+
+    Raises:
+        TypeError: an argument is not a float tensor, or `scale` not a number.
+        ValueError: shapes, dtypes or devices that do not match, no channels, no anchors.
+
+    Example:
+        >>> import torch, attnops
+        >>> x = torch.randn(2, 16, 24, 32)
+        >>> anchors = attnops.pyramid_pool(x)
+        >>> attnops.anchor_attention(x, anchors, anchors).shape
+        torch.Size([2, 16, 24, 32])
+    """
+    given = {"query": query, "key": key, "value": value}
+    if bias is not None:
+        given["bias"] = bias
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{NAME}: {name} must be a tensor, got {type(tensor).__name__}")
+    query, key, value, bias = autocast(query, key, value, bias)
+    check_tensors(NAME, **dict(zip(given, (query, key, value, bias), strict=False)))
+    if query.dim() < 3:
+        raise ValueError(f"{NAME}: query must be [B, Ck, *spatial], got {list(query.shape)}")
+    batch, channels, *spatial = query.shape
+    check_shape(NAME, "key", key, (batch, channels, "S"))
+    check_shape(NAME, "value", value, (batch, "Cv", key.shape[2]))
+    if bias is not None:
+        check_shape(NAME, "bias", bias, (batch, key.shape[2]))
+    if channels == 0 or value.shape[1] == 0 or key.shape[2] == 0:
+        raise ValueError(
+            f"{NAME}: needs at least one channel and one anchor, got Ck={channels}, "
+            f"Cv={value.shape[1]}, S={key.shape[2]}"
+        )
+    if scale is None:
+        scale = channels**-0.5
+    elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise TypeError(f"{NAME}: scale must be a number or None, got {scale!r}")
+    flat = dense(query).flatten(2)
+    out = _op(flat, key, value, bias, float(scale))[0]
+    return out.view(batch, value.shape[1], *spatial)
+
+
+def _fake(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    batch, _, positions = query.shape
+    out = empty_map((batch, value.shape[1], positions), query, is_channels_inner(query))
+    statistics = torch.float64 if query.dtype == torch.float64 else torch.float32
+    return out, query.new_empty((batch, positions), dtype=statistics)
+
+
+def _backward_fake(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    lse: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_query = empty_map(query.shape, query, is_channels_inner(query))
+    grad_bias = key.new_empty((0,) if bias is None else bias.shape)
+    return grad_query, key.new_empty(key.shape), value.new_empty(value.shape), grad_bias
+
+
+def _prepare_anchors(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if t is None else t.contiguous() for t in tensors)
+
+
+def _prepare(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Any, ...]:
+    return dense(query), *_prepare_anchors(key, value, bias), scale
+
+
+def _prepare_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    lse: Tensor,
+    scale: float,
+) -> tuple[Any, ...]:
+    channels_inner = is_channels_inner(query)
+    anchors = _prepare_anchors(key, value, bias)
+    return dense(grad, channels_inner), dense(query, channels_inner), *anchors, lse, scale
+
+
+def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
+    query, key, value, bias, scale = inputs
+    tensors = (query, key, value, outputs[1])
+    return tensors if bias is None else (*tensors, bias), (scale,)
+
+
+def _gradient(
+    grads: tuple[Tensor | None, ...], saved: list[Tensor], kept: tuple, call: Callable[..., Any]
+) -> tuple[Tensor | None, ...]:
+    if grads[0] is None:
+        return None, None, None, None, None
+    query, key, value, lse, *rest = saved
+    bias = rest[0] if rest else None
+    *found, grad_bias = call(grads[0], query, key, value, bias, lse, *kept)
+    return *found, None if bias is None else grad_bias, None
+
+
+_op = Op(
+    NAME,
+    forward="(Tensor query, Tensor key, Tensor value, Tensor? bias, float scale)"
+    " -> (Tensor, Tensor)",
+    backward="(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor lse,"
+    " float scale) -> (Tensor, Tensor, Tensor, Tensor)",
+    fake=_fake,
+    backward_fake=_backward_fake,
+    prepare=_prepare,
+    prepare_backward=_prepare_backward,
+    setup=_setup,
+    gradient=_gradient,
+)

@@ -1,0 +1,1 @@
+"""The compiled libraries: finding, loading, and registering what they implement."""

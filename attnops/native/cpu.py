@@ -1,0 +1,52 @@
+"""The C++ implementations for CPU tensors (csrc/cpu)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._dispatch import register
+from ..anchor_attention import MAX_FUSED_ANCHORS
+from ._load import load
+
+
+def _refuse_device(x: Tensor) -> str | None:
+    return None if x.device.type == "cpu" else f"it runs CPU tensors only, got {x.device}"
+
+
+def _refuse_pyramid_pool(x: Tensor, *args: Any) -> str | None:
+    if x.shape[2] * x.shape[3] >= 2**31:
+        return f"it indexes planes of less than 2^31 pixels, got {x.shape[2]}x{x.shape[3]}"
+    return _refuse_device(x)
+
+
+def _refuse_anchor_attention(query: Tensor, key: Tensor, *args: Any) -> str | None:
+    if key.shape[2] > MAX_FUSED_ANCHORS:
+        return f"it holds up to {MAX_FUSED_ANCHORS} anchors, got S={key.shape[2]}"
+    return _refuse_device(query)
+
+
+def register_all() -> None:
+    """Load the library and register its ops.
+
+    Raises:
+        ImportError: the library is not there or cannot be loaded.
+    """
+    load("cpu")
+    ops = torch.ops.attnops_cpu
+    register(
+        "pyramid_pool",
+        "cpu",
+        forward=ops.pyramid_pool.default,
+        backward=ops.pyramid_pool_backward.default,
+        refuse=_refuse_pyramid_pool,
+    )
+    register(
+        "anchor_attention",
+        "cpu",
+        forward=ops.anchor_attention.default,
+        backward=ops.anchor_attention_backward.default,
+        refuse=_refuse_anchor_attention,
+    )
