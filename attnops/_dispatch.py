@@ -182,8 +182,8 @@ class use_backend:
         if not torch.compiler.is_compiling():
             self._previous, _registry.choice = _registry.choice, checked
 
-    def __enter__(self) -> use_backend:
-        return self
+    def __enter__(self) -> None:
+        pass
 
     def __exit__(self, *exception: object) -> None:
         if self._previous is not None and not torch.compiler.is_compiling():

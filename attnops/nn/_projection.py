@@ -1,0 +1,80 @@
+"""1x1 convolutions: as modules over maps, and as plain matrices over anchors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+FORMS = ("bn_relu", "linear")
+
+
+class Projection(nn.Module):
+    """A biased 1x1 convolution, followed by BatchNorm and ReLU in the form "bn_relu".
+
+    In evaluation the BatchNorm is folded into the convolution, so the map is written once.
+
+    Args:
+        in_channels: channels of the input map.
+        out_channels: channels of the output map.
+        form: "bn_relu" or "linear".
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, form: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 1)
+        self.bn = nn.BatchNorm2d(out_channels) if form == "bn_relu" else None
+
+    @property
+    def is_linear(self) -> bool:
+        return self.bn is None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bn is None:
+            return self.conv(x)
+        if not has_fixed_statistics(self.bn):
+            return torch.relu_(self.bn(self.conv(x)))
+        weight, bias = fold_batch_norm(self.conv.weight, self.conv.bias, self.bn)
+        return torch.relu_(conv2d(x, weight, bias))
+
+
+def has_fixed_statistics(bn: nn.Module) -> bool:
+    """Whether `bn` is a BatchNorm that applies its running statistics, hence an affine map."""
+    return (
+        isinstance(bn, (nn.BatchNorm2d, nn.SyncBatchNorm))
+        and not bn.training
+        and bn.running_mean is not None
+    )
+
+
+def fold_batch_norm(
+    weight: Tensor, bias: Tensor | None, bn: nn.BatchNorm2d
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that equals convolution, then `bn` in evaluation."""
+    factor = torch.rsqrt(bn.running_var + bn.eps)
+    if bn.weight is not None:
+        factor = factor * bn.weight
+    shift = -bn.running_mean * factor if bias is None else (bias - bn.running_mean) * factor
+    if bn.bias is not None:
+        shift = shift + bn.bias
+    return weight * factor.to(weight.dtype)[:, None, None, None], shift.to(weight.dtype)
+
+
+def apply_to_anchors(weight: Tensor, bias: Tensor | None, anchors: Tensor) -> Tensor:
+    """The 1x1 convolution of anchors: weight `[O, C, 1, 1]`, anchors `[B, C, S]` -> `[B, O, S]`."""
+    out = weight.flatten(1) @ anchors
+    return out if bias is None else out + bias[:, None].to(out.dtype)
+
+
+def folding_saves(positions: int, *, once: int, folded: int, unfolded: int) -> bool:
+    """Whether moving a convolution from the map to the anchors saves multiply-adds.
+
+    Args:
+        positions: N. A symbolic N (dynamic shapes) counts as large, so that no guard arises.
+        once: multiply-adds to fold, independent of N.
+        folded: multiply-adds a position with the convolution folded.
+        unfolded: multiply-adds a position without.
+    """
+    if not isinstance(positions, int):
+        return folded < unfolded
+    return once + positions * folded < positions * unfolded
