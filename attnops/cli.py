@@ -1,0 +1,44 @@
+"""The console script `attnops`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import env
+from ._version import __version__
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    try:
+        from .benchmarks.__main__ import main as bench
+    except ModuleNotFoundError as error:
+        if error.name not in ("attnops.benchmarks", "attnops.benchmarks.__main__"):
+            raise
+        print(
+            "attnops bench: this installation has no attnops.benchmarks; install the whole "
+            'distribution: pip install "attnops[bench]"',
+            file=sys.stderr,
+        )
+        return 1
+    return bench(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the console script with `arguments` (default: the process's); returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(
+        "attnops", description="Fused attention heads for semantic segmentation."
+    )
+    parser.add_argument("--version", action="version", version=f"attnops {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    env.add_arguments(commands.add_parser("env", help="what is compiled, found and chosen"))
+    commands.add_parser("bench", help="tables, op microbenchmarks, reports", add_help=False)
+    if arguments[:1] == ["bench"]:  # its options belong to attnops.benchmarks
+        return _bench(arguments[1:])
+    return env.run(parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
