@@ -1,0 +1,68 @@
+# Every target works from a fresh clone: the environment in $(VENV) is made on the first use.
+#   VENV=/path       use (or make) the environment there; default: the active one, else .venv
+#   PYTHON=/path     an interpreter: one that holds torch or is in a virtual environment is used as
+#                    it is, any other is what $(VENV) is made from
+# Build settings (ATTNOPS_CPU, ATTNOPS_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CXX): docs/building.md.
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Only a recipe that needs the interpreter asks for it.
+SELECT = $(or $(PYTHON),python3) build_tools/environment.py
+ENVIRONMENT = $(SELECT) --venv "$(VENV)" $(if $(PYTHON),--given)
+PY = "$$($(ENVIRONMENT) --print)"
+
+PYTEST_JOBS ?= auto
+# One thread a worker: the workers fill the cores.
+PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest tests -q -n $(PYTEST_JOBS) \
+	--maxprocesses 8 --dist worksteal
+
+CPP_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help env build demo test test-all check aot bench gpu wheel clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+env:
+	@$(ENVIRONMENT)
+
+build: env  ## compile the libraries into attnops/lib (incremental)
+	@$(PY) setup.py -q build_ext --inplace
+
+demo: build  ## the main job on a real picture, with pictures of the result in demo/
+	@$(PY) -m attnops.benchmarks demo
+
+test: build  ## the fast test suite
+	@$(PYTEST) -m "not slow"
+
+test-all: build  ## every test, the slow ones too
+	@$(PYTEST)
+
+check: env  ## formatting and lint of Python and C++
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m clang_format --dry-run -Werror $(CPP_SOURCES)
+
+aot: build  ## compile every Triton kernel ahead of time and table its resources
+	@$(PY) -m attnops.kernels.aot
+
+bench: build  ## the paper's table of the asymmetric block on this machine
+	@$(PY) -m attnops.benchmarks apnb-table
+
+# Nothing is installed: it uses the interpreter that has torch, with no network.
+gpu: export TORCH_CUDA_ARCH_LIST ?= native
+gpu: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+gpu:  ## tests and benchmarks on the CUDA device; results in benchmarks/results/
+	@PY="$$($(ENVIRONMENT) --existing)" && \
+	"$$PY" -m build_tools --link && \
+	"$$PY" -m attnops.benchmarks gpu --out benchmarks/results
+
+wheel: env  ## dist/attnops-*.whl, one for every Python
+	@rm -rf build/lib build/bdist.*
+	@$(PY) -m pip wheel -q . --no-deps --no-build-isolation --wheel-dir dist
+	@ls dist/*.whl
+
+clean:  ## remove what builds made (not the environment)
+	@rm -rf build dist demo attnops.egg-info attnops/lib attnops/_C*.so
+	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -1,0 +1,167 @@
+"""Finds the host compiler, the CUDA toolkit, PyTorch's headers and ninja."""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .settings import BuildError
+
+MIN_TORCH = (2, 10)
+
+
+def _output(command: list[str]) -> str:
+    """stdout and stderr of a command, or "" where it cannot run."""
+    try:
+        result = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout if result.returncode == 0 else ""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    command: tuple[str, ...]
+    version: str
+
+
+def find_compiler(environ: Mapping[str, str] = os.environ) -> Compiler | None:
+    """$CXX, else c++, g++, clang++ from the path. None: there is none."""
+    path = environ.get("PATH")
+    given = shlex.split(environ.get("CXX", ""))
+    for words in [given] if given else [["c++"], ["g++"], ["clang++"]]:
+        program = shutil.which(words[0], path=path)
+        lines = _output([program, *words[1:], "--version"]).splitlines() if program else []
+        if lines:
+            return Compiler((program, *words[1:]), lines[0].strip())
+        if given:
+            raise BuildError(f"CXX={environ['CXX']!r} does not run; unset it or name a compiler")
+    return None
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """A CUDA toolkit: the folder that really holds it, not the one of a wrapper on the path."""
+
+    root: Path
+    version: str
+    include: Path
+    libraries: Path | None
+
+    @property
+    def nvcc(self) -> Path:
+        return self.root / "bin" / "nvcc"
+
+    def supported_archs(self) -> set[str]:
+        """Numbers such as 90a that this nvcc can generate code for."""
+        listed = _output([str(self.nvcc), "--list-gpu-arch"])
+        return set(re.findall(r"compute_(\d+[af]?)", listed))
+
+
+def _toolkit_at(root: Path) -> Toolkit | None:
+    """The toolkit in a folder, or None where a part is missing."""
+    nvcc = root / "bin" / "nvcc"
+    if not os.access(nvcc, os.X_OK):
+        return None
+    targets = [root, *sorted(root.glob("targets/*-linux"))]
+    include = next(
+        (t / "include" for t in targets if (t / "include/cuda_runtime.h").exists()), None
+    )
+    release = re.search(r"release (\d+\.\d+)", _output([str(nvcc), "--version"]))
+    if include is None or release is None:
+        return None
+    folders = [t / name for t in targets for name in ("lib64", "lib")]
+    libraries = next((f for f in folders if glob.glob(str(f / "libcudart*"))), None)
+    return Toolkit(root, release[1], include, libraries)
+
+
+def _root_from_nvcc(nvcc: str) -> Path | None:
+    """Asks nvcc where its toolkit is: a wrapper script's own folder says nothing."""
+    for line in _output([nvcc, "--dryrun", "-c", "-x", "cu", "/dev/null"]).splitlines():
+        match = re.match(r"#\$ TOP=(.+)", line)
+        if match:
+            return Path(match[1].strip()).resolve()
+    return None
+
+
+def _is_default_cuda(path: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", path))
+
+
+def find_toolkit(
+    environ: Mapping[str, str] = os.environ, pattern: str = "/usr/local/cuda*"
+) -> tuple[Toolkit | None, str]:
+    """The toolkit and, where there is none, the reason.
+
+    CUDA_HOME or CUDA_PATH when set (a folder that holds no toolkit is refused, not replaced),
+    else what the nvcc on the path says, else the newest folder that matches `pattern`.
+    """
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        if environ.get(name):
+            toolkit = _toolkit_at(Path(environ[name]))
+            if toolkit is None:
+                return None, (
+                    f"{name}={environ[name]} does not hold bin/nvcc and include/cuda_runtime.h"
+                )
+            return toolkit, ""
+    nvcc = shutil.which("nvcc", path=environ.get("PATH"))
+    root = _root_from_nvcc(nvcc) if nvcc else None
+    candidates = [root] if root else []
+    candidates += map(Path, sorted(glob.glob(pattern), key=_is_default_cuda, reverse=True))
+    for candidate in candidates:
+        toolkit = _toolkit_at(candidate)
+        if toolkit:
+            return toolkit, ""
+    if nvcc:
+        return None, f"{nvcc} does not lead to a complete toolkit"
+    return None, "no nvcc found"
+
+
+@dataclass(frozen=True)
+class Torch:
+    root: Path
+    version: str
+
+    @property
+    def include(self) -> Path:
+        return self.root / "include"
+
+    @property
+    def libraries(self) -> Path:
+        return self.root / "lib"
+
+
+def find_torch() -> Torch | None:
+    """The installed PyTorch, found without importing it (which takes seconds)."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.origin:
+        return None
+    root = Path(spec.origin).parent
+    version = re.search(r"__version__ = '([^']+)'", (root / "version.py").read_text())[1]
+    if tuple(int(part) for part in version.split(".")[:2]) < MIN_TORCH:
+        raise BuildError(f"attnops needs torch >= 2.10 to build and to run; {version} is installed")
+    if not (root / "include/torch/csrc/stable/library.h").exists():
+        raise BuildError(f"torch {version} in {root} comes without its C++ headers")
+    return Torch(root, version)
+
+
+def find_ninja(environ: Mapping[str, str] = os.environ) -> str | None:
+    """ninja from its Python package (also in an environment that is not active), else the path."""
+    spec = importlib.util.find_spec("ninja")
+    if spec is not None and spec.origin:
+        import ninja
+
+        bundled = Path(ninja.BIN_DIR) / "ninja"
+        if bundled.exists():
+            return str(bundled)
+    return shutil.which("ninja", path=environ.get("PATH"))
