@@ -26,8 +26,8 @@ def environment() -> dict[str, Any]:
 
     Returns:
         JSON-able: "versions", "platform", "cpu", "cuda", "libraries", "backends" (op -> backend ->
-        {"available", "reason"}), "choice" (see `attnops.use_backend`) and "auto" (device type -> op ->
-        the backend that "auto" tries first there).
+        {"available", "reason"}), "choice" (see `attnops.use_backend`) and "auto" (device type ->
+        op -> the backend that "auto" tries first there).
     """
     found = _dispatch.backends()
     return {
