@@ -5,6 +5,7 @@ Metadata is in pyproject.toml, the build itself in build_tools/ (docs/building.m
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -29,6 +30,7 @@ from build_tools.plan import Plan, make_plan
 from build_tools.settings import BuildError
 
 
+@functools.cache
 def checked_plan(introspection: bool) -> Plan:
     try:
         return make_plan(introspection=introspection)

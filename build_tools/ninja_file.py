@@ -73,15 +73,21 @@ class _Writer:
         torch = ["-isystem", str(plan.torch.include)]
         have = [f"-DATTNOPS_HAVE_{isa.upper()}" for isa in plan.isas if isa != "baseline"]
         flags = [*self.common(), "-fPIC", *warnings, *torch, *have]
-        objects = []
-        for source in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
-            if source.stem.endswith("_kernels"):
-                for isa, isa_flags in plan.isas.items():
-                    isa_flags = [*isa_flags, f"-DATTNOPS_ISA={isa}"]
-                    name = f"cpu/{source.stem}.{isa}.o"
-                    objects.append(self.edge(name, "cxx", [source], flags + isa_flags))
-            else:
-                objects.append(self.edge(f"cpu/{source.stem}.o", "cxx", [source], flags))
+        sources = sorted((ROOT / "csrc/cpu").glob("*.cpp"))
+        kernels = [source for source in sources if source.stem.endswith("_kernels")]
+        objects = [
+            self.edge(f"cpu/{source.stem}.o", "cxx", [source], flags)
+            for source in sources
+            if source not in kernels
+        ]
+        # Simpler instruction sets first: of an inline function that several objects hold, the
+        # linker keeps the first copy, and that one has to run on every processor.
+        for isa, isa_flags in plan.isas.items():
+            isa_flags = [*flags, *isa_flags, f"-DATTNOPS_ISA={isa}"]
+            objects += [
+                self.edge(f"cpu/{source.stem}.{isa}.o", "cxx", [source], isa_flags)
+                for source in kernels
+            ]
         # -z defs: anything outside the stable ABI fails here and not on someone's machine.
         link = ["-Wl,-z,defs", *self.torch_link("torch_cpu")]
         self.library("libattnops_cpu.so", objects, link)
