@@ -1,4 +1,6 @@
-"""Argument checks of the public functions. Every message says what was expected and what was given."""
+"""Argument checks of the public functions. Every message says what was expected and what was
+given.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Which implementation runs an op: the registry, the user's choice, and the reasons.
 
-Implementations (`attnops.kernels`, `attnops.native`, `attnops.reference`) call `register` when they are
-loaded; nothing in here knows them. An op asks `select` each time it runs, on real tensors, so a
-choice made with `use_backend` also holds for compiled and exported graphs that were traced before.
+Implementations (`attnops.kernels`, `attnops.native`, `attnops.reference`) call `register` when
+they are loaded; nothing in here knows them. An op asks `select` each time it runs, on real
+tensors, so a choice made with `use_backend` also holds for compiled and exported graphs that were
+traced before.
 """
 
 from __future__ import annotations
@@ -155,11 +156,12 @@ def _checked(backend: str) -> str:
 
 
 class use_backend:
-    """Choose the implementation of every op: as a function for good, as a context manager for a block.
+    """Choose the implementation of every op: called, for good; as a context manager, for a block.
 
     The choice holds for the whole process, all threads. It is read each time an op runs, so graphs
-    made by torch.compile or torch.export before obey it as well; a call *inside* a compiled function has no
-    effect. A backward pass runs on the backend of its forward pass, whatever is chosen by then.
+    made by torch.compile or torch.export before obey it as well; a call *inside* a compiled
+    function has no effect. A backward pass runs on the backend of its forward pass, whatever is
+    chosen by then.
 
     Args:
         backend: "auto" (the best that can run the input), "reference" (plain PyTorch), "cpu"

@@ -1,7 +1,7 @@
 """Memory layouts of maps: one place decides them, for fake kernels and implementations alike.
 
-A map `[B, C, *spatial]` is either contiguous, or *channels-inner*: for two spatial axes this is PyTorch's
-channels_last, for one axis the transpose of a contiguous `[B, N, C]`.
+A map `[B, C, *spatial]` is either contiguous, or *channels-inner*: for two spatial axes this is
+PyTorch's channels_last, for one axis the transpose of a contiguous `[B, N, C]`.
 """
 
 from __future__ import annotations

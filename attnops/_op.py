@@ -1,10 +1,11 @@
 """How an op becomes part of PyTorch: dispatcher entries, fake kernels, gradients.
 
-For every op `name` two entries are registered in the namespace `attnops`: the forward, and `name_backward`
-which its gradient calls. Both run whatever `_dispatch` selects. The forward has one output more than its
-schema says, the *trace*: a tensor with no elements whose stride is the code of the
-backend that ran. It travels with the saved tensors, so the backward finds the same backend on any
-thread, after any change of `use_backend`, and inside compiled graphs, without a device synchronisation.
+For every op `name` two entries are registered in the namespace `attnops`: the forward, and
+`name_backward` which its gradient calls. Both run whatever `_dispatch` selects. The forward has
+one output more than its schema says, the *trace*: a tensor with no elements whose stride is the
+code of the backend that ran. It travels with the saved tensors, so the backward finds the same
+backend on any thread, after any change of `use_backend`, and inside compiled graphs, without a
+device synchronisation.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class Op:
         prepare: brings the forward's arguments into the layouts that implementations may rely on.
         prepare_backward: likewise for the backward's.
         setup: (inputs, outputs) -> (tensors to save, other values to keep) for the gradient.
-        gradient: (grads of outputs, saved tensors, kept values, call) -> a gradient per input, where
-            `call` runs the backward op on its arguments.
+        gradient: (grads of outputs, saved tensors, kept values, call) -> a gradient per input,
+            where `call` runs the backward op on its arguments.
     """
 
     def __init__(

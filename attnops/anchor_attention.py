@@ -28,21 +28,21 @@ def anchor_attention(
 
     out[:, n] = sum over s of softmax_s(scale · <query[:, n], key[:, s]> + bias[s]) · value[:, s].
 
-    Source: Zhu et al., Asymmetric Non-local Neural Networks for Semantic Segmentation (ICCV 2019), section 3.2,
-    eq. (9) and (10).
+    Source: Zhu et al., Asymmetric Non-local Neural Networks for Semantic Segmentation (ICCV 2019),
+    section 3.2, eq. (9) and (10).
 
     Args:
         query: `[B, Ck, *spatial]`, any number of spatial axes, contiguous or channels_last.
         key: anchors `[B, Ck, S]`.
         value: `[B, Cv, S]`.
         scale: factor of the scores; None: Ck^(-1/2).
-        bias: `[B, S]`, added to the scaled scores; None: nothing. (A bias of the query's projection ends
-            up here when the projection is folded into the anchors.)
+        bias: `[B, S]`, added to the scaled scores; None: nothing. (A bias of the query's
+            projection ends up here when the projection is folded into the anchors.)
 
     Returns:
         `[B, Cv, *spatial]` in the layout and dtype of `query`. Half precision is accumulated in
-        float32. Up to S = 512 the fused kernels run; beyond it the reference does, and a forced backend
-        raises. Under autocast all arguments are cast to the autocast dtype.
+        float32. Up to S = 512 the fused kernels run; beyond it the reference does, and a forced
+        backend raises. Under autocast all arguments are cast to the autocast dtype.
 
     Raises:
         TypeError: an argument is not a float tensor, or `scale` not a number.

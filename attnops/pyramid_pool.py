@@ -19,11 +19,13 @@ def pyramid_pool(x: Tensor, sizes: Sequence[int] = (1, 3, 6, 8), reduce: str = "
     """Pool a map to every grid of a pyramid, in one pass over the map.
 
     Level n divides the map into n x n bins as `torch.nn.functional.adaptive_avg_pool2d` does: row i
-    covers floor(i·H/n) to ceil((i+1)·H/n), so bins overlap where n does not divide H, and maps smaller than
-    the grid repeat values. The cells of a level stand in row-major order, the levels in the order of `sizes`.
+    covers floor(i·H/n) to ceil((i+1)·H/n), so bins overlap where n does not divide H, and maps
+    smaller than the grid repeat values. The cells of a level stand in row-major order, the levels
+    in the order of `sizes`.
 
-    Source: Zhu et al., Asymmetric Non-local Neural Networks for Semantic Segmentation (ICCV 2019), section 3.2,
-    eq. (8) and (12), figure 4; `reduce="max"` is the pyramid max sampling of its table 7.
+    Source: Zhu et al., Asymmetric Non-local Neural Networks for Semantic Segmentation (ICCV 2019),
+    section 3.2, eq. (8) and (12), figure 4; `reduce="max"` is the pyramid max sampling of its
+    table 7.
 
     Args:
         x: map `[B, C, H, W]`, contiguous or channels_last (other strides are copied).
@@ -31,12 +33,13 @@ def pyramid_pool(x: Tensor, sizes: Sequence[int] = (1, 3, 6, 8), reduce: str = "
         reduce: "mean", or "max" (first maximum in row-major order takes the gradient; NaN wins).
 
     Returns:
-        `[B, C, S]` with S = sum of n², contiguous, dtype of `x`. Half precision is accumulated in float32.
-        Under autocast the dtype stays that of `x`.
+        `[B, C, S]` with S = sum of n², contiguous, dtype of `x`. Half precision is accumulated in
+        float32. Under autocast the dtype stays that of `x`.
 
     Raises:
         TypeError: `x` is not a float tensor, or `sizes` are not integers.
-        ValueError: `x` is not 4-D or has no pixels, `sizes` is empty or has a size below 1, unknown `reduce`.
+        ValueError: `x` is not 4-D or has no pixels, `sizes` is empty or has a size below 1,
+            unknown `reduce`.
 
     Example:
         >>> import torch, attnops

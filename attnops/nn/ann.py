@@ -16,8 +16,8 @@ from .pyramid_attention import PyramidAttention
 class Fusion(nn.Module):
     """Convolution of cat[context, x], BatchNorm, and Dropout2d, without the concatenation.
 
-    The context's half of the 1x1 convolution is handed to the attention as `mix`, which applies it to
-    the anchors where that is cheaper; only x's half is computed on the map.
+    The context's half of the 1x1 convolution is handed to the attention as `mix`, which applies it
+    to the anchors where that is cheaper; only x's half is computed on the map.
 
     Args:
         context_channels: channels of the context, first in the concatenation.
@@ -132,8 +132,9 @@ class AFNB(nn.Module):
     """Asymmetric fusion non-local block: a high-level map attends to anchors of a low-level one.
 
     Source: Zhu et al., Asymmetric Non-local Neural Networks for Semantic Segmentation (ICCV 2019),
-    section 3.3, eq. (14) to (17), figure 3. Query from `high`, key and value from `low`, nothing shared;
-    y = Dropout2d(BN(conv1x1(cat[context, high]))), without a ReLU, as the authors' code has it.
+    section 3.3, eq. (14) to (17), figure 3. Query from `high`, key and value from `low`, nothing
+    shared; y = Dropout2d(BN(conv1x1(cat[context, high]))), without a ReLU, as the authors' code
+    has it.
 
     Args:
         low_channels: channels of the low-level map.

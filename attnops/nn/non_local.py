@@ -15,8 +15,8 @@ class NonLocal(nn.Module):
     context = out(softmax(q·kᵀ / sqrt(hidden_channels))·v), no residual. It runs through PyTorch's
     `scaled_dot_product_attention` with contiguous operands, its fast path.
 
-    Source: Wang et al., Non-local Neural Networks (CVPR 2018), as section 3.1, eq. (1) to (5), of Zhu et al.,
-    Asymmetric Non-local Neural Networks for Semantic Segmentation (ICCV 2019) has it.
+    Source: Wang et al., Non-local Neural Networks (CVPR 2018), as section 3.1, eq. (1) to (5), of
+    Zhu et al., Asymmetric Non-local Neural Networks for Semantic Segmentation (ICCV 2019) has it.
 
     Args:
         in_channels: C of the input.

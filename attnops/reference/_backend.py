@@ -1,4 +1,4 @@
-"""The reference functions as the backend "reference": any device, any size, gradients by autograd."""
+"""The reference functions as a backend: any device, any size, gradients by autograd."""
 
 from __future__ import annotations
 

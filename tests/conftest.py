@@ -1,0 +1,69 @@
+"""Options and fixtures of the whole suite."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+import attnops
+
+TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="device to test on: cpu or cuda")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    device = config.getoption("--device")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: this PyTorch sees no GPU")
+    torch.set_num_threads(int(os.environ.get("ATTNOPS_TEST_THREADS", "2")))
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def usable_backends(device: str, op: str) -> list[str]:
+    """Backends that can run `op` on tensors of `device` in this process."""
+    candidates = ["reference", "cpu"] if device == "cpu" else ["reference", "triton", "cuda"]
+    if device == "cpu" and TRITON_INTERPRETED:
+        candidates.append("triton")
+    return [b for b in candidates if attnops.backends()[op][b]]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests with a `backend` argument on every backend; their module names the op in OP."""
+    if "backend" in metafunc.fixturenames:
+        device = metafunc.config.getoption("--device")
+        metafunc.parametrize("backend", usable_backends(device, metafunc.module.OP), indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest):
+    with attnops.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(20190819)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_allocations():
+    """Fill every fresh allocation with NaN (integers: the largest), so that unwritten output
+    shows.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = before
+    torch.use_deterministic_algorithms(False)

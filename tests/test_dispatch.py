@@ -1,0 +1,212 @@
+"""The choice of backends: forced, automatic, across threads, in compiled and exported graphs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+import torch
+
+import attnops
+from attnops import _dispatch
+
+OP = "pyramid_pool"
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Record (backend, "forward" | "backward") of every run of pyramid_pool."""
+    seen = []
+    for (op, backend), implementation in list(_dispatch._registry.implementations.items()):
+        if op != OP:
+            continue
+
+        def spy(function, event):
+            def run(*args):
+                seen.append(event)
+                return function(*args)
+
+            return run
+
+        spied = _dispatch.Implementation(
+            op,
+            backend,
+            spy(implementation.forward, (backend, "forward")),
+            spy(implementation.backward, (backend, "backward")),
+            implementation.refuse,
+        )
+        monkeypatch.setitem(_dispatch._registry.implementations, (op, backend), spied)
+    return seen
+
+
+@pytest.fixture
+def x(device):
+    return torch.randn(2, 3, 6, 7, device=device, requires_grad=True)
+
+
+def other_than_reference(device) -> str:
+    for backend in _dispatch.PREFERENCE[device.type]:
+        if attnops.backends()[OP][backend]:
+            return backend
+    raise AssertionError
+
+
+def test_function_and_context_manager():
+    assert _dispatch.current_backend() == "auto"
+    with attnops.use_backend("reference"):
+        assert _dispatch.current_backend() == "reference"
+        with attnops.use_backend("cpu"):
+            assert _dispatch.current_backend() == "cpu"
+        assert _dispatch.current_backend() == "reference"
+    assert _dispatch.current_backend() == "auto"
+    attnops.use_backend("reference")
+    assert _dispatch.current_backend() == "reference"
+    attnops.use_backend("auto")
+
+
+@pytest.mark.parametrize("backend", ["fast", "", None, 3])
+def test_argument_is_checked_when_called(backend):
+    with pytest.raises(ValueError, match=r"unknown backend.*'auto', 'reference', 'cpu', 'triton'"):
+        attnops.use_backend(backend)
+    assert _dispatch.current_backend() == "auto"
+
+
+def test_forced_backend_runs(calls, x):
+    with attnops.use_backend("reference"):
+        attnops.pyramid_pool(x)
+    assert calls == [("reference", "forward")]
+
+
+def test_backward_runs_where_the_forward_ran(calls, x, device):
+    with attnops.use_backend("reference"):
+        forced = attnops.pyramid_pool(x)
+    automatic = attnops.pyramid_pool(x)
+    with attnops.use_backend("reference"):
+        automatic.sum().backward()
+    forced.sum().backward()
+    best = other_than_reference(device)
+    assert calls == [
+        ("reference", "forward"),
+        (best, "forward"),
+        (best, "backward"),
+        ("reference", "backward"),
+    ]
+
+
+def test_backward_on_another_thread(calls, x):
+    with attnops.use_backend("reference"):
+        out = attnops.pyramid_pool(x)
+    thread = threading.Thread(target=lambda: out.sum().backward())
+    thread.start()
+    thread.join()
+    assert calls == [("reference", "forward"), ("reference", "backward")]
+
+
+def test_choice_holds_on_other_threads(calls, x):
+    with attnops.use_backend("reference"):
+        thread = threading.Thread(target=attnops.pyramid_pool, args=(x,))
+        thread.start()
+        thread.join()
+    assert calls == [("reference", "forward")]
+
+
+def test_compiled_graph_obeys_a_later_choice(calls, x, device):
+    compiled = torch.compile(lambda x: attnops.pyramid_pool(x, (1, 2)).exp(), fullgraph=True)
+    compiled(x)
+    with attnops.use_backend("reference"):
+        out = compiled(x)
+    out.sum().backward()
+    best = other_than_reference(device)
+    assert calls == [(best, "forward"), ("reference", "forward"), ("reference", "backward")]
+
+
+def test_exported_graph_obeys_a_later_choice(calls, x):
+    class Pool(torch.nn.Module):
+        def forward(self, x):
+            return attnops.pyramid_pool(x)
+
+    program = torch.export.export(Pool(), (x,)).module()
+    del calls[:]
+    with attnops.use_backend("reference"):
+        program(x)
+    assert calls == [("reference", "forward")]
+
+
+def test_switching_inside_a_compiled_function_has_no_effect(calls, x, device):
+    @torch.compile(fullgraph=True)
+    def pool(x):
+        with attnops.use_backend("reference"):
+            return attnops.pyramid_pool(x)
+
+    pool(x)
+    assert calls == [(other_than_reference(device), "forward")]
+    assert _dispatch.current_backend() == "auto"
+
+
+def test_recomputation_in_checkpointing(calls, x):
+    from torch.utils.checkpoint import checkpoint
+
+    with attnops.use_backend("reference"):
+        out = checkpoint(lambda x: attnops.pyramid_pool(x).exp(), x, use_reentrant=False)
+        out.sum().backward()
+    assert {backend for backend, _ in calls} == {"reference"}
+
+
+def test_forcing_an_impossible_backend_gives_the_reason(x, device):
+    impossible = "cuda" if device.type == "cpu" else "cpu"
+    with (
+        attnops.use_backend(impossible),
+        pytest.raises(attnops.BackendError, match=f"'{impossible}' is forced.*: .+"),
+    ):
+        attnops.pyramid_pool(x)
+
+
+def test_backends_lists_every_op_with_reasons():
+    listed = attnops.backends()
+    assert set(listed) == {"pyramid_pool", "anchor_attention"}
+    for row in listed.values():
+        assert list(row) == ["reference", "cpu", "triton", "cuda"]
+        assert row["reference"].available
+        for availability in row.values():
+            assert availability.available or availability.reason
+
+
+def test_falling_back_is_said_once(caplog, device):
+    _dispatch._registry.said.clear()
+    query = torch.randn(1, 2, 4, device=device)
+    anchors = torch.randn(1, 2, 600, device=device)
+    with caplog.at_level(logging.DEBUG, logger="attnops"):
+        attnops.anchor_attention(query, anchors, anchors)
+        first = len(caplog.records)
+        attnops.anchor_attention(query, anchors, anchors)
+    assert first >= 1
+    assert len(caplog.records) == first
+    assert all(record.levelno == logging.DEBUG for record in caplog.records)
+    assert "anchor_attention: not on backend" in caplog.text
+
+
+@pytest.mark.parametrize("op", ["pyramid_pool", "anchor_attention"])
+def test_double_backward_is_refused(op, x):
+    if op == "pyramid_pool":
+        out = attnops.pyramid_pool(x)
+    else:
+        anchors = torch.randn(2, 3, 5, device=x.device)
+        out = attnops.anchor_attention(x, anchors, anchors)
+    (grad,) = torch.autograd.grad(out.pow(2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"attnops.{op}: double backward is not implemented"):
+        grad.sum().backward()
+
+
+def test_registering_unknown_names_is_refused():
+    arguments = {"forward": None, "backward": None, "refuse": None}
+    with pytest.raises(ValueError, match="unknown op 'pool'"):
+        _dispatch.register("pool", "cpu", **arguments)
+    with pytest.raises(ValueError, match="unknown backend 'gpu'"):
+        _dispatch.register("pyramid_pool", "gpu", **arguments)
+
+
+def test_unknown_device_runs_the_reference_fake():
+    out = attnops.pyramid_pool(torch.ones(1, 2, 5, 5, device="meta"))
+    assert out.device.type == "meta"
+    assert out.shape == (1, 2, 110)
