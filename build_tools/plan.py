@@ -162,16 +162,19 @@ def make_plan(settings: Settings | None = None, introspection: bool = False) -> 
     if no_cpu and settings.cpu == "1":
         raise BuildError(f"ATTNOPS_CPU=1, but {no_cpu}")
 
-    toolkit = None
+    toolkit, remark = None, ""
     no_cuda = "ATTNOPS_CUDA=0" if settings.cuda == "0" else absent
     if not no_cuda and not (ROOT / "csrc/cuda/library.cpp").exists():
         no_cuda = "csrc/cuda is not in this source tree"
     if not no_cuda:
-        toolkit, no_cuda = find_toolkit()
+        toolkit, remark = find_toolkit()
+        no_cuda = "" if toolkit else remark
     if no_cuda and settings.cuda == "1":
         raise BuildError(f"ATTNOPS_CUDA=1, but {no_cuda}")
 
     archs, notes = _select_archs(settings, toolkit) if toolkit else ([], [])
+    if toolkit and remark:
+        notes.append(remark)
     no_introspection = absent or _no_introspection(introspection)
     torch, ninja = find_torch(), find_ninja()
     if not (no_cpu and no_cuda):

@@ -94,37 +94,38 @@ def _root_from_nvcc(nvcc: str) -> Path | None:
     return None
 
 
-def _is_default_cuda(path: str) -> tuple[int, ...]:
+def _version_in(path: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", path))
 
 
 def find_toolkit(
     environ: Mapping[str, str] = os.environ, pattern: str = "/usr/local/cuda*"
 ) -> tuple[Toolkit | None, str]:
-    """The toolkit and, where there is none, the reason.
+    """The toolkit, and a remark: why there is none, or which setting was passed over.
 
-    CUDA_HOME or CUDA_PATH when set (a folder that holds no toolkit is refused, not replaced),
-    else what the nvcc on the path says, else the newest folder that matches `pattern`.
+    In this order: CUDA_HOME or CUDA_PATH if a toolkit really is there (wrappers on the path lead
+    many tools to set /usr or /usr/local), what the nvcc on the path says, the newest folder that
+    matches `pattern`.
     """
+    refused = []
     for name in ("CUDA_HOME", "CUDA_PATH"):
         if environ.get(name):
             toolkit = _toolkit_at(Path(environ[name]))
-            if toolkit is None:
-                return None, (
-                    f"{name}={environ[name]} does not hold bin/nvcc and include/cuda_runtime.h"
-                )
-            return toolkit, ""
+            if toolkit:
+                return toolkit, ""
+            refused.append(
+                f"{name}={environ[name]} passed over: no bin/nvcc and include/cuda_runtime.h there"
+            )
     nvcc = shutil.which("nvcc", path=environ.get("PATH"))
     root = _root_from_nvcc(nvcc) if nvcc else None
     candidates = [root] if root else []
-    candidates += map(Path, sorted(glob.glob(pattern), key=_is_default_cuda, reverse=True))
+    candidates += map(Path, sorted(glob.glob(pattern), key=_version_in, reverse=True))
     for candidate in candidates:
         toolkit = _toolkit_at(candidate)
         if toolkit:
-            return toolkit, ""
-    if nvcc:
-        return None, f"{nvcc} does not lead to a complete toolkit"
-    return None, "no nvcc found"
+            return toolkit, "; ".join(refused)
+    refused.append(f"{nvcc} does not lead to a complete toolkit" if nvcc else "no nvcc found")
+    return None, "; ".join(refused)
 
 
 @dataclass(frozen=True)
