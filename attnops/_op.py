@@ -62,6 +62,8 @@ class Op:
         backward_fake: likewise for the backward.
         prepare: brings the forward's arguments into the layouts that implementations may rely on.
         prepare_backward: likewise for the backward's.
+        restore: (arguments of the forward or the backward, its outputs) -> the outputs in the
+            shapes that the fakes promise, where `prepare` changed them; None: as they are.
         setup: (inputs, outputs) -> (tensors to save, other values to keep) for the gradient.
         gradient: (grads of outputs, saved tensors, kept values, call) -> a gradient per input,
             where `call` runs the backward op on its arguments.
@@ -79,6 +81,7 @@ class Op:
         prepare_backward: Callable[..., tuple[Any, ...]],
         setup: Callable[..., tuple[tuple[Tensor, ...], tuple[Any, ...]]],
         gradient: Callable[..., tuple[Any, ...]],
+        restore: Callable[..., tuple[Tensor, ...]] | None = None,
     ) -> None:
         self.name = name
         self._prepare = prepare
@@ -87,6 +90,7 @@ class Op:
         self._backward_fake = backward_fake
         self._setup = setup
         self._gradient = gradient
+        self._restore = restore
         _dispatch.add_op(name)
         arguments, returns = forward.split(" -> ")
         _library.define(f"{name}{arguments} -> {returns[:-1]}, Tensor)", tags=_TAGS)
@@ -120,6 +124,8 @@ class Op:
                 outputs = self._fake(*args)
             else:
                 outputs = implementation.forward(*self._prepare(*args))
+                if self._restore is not None:
+                    outputs = self._restore(args, outputs)
             return (*outputs, _make_trace(implementation.backend, device))
 
     def _run_backward(self, *args: Any) -> Any:
@@ -128,7 +134,8 @@ class Op:
             if args[0].numel() == 0:
                 return tree_map(Tensor.zero_, self._backward_fake(*args))
             implementation = _dispatch.implementation_of(self.name, trace.stride(0))
-            return implementation.backward(*self._prepare_backward(*args))
+            outputs = implementation.backward(*self._prepare_backward(*args))
+            return outputs if self._restore is None else self._restore(args, outputs)
 
     def _run_fake(self, *args: Any) -> tuple[Tensor, ...]:
         return (*self._fake(*args), _fake_trace(args[0]))

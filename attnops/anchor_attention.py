@@ -65,7 +65,7 @@ def anchor_attention(
     check_tensors(NAME, **dict(zip(given, (query, key, value, bias), strict=False)))
     if query.dim() < 3:
         raise ValueError(f"{NAME}: query must be [B, Ck, *spatial], got {list(query.shape)}")
-    batch, channels, *spatial = query.shape
+    batch, channels = query.shape[:2]
     check_shape(NAME, "key", key, (batch, channels, "S"))
     check_shape(NAME, "value", value, (batch, "Cv", key.shape[2]))
     if bias is not None:
@@ -79,18 +79,16 @@ def anchor_attention(
         scale = channels**-0.5
     elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise TypeError(f"{NAME}: scale must be a number or None, got {scale!r}")
-    flat = dense(query).flatten(2)
-    out = _op(flat, key, value, bias, float(scale))[0]
-    return out.view(batch, value.shape[1], *spatial)
+    return _op(query, key, value, bias, float(scale))[0]
 
 
 def _fake(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    batch, _, positions = query.shape
-    out = empty_map((batch, value.shape[1], positions), query, is_channels_inner(query))
+    batch, _, *spatial = query.shape
+    out = empty_map((batch, value.shape[1], *spatial), query, is_channels_inner(query))
     statistics = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return out, query.new_empty((batch, positions), dtype=statistics)
+    return out, query.new_empty((batch, *spatial), dtype=statistics)
 
 
 def _backward_fake(
@@ -114,7 +112,7 @@ def _prepare_anchors(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 def _prepare(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Any, ...]:
-    return dense(query), *_prepare_anchors(key, value, bias), scale
+    return dense(query).flatten(2), *_prepare_anchors(key, value, bias), scale
 
 
 def _prepare_backward(
@@ -127,8 +125,18 @@ def _prepare_backward(
     scale: float,
 ) -> tuple[Any, ...]:
     channels_inner = is_channels_inner(query)
-    anchors = _prepare_anchors(key, value, bias)
-    return dense(grad, channels_inner), dense(query, channels_inner), *anchors, lse, scale
+    maps = (dense(x, channels_inner).flatten(2) for x in (grad, query))
+    return *maps, *_prepare_anchors(key, value, bias), lse.contiguous().flatten(1), scale
+
+
+def _restore(args: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Give the map in `outputs`, and the statistics of the forward, their spatial axes back."""
+    spatial = args[0].shape[2:]
+    out, *rest = outputs
+    out = out.view(*out.shape[:2], *spatial)
+    if len(rest) == 1:
+        rest = [rest[0].view(-1, *spatial)]
+    return out, *rest
 
 
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
@@ -160,4 +168,5 @@ _op = Op(
     prepare_backward=_prepare_backward,
     setup=_setup,
     gradient=_gradient,
+    restore=_restore,
 )
