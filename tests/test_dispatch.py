@@ -65,10 +65,10 @@ def test_function_and_context_manager():
     attnops.use_backend("auto")
 
 
-@pytest.mark.parametrize("backend", ["fast", "", None, 3])
-def test_argument_is_checked_when_called(backend):
+@pytest.mark.parametrize("name", ["fast", "", None, 3])
+def test_argument_is_checked_when_called(name):
     with pytest.raises(ValueError, match=r"unknown backend.*'auto', 'reference', 'cpu', 'triton'"):
-        attnops.use_backend(backend)
+        attnops.use_backend(name)
     assert _dispatch.current_backend() == "auto"
 
 
