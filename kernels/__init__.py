@@ -1,0 +1,23 @@
+"""Triton implementations of the ops, one file an op and direction.
+
+Importing this needs Triton, nothing else: no GPU, and kernels compile when they are first launched.
+"""
+
+from __future__ import annotations
+
+import triton  # noqa: F401  (its absence is the reason that the loader reports)
+
+from .. import _dispatch
+
+
+def register_all() -> None:
+    """Register every op that has Triton kernels with the contract."""
+    from . import anchor_attention, anchor_attention_backward
+
+    _dispatch.register(
+        "anchor_attention",
+        "triton",
+        forward=anchor_attention.forward,
+        backward=anchor_attention_backward.backward,
+        refuse=anchor_attention.refuse,
+    )
