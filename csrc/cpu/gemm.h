@@ -1,0 +1,153 @@
+// Register-blocked matrix products for tiles: C[m, n] (+)= sum_k A[m, k] B[k, n].
+//
+// Layouts of the operands (kRows x kColumns is the block one call of multiply() keeps in
+// registers):
+//   B  panels of kColumns columns: [n / kColumns][k][kColumns]; the last panel is padded.
+//   C  (internal) the same form: [n / kColumns][m][kColumns], rows padded to kRows.
+//   A  any layout whose strides are compile-time constants: element (m, k) of a block at
+//      a[m * kRowStride + k * kDepthStride], so that all addresses are one pointer plus constants.
+//      After `run` values of k the pointer moves by `jump`, which walks panels along k.
+#pragma once
+
+#include "vec.h"
+
+namespace attnops::cpu::ATTNOPS_ISA {
+
+// Accumulators fill the register file: 24 of 32 (AVX-512), 12 of 16 (AVX2); without fused
+// multiply-add a product needs a register of its own, so the baseline keeps 8 of 16.
+#if defined(__AVX512F__)
+constexpr int kRows = 8, kVectors = 3;
+#elif defined(__AVX2__)
+constexpr int kRows = 6, kVectors = 2;
+#else
+constexpr int kRows = 4, kVectors = 2;
+#endif
+template <class C>
+constexpr int kColumns = kVectors * kWidth<C>;
+
+template <class C>
+struct Left {
+  const C* data;
+  int64_t block_stride;  // elements from one block of kRows rows to the next
+  int64_t run, jump;     // `run` values of k per panel, then `jump` elements onwards
+};
+
+template <class C>
+struct Panels {
+  C* data;
+  int64_t stride;  // elements from one panel of kColumns columns to the next
+};
+
+template <class C, int kUsed>
+struct Block {
+  typename Vec<C>::V v[kRows][kUsed];
+};
+
+template <class C, int kUsed, int kRowStride, int kDepthStride>
+ATTNOPS_INLINE void multiply(Block<C, kUsed>& block, const C* a, int64_t run, int64_t jump,
+                             const C* b, int64_t depth) {
+  for (int64_t first = 0; first < depth; first += run, a += jump) {
+    const int64_t count = min64(run, depth - first);
+    const C* row = a;
+    for (int64_t k = 0; k < count; ++k, row += kDepthStride, b += kColumns<C>) {
+      typename Vec<C>::V right[kUsed];
+#pragma GCC unroll 4
+      for (int j = 0; j < kUsed; ++j) right[j] = load(b + j * kWidth<C>);
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) {
+        const C left = row[i * kRowStride];
+#pragma GCC unroll 4
+        for (int j = 0; j < kUsed; ++j) block.v[i][j] += left * right[j];
+      }
+    }
+  }
+}
+
+// One block of an internal product; kAdd continues the sums that stand in c.
+template <class C, int kUsed, int kRowStride, int kDepthStride>
+static void multiply_block(const C* a, int64_t run, int64_t jump, const C* b, int64_t depth, C* c,
+                           bool add) {
+  Block<C, kUsed> block = {};
+  if (add)
+    for (int i = 0; i < kRows; ++i)
+      for (int j = 0; j < kUsed; ++j) block.v[i][j] = load(c + i * kColumns<C> + j * kWidth<C>);
+  multiply<C, kUsed, kRowStride, kDepthStride>(block, a, run, jump, b, depth);
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kUsed; ++j) store(c + i * kColumns<C> + j * kWidth<C>, block.v[i][j]);
+}
+
+// Internal product: c (+)= a b for `rows` x `columns`. The panel of b stays in the first-level
+// cache while blocks of a stream past it.
+template <class C, int kRowStride, int kDepthStride>
+static void multiply_panels(Left<C> a, Panels<const C> b, Panels<C> c, int64_t rows,
+                            int64_t columns, int64_t depth, bool add) {
+  for (int64_t n = 0; n < columns; n += kColumns<C>) {
+    const int64_t panel = n / kColumns<C>;
+    const int64_t vectors = (columns - n + kWidth<C> - 1) / kWidth<C>;
+    for (int64_t m = 0; m < rows; m += kRows) {
+      const C* left = a.data + m / kRows * a.block_stride;
+      const C* right = b.data + panel * b.stride;
+      C* out = c.data + panel * c.stride + m * kColumns<C>;
+      if (kVectors >= 3 && vectors >= 3)
+        multiply_block<C, kVectors, kRowStride, kDepthStride>(left, a.run, a.jump, right, depth,
+                                                              out, add);
+      else if (vectors >= 2)
+        multiply_block<C, 2, kRowStride, kDepthStride>(left, a.run, a.jump, right, depth, out, add);
+      else
+        multiply_block<C, 1, kRowStride, kDepthStride>(left, a.run, a.jump, right, depth, out, add);
+    }
+  }
+}
+
+// One block of a product that leaves as rows of S: out[m * row_stride + n].
+template <class S, int kUsed, int kRowStride, int kDepthStride>
+static void multiply_block_out(const Compute<S>* a, int64_t run, int64_t jump, const Compute<S>* b,
+                               int64_t depth, S* out, int64_t row_stride, int64_t rows,
+                               int64_t columns) {
+  using C = Compute<S>;
+  Block<C, kUsed> block = {};
+  multiply<C, kUsed, kRowStride, kDepthStride>(block, a, run, jump, b, depth);
+  if (rows >= kRows && columns >= kUsed * kWidth<C>) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < kUsed; ++j) store(out + i * row_stride + j * kWidth<C>, block.v[i][j]);
+    return;
+  }
+  for (int i = 0; i < min64(rows, kRows); ++i)
+    for (int j = 0; j < kUsed; ++j)
+      store_partial(out + i * row_stride + j * kWidth<C>, block.v[i][j],
+                    min64(kWidth<C>, columns - j * kWidth<C>));
+}
+
+// Product into rows of S. kRowsOuter: a block of rows of `out` is finished across all columns
+// before the next one starts (few, long rows); otherwise a panel of b is.
+template <class S, int kRowStride, int kDepthStride, bool kRowsOuter>
+static void multiply_out(Left<Compute<S>> a, Panels<const Compute<S>> b, S* out, int64_t row_stride,
+                         int64_t rows, int64_t columns, int64_t depth) {
+  using C = Compute<S>;
+  const int64_t row_blocks = (rows + kRows - 1) / kRows;
+  const int64_t panels = (columns + kColumns<C> - 1) / kColumns<C>;
+  for (int64_t index = 0; index < row_blocks * panels; ++index) {
+    const int64_t block = kRowsOuter ? index / panels : index % row_blocks;
+    const int64_t panel = kRowsOuter ? index % panels : index / row_blocks;
+    const int64_t m = block * kRows, n = panel * kColumns<C>;
+    const C* left = a.data + block * a.block_stride;
+    const C* right = b.data + panel * b.stride;
+    S* target = out + m * row_stride + n;
+    const int64_t vectors = (columns - n + kWidth<C> - 1) / kWidth<C>;
+    if (kVectors >= 3 && vectors >= 3)
+      multiply_block_out<S, kVectors, kRowStride, kDepthStride>(
+          left, a.run, a.jump, right, depth, target, row_stride, rows - m, columns - n);
+    else if (vectors >= 2)
+      multiply_block_out<S, 2, kRowStride, kDepthStride>(left, a.run, a.jump, right, depth, target,
+                                                         row_stride, rows - m, columns - n);
+    else
+      multiply_block_out<S, 1, kRowStride, kDepthStride>(left, a.run, a.jump, right, depth, target,
+                                                         row_stride, rows - m, columns - n);
+  }
+}
+
+}  // namespace attnops::cpu::ATTNOPS_ISA

@@ -1,0 +1,65 @@
+// Helpers of the host entries: element types, scratch memory, threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "dtype.h"
+
+namespace attnops::cpu {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline DType dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, "expected float32, float64, float16 or bfloat16, got ",
+                      torch::headeronly::toString(x.scalar_type()));
+  }
+}
+
+// Bytes for the kernels, aligned to cache lines, not initialised.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes)
+      : data_(static_cast<char*>(::operator new(static_cast<size_t>(std::max<int64_t>(bytes, 64)),
+                                                std::align_val_t{64}))) {}
+
+  char* at(int64_t offset) const { return data_.get() + offset; }
+
+ private:
+  struct Free {
+    void operator()(char* p) const { ::operator delete(p, std::align_val_t{64}); }
+  };
+  std::unique_ptr<char, Free> data_;
+};
+
+inline int64_t thread_count() { return torch::stable::get_num_threads(); }
+
+// Calls body(w) for w in [0, workers), one worker a thread where threads are free. body must not
+// throw: an exception would have to cross the boundary of the parallel region.
+template <class Body>
+void for_each_worker(int64_t workers, const Body& body) {
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) noexcept {
+    for (int64_t w = begin; w < end; ++w) body(w);
+  });
+}
+
+}  // namespace attnops::cpu

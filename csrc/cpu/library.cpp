@@ -1,0 +1,52 @@
+// Registration of the CPU ops with PyTorch and the facts about this build.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "isa.h"
+#include "ops.h"
+
+// Maps x, grad, query, out are dense, contiguous or with contiguous channels; everything else is
+// contiguous. Callers guarantee consistent, non-empty shapes and one dtype.
+STABLE_TORCH_LIBRARY(attnops_cpu, m) {
+  // x [B, C, H, W] -> out [B, C, S], argmax int32 [B, C, S] = h * W + w (use_max) or [0].
+  m.def("pyramid_pool(Tensor x, int[] sizes, bool use_max) -> (Tensor out, Tensor argmax)");
+  // grad [B, C, S] -> grad_x [B, C, H, W].
+  m.def(
+      "pyramid_pool_backward(Tensor grad, Tensor argmax, int height, int width, int[] sizes, "
+      "bool use_max, bool channels_last) -> Tensor grad_x");
+  // query [B, Ck, N], key [B, Ck, S], value [B, Cv, S], bias [B, S] -> out [B, Cv, N], lse [B, N].
+  m.def(
+      "anchor_attention(Tensor query, Tensor key, Tensor value, Tensor? bias, float scale) -> "
+      "(Tensor out, Tensor lse)");
+  // dbias has shape [0] without a bias.
+  m.def(
+      "anchor_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, "
+      "Tensor? bias, Tensor lse, float scale) -> "
+      "(Tensor dquery, Tensor dkey, Tensor dvalue, Tensor dbias)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
+  m.impl("pyramid_pool", TORCH_BOX(&attnops::cpu::pyramid_pool));
+  m.impl("pyramid_pool_backward", TORCH_BOX(&attnops::cpu::pyramid_pool_backward));
+  m.impl("anchor_attention", TORCH_BOX(&attnops::cpu::anchor_attention));
+  m.impl("anchor_attention_backward", TORCH_BOX(&attnops::cpu::anchor_attention_backward));
+}
+
+#define ATTNOPS_STRINGIFY(x) #x
+#define ATTNOPS_STRING(x) ATTNOPS_STRINGIFY(x)
+#if defined(__clang__)
+#define ATTNOPS_COMPILER "clang " __clang_version__
+#else
+#define ATTNOPS_COMPILER "gcc " __VERSION__
+#endif
+
+// JSON: what was compiled and what runs. The pointer stays valid.
+extern "C" __attribute__((visibility("default"))) const char* attnops_cpu_build_info() {
+  static const std::string info =
+      std::string("{\"compiler\": \"" ATTNOPS_COMPILER "\", \"isas\": [") +
+      attnops::cpu::compiled_isas() + "], \"isa\": \"" +
+      attnops::cpu::isa_name(attnops::cpu::current_isa()) +
+      "\", \"torch_target_version\": \"" ATTNOPS_STRING(TORCH_TARGET_VERSION) "\"}";
+  return info.c_str();
+}

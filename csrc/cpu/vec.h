@@ -1,0 +1,262 @@
+// Vectors of the instruction set that this translation unit is compiled for.
+//
+// GCC/Clang vector extensions carry the arithmetic, so one source serves every instruction set.
+// Everything lives in the namespace of the instruction set (-DATTNOPS_ISA=...): a function with a
+// shared name could be merged by the linker with its twin for a newer machine. For the same reason
+// the kernels use no inline functions or templates of the standard library.
+//
+// Half and BFloat16 are storage: they turn into float when loaded and are rounded to nearest even
+// when stored.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "dtype.h"
+
+#ifndef ATTNOPS_ISA
+#error "compile with -DATTNOPS_ISA=<name>"
+#endif
+
+#define ATTNOPS_INLINE static inline __attribute__((always_inline))
+
+namespace attnops::cpu::ATTNOPS_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// Type of arithmetic for a storage type.
+template <class S>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <class S>
+using Compute = typename ComputeOf<S>::type;
+
+// Vec<C>::V is a register of C, Vec<C>::I the integers of equal width (masks, indices), Vec<C>::U
+// the unaligned V that may alias memory of any type.
+template <class C>
+struct Vec;
+template <>
+struct Vec<float> {
+  typedef float V __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t I __attribute__((vector_size(kVectorBytes)));
+  typedef float U __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+  typedef int32_t IU __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+  using Int = int32_t;
+  static constexpr int kWidth = kVectorBytes / 4;
+};
+template <>
+struct Vec<double> {
+  typedef double V __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t I __attribute__((vector_size(kVectorBytes)));
+  typedef double U __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+  typedef int64_t IU __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+  using Int = int64_t;
+  static constexpr int kWidth = kVectorBytes / 8;
+};
+using VecF = Vec<float>::V;
+using VecD = Vec<double>::V;
+template <class C>
+constexpr int kWidth = Vec<C>::kWidth;
+
+ATTNOPS_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+ATTNOPS_INLINE int64_t max64(int64_t a, int64_t b) { return a < b ? b : a; }
+constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+template <class C>
+ATTNOPS_INLINE typename Vec<C>::V broadcast(C value) {
+  return typename Vec<C>::V{} + value;
+}
+
+// 16-bit lanes beside the 32-bit lanes of a register.
+typedef uint16_t HalfLanes __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint16_t HalfLanesU __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+typedef uint32_t WordLanes __attribute__((vector_size(kVectorBytes)));
+
+ATTNOPS_INLINE WordLanes select_words(WordLanes mask, WordLanes yes, WordLanes no) {
+  return (mask & yes) | (~mask & no);
+}
+
+// --- loads -------------------------------------------------------------------------------------
+
+ATTNOPS_INLINE VecF load(const float* p) { return *reinterpret_cast<const Vec<float>::U*>(p); }
+ATTNOPS_INLINE VecD load(const double* p) { return *reinterpret_cast<const Vec<double>::U*>(p); }
+
+ATTNOPS_INLINE VecF load(const BFloat16* p) {
+  const HalfLanes raw = *reinterpret_cast<const HalfLanesU*>(p);
+  return (VecF)(__builtin_convertvector(raw, WordLanes) << 16);
+}
+
+ATTNOPS_INLINE VecF load(const Half* p) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_maskz_cvtph_ps(-1, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  return (VecF)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  const WordLanes raw = __builtin_convertvector(*reinterpret_cast<const HalfLanesU*>(p), WordLanes);
+  const WordLanes shifted = (raw & 0x7fffu) << 13;
+  // Normal numbers: exponent bias 15 becomes 127. Infinity and NaN: exponent 31 becomes 255.
+  WordLanes bits = shifted + (112u << 23);
+  bits += (WordLanes)((raw & 0x7c00u) == 0x7c00u) & (112u << 23);
+  // Subnormals: 2^-14 + mantissa * 2^-24, less the 2^-14, is exact.
+  const VecF small = (VecF)(shifted + (113u << 23)) - 0x1p-14f;
+  bits = select_words((WordLanes)((raw & 0x7c00u) == 0u), (WordLanes)small, bits);
+  return (VecF)(bits | ((raw & 0x8000u) << 16));
+#endif
+}
+
+// First `count` lanes from memory, the others zero; never touches memory beyond them.
+template <class S>
+ATTNOPS_INLINE typename Vec<Compute<S>>::V load_partial(const S* p, int64_t count) {
+  S lanes[kWidth<Compute<S>>] = {};
+  memcpy(lanes, p, static_cast<size_t>(count) * sizeof(S));
+  return load(lanes);
+}
+
+// --- stores ------------------------------------------------------------------------------------
+
+ATTNOPS_INLINE void store(float* p, VecF v) { *reinterpret_cast<Vec<float>::U*>(p) = v; }
+ATTNOPS_INLINE void store(double* p, VecD v) { *reinterpret_cast<Vec<double>::U*>(p) = v; }
+
+ATTNOPS_INLINE void store(BFloat16* p, VecF v) {
+  const WordLanes bits = (WordLanes)v;
+  const WordLanes rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const WordLanes nan = (WordLanes)(v != v);
+  *reinterpret_cast<HalfLanesU*>(p) =
+      __builtin_convertvector(select_words(nan, (WordLanes{} + 0x7fc0u), rounded), HalfLanes);
+}
+
+ATTNOPS_INLINE void store(Half* p, VecF v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_maskz_cvtps_ph(-1, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  const WordLanes bits = (WordLanes)v;
+  const WordLanes magnitude = bits & 0x7fffffffu;
+  // Bias 127 becomes 15, rounded to nearest even; a carry into the exponent is the right result.
+  const WordLanes normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Below 2^-14 the addition of 0.5 leaves the rounded subnormal mantissa in the low bits.
+  const WordLanes small = (WordLanes)((VecF)magnitude + 0.5f) - 0x3f000000u;
+  WordLanes out = select_words((WordLanes)((VecF)magnitude < 0x1p-14f), small, normal);
+  out = select_words((WordLanes)((VecF)magnitude >= 65536.0f), WordLanes{} + 0x7c00u, out);
+  out = select_words((WordLanes)(v != v), WordLanes{} + 0x7e00u, out);
+  *reinterpret_cast<HalfLanesU*>(p) =
+      __builtin_convertvector(out | ((bits >> 16) & 0x8000u), HalfLanes);
+#endif
+}
+
+template <class S>
+ATTNOPS_INLINE void store_partial(S* p, typename Vec<Compute<S>>::V v, int64_t count) {
+  S lanes[kWidth<Compute<S>>];
+  store(lanes, v);
+  memcpy(p, lanes, static_cast<size_t>(count) * sizeof(S));
+}
+
+// One element, with the conversions of the vector forms.
+template <class S>
+ATTNOPS_INLINE Compute<S> load_one(const S* p) {
+  return load_partial(p, 1)[0];
+}
+ATTNOPS_INLINE float load_one(const float* p) { return *p; }
+ATTNOPS_INLINE double load_one(const double* p) { return *p; }
+template <class S>
+ATTNOPS_INLINE void store_one(S* p, Compute<S> value) {
+  store_partial(p, broadcast<Compute<S>>(value), 1);
+}
+ATTNOPS_INLINE void store_one(float* p, float value) { *p = value; }
+ATTNOPS_INLINE void store_one(double* p, double value) { *p = value; }
+
+// --- lane-wise choice and reductions -----------------------------------------------------------
+
+ATTNOPS_INLINE VecF select(Vec<float>::I mask, VecF yes, VecF no) { return mask ? yes : no; }
+ATTNOPS_INLINE VecD select(Vec<double>::I mask, VecD yes, VecD no) { return mask ? yes : no; }
+
+template <class C, class V>
+ATTNOPS_INLINE C lane_sum(V v) {
+  C lanes[kWidth<C>];
+  store(lanes, v);
+  for (int half = kWidth<C> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+template <class C, class V>
+ATTNOPS_INLINE C lane_max(V v) {
+  C lanes[kWidth<C>];
+  store(lanes, v);
+  for (int half = kWidth<C> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i)
+      lanes[i] = lanes[i] < lanes[i + half] ? lanes[i + half] : lanes[i];
+  return lanes[0];
+}
+
+// --- exponential -------------------------------------------------------------------------------
+
+template <class C>
+struct ExpConstants;
+template <>
+struct ExpConstants<float> {
+  static constexpr float kLog2E = 0x1.715476p+0f;
+  static constexpr float kLn2High = 0x1.62e4p-1f;  // short enough that n * kLn2High is exact
+  static constexpr float kLn2Low = 0x1.7f7d1cp-20f;
+  static constexpr float kShift = 0x1.8p+23f;
+  static constexpr float kLowest = -104.0f, kHighest = 89.0f;
+  static constexpr int kMantissa = 23, kBias = 127, kDegree = 7;
+};
+template <>
+struct ExpConstants<double> {
+  static constexpr double kLog2E = 0x1.71547652b82fep+0;
+  static constexpr double kLn2High = 0x1.62e42fefa0000p-1;
+  static constexpr double kLn2Low = 0x1.cf79abc9e3b3ap-40;
+  static constexpr double kShift = 0x1.8p+52;
+  static constexpr double kLowest = -746.0, kHighest = 710.0;
+  static constexpr int kMantissa = 52, kBias = 1023, kDegree = 13;
+};
+
+// e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2 and the Taylor series of e^r, whose
+// remainder is below a tenth of a unit in the last place. 2^n is applied in two factors so that
+// results below the normal range are rounded once. -inf gives 0, NaN stays NaN.
+template <class C>
+ATTNOPS_INLINE typename Vec<C>::V exp_lanes(typename Vec<C>::V x) {
+  using V = typename Vec<C>::V;
+  using I = typename Vec<C>::I;
+  using K = ExpConstants<C>;
+  x = select(x < K::kLowest, broadcast<C>(K::kLowest), x);
+  x = select(x > K::kHighest, broadcast<C>(K::kHighest), x);
+  // Adding 1.5 * 2^mantissa leaves round(x / ln 2) in the low bits of the sum.
+  const V shifted = x * K::kLog2E + K::kShift;
+  const V n = shifted - K::kShift;
+  const V r = (x - n * K::kLn2High) - n * K::kLn2Low;
+  double factorial[K::kDegree + 1] = {1.0};
+  for (int i = 1; i <= K::kDegree; ++i) factorial[i] = factorial[i - 1] * i;
+  V series = broadcast<C>(static_cast<C>(1.0 / factorial[K::kDegree]));
+#pragma GCC unroll 16
+  for (int i = K::kDegree - 1; i >= 0; --i)
+    series = series * r + static_cast<C>(1.0 / factorial[i]);
+  const I power = (I)shifted - (I)broadcast<C>(K::kShift);
+  const I half = power >> 1;
+  const V low = (V)((half + K::kBias) << K::kMantissa);
+  const V high = (V)((power - half + K::kBias) << K::kMantissa);
+  return series * low * high;
+}
+
+}  // namespace attnops::cpu::ATTNOPS_ISA
