@@ -1,0 +1,56 @@
+// Starts kernels. A kernel body stands in a header, knows nothing of torch, and is launched through
+// ATTNOPS_LAUNCH: by nvcc on a device, or, with ATTNOPS_EMULATION defined, by the host emulation of
+// the tests, which then runs the same source with the same launch configuration.
+#pragma once
+
+#if defined(ATTNOPS_EMULATION)
+
+#include "cuda_emulation.h"
+
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+// The dynamic shared memory of the block, as bytes.
+#define ATTNOPS_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+
+// A static shared array: ATTNOPS_SHARED_ARRAY(float, s_tile, [32][33]).
+#define ATTNOPS_SHARED_ARRAY(type, name, extents) __shared__ type name extents
+
+// Launches `kernel` (in parentheses if it has template arguments) with the arguments that follow.
+#define ATTNOPS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  ::attnops::cuda::launch(#kernel, kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+
+namespace attnops::cuda {
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string("attnops: ") + what + ": " + cudaGetErrorString(error));
+  }
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            size_t shared_bytes, cudaStream_t stream, const Arguments&... arguments) {
+  constexpr size_t WITHOUT_OPT_IN = 48 * 1024;
+  if (shared_bytes > WITHOUT_OPT_IN) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)),
+          name);
+  }
+  kernel<<<grid, block, shared_bytes, stream> > >(arguments...);
+  check(cudaGetLastError(), name);
+}
+
+inline void fill_zero(void* memory, size_t bytes, cudaStream_t stream) {
+  check(cudaMemsetAsync(memory, 0, bytes, stream), "cudaMemsetAsync");
+}
+
+}  // namespace attnops::cuda
+
+#endif

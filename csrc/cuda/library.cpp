@@ -1,0 +1,9 @@
+// Schemas of the CUDA inner ops; every file of kernels registers its own implementations.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(attnops_cuda, m) {
+  m.def("pyramid_pool(Tensor x, int[] sizes, bool use_max) -> (Tensor, Tensor)");
+  m.def(
+      "pyramid_pool_backward(Tensor grad, Tensor argmax, int height, int width, int[] sizes, "
+      "bool use_max, bool channels_last) -> Tensor");
+}

@@ -1,0 +1,362 @@
+// Runs CUDA kernels on the host, so that g++'s sanitizers see every access they make. Test only.
+//
+// launch.h includes this header in place of the CUDA runtime when ATTNOPS_EMULATION is defined, and
+// ATTNOPS_LAUNCH then runs the blocks of a grid one after another. The threads of a block are
+// fibers of one OS thread; each runs until it waits (barrier, shuffle, vote) or returns.
+//
+// Order: ATTNOPS_EMULATION_ORDER = forward (default), reverse, or a number that seeds a random
+// order for every round. A missing barrier gives a wrong result under one of two opposite orders;
+// with -fsanitize=thread the fibers are known to the sanitizer and a missing barrier is reported as
+// a race.
+//
+// Checked, with a message that names block, thread and source line, and exit status 86:
+// a thread that returns, or waits at another place, while others wait for it; masks of warp
+// functions (own bit, same mask and place in all lanes, lanes that returned); shuffles from lanes
+// outside the mask; limits of grid, block and shared memory. Dynamic shared memory and
+// ATTNOPS_SHARED_ARRAYs are heap blocks of exactly their size, filled with NaN at the start of
+// every block.
+//
+// Not emulated: textures, clusters, cooperative groups, inline PTX, tensor cores, bulk copies. Such
+// code stands behind ATTNOPS_EMULATION, with a plain path that runs here.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#elif defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#endif
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
+
+struct uint3 {
+  unsigned x, y, z;
+};
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+inline uint3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim;
+constexpr int warpSize = 32;
+using cudaStream_t = void*;
+
+namespace attnops::emulation {
+
+// Where a thread waits: the function it called and from which line.
+struct Site {
+  const char* what;
+  const char* file;
+  int line;
+  bool operator==(const Site& other) const {
+    return line == other.line && !std::strcmp(what, other.what) && !std::strcmp(file, other.file);
+  }
+};
+
+enum class State { READY, AT_BARRIER, AT_WARP, RETURNED };
+
+struct Fiber {
+  static constexpr size_t STACK_BYTES = 128 * 1024;
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[STACK_BYTES]};
+  void* fake_stack = nullptr;  // AddressSanitizer's
+  void* tsan = nullptr;        // ThreadSanitizer's
+  State state = State::READY;
+  Site site{};
+  unsigned index = 0;
+  // A warp function: what this lane gives, which lane's value it takes.
+  unsigned mask = 0;
+  int source = 0;
+  bool vote = false;
+  unsigned votes = 0;
+  unsigned char value[16];
+  unsigned char result[16];
+};
+
+// Memory of exactly `bytes` that is poisoned anew for every block.
+class SharedBlock {
+ public:
+  static constexpr size_t ALIGNMENT = 128;
+  explicit SharedBlock(size_t bytes)
+      : bytes_(bytes),
+        memory_(static_cast<unsigned char*>(::operator new(bytes, std::align_val_t(ALIGNMENT)))) {}
+  ~SharedBlock() { ::operator delete(memory_, std::align_val_t(ALIGNMENT)); }
+  SharedBlock(const SharedBlock&) = delete;
+  SharedBlock& operator=(const SharedBlock&) = delete;
+
+  unsigned char* get(uint64_t block) {
+    if (block != block_) std::memset(memory_, 0xFF, bytes_);  // NaN in every float type, index -1
+    block_ = block;
+    return memory_;
+  }
+
+ private:
+  size_t bytes_;
+  unsigned char* memory_;
+  uint64_t block_ = 0;
+};
+
+class Machine {
+ public:
+  template <typename Kernel, typename... Arguments>
+  void launch(const char* name, Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes,
+              const Arguments&... arguments) {
+    name_ = name;
+    const unsigned threads = block.x * block.y * block.z;
+    if (threads == 0 || threads > 1024 || block.z > 64) fail("has an illegal block size");
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > INT32_MAX || grid.y > 65535 ||
+        grid.z > 65535) {
+      fail("has an illegal grid size");
+    }
+    if (shared_bytes > 227 * 1024) fail("asks for more shared memory than any device has");
+    gridDim = grid;
+    blockDim = block;
+    body_ = [&] { kernel(arguments...); };
+    while (fibers_.size() < threads) fibers_.push_back(std::make_unique<Fiber>());
+    threads_ = threads;
+    dynamic_shared_ = std::make_unique<SharedBlock>(shared_bytes);
+    for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z) {
+      for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y) {
+        for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run_block();
+      }
+    }
+  }
+
+  unsigned char* dynamic_shared() { return dynamic_shared_->get(block_); }
+  uint64_t block() const { return block_; }
+
+  void barrier(Site site) { wait(State::AT_BARRIER, site); }
+
+  // Gives `value` to the lanes of `mask`, takes that of lane `source`; returns the lanes that
+  // voted.
+  unsigned exchange(Site site, unsigned mask, void* value, size_t bytes, int source, bool vote) {
+    Fiber& self = *current_;
+    self.site = site;
+    if (!(mask >> lane() & 1)) fail("passes a mask without its own lane");
+    self.mask = mask;
+    self.source = source;
+    self.vote = vote;
+    std::memcpy(self.value, value, bytes);
+    wait(State::AT_WARP, site);
+    std::memcpy(value, self.result, bytes);
+    return self.votes;
+  }
+
+  int lane() const { return static_cast<int>(current_->index % warpSize); }
+
+  [[noreturn]] void fail(const std::string& what) const {
+    std::fprintf(stderr, "attnops emulation: %s: block (%u, %u, %u)", name_, blockIdx.x, blockIdx.y,
+                 blockIdx.z);
+    if (current_) std::fprintf(stderr, ": %s", describe(*current_).c_str());
+    std::fprintf(stderr, " %s\n", what.c_str());
+    std::fflush(stderr);
+    std::_Exit(86);
+  }
+
+ private:
+  Fiber& fiber(unsigned index) const { return *fibers_[index]; }
+
+  std::string describe(const Fiber& fiber) const {
+    const uint3 at = position(fiber.index);
+    std::string text = "thread (" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " +
+                       std::to_string(at.z) + ")";
+    if (fiber.state == State::RETURNED) return text + " has returned";
+    if (fiber.site.what == nullptr) return text;
+    text += std::string(" at ") + fiber.site.what + " [" + fiber.site.file + ":" +
+            std::to_string(fiber.site.line) + "]";
+    return fiber.state == State::AT_WARP ? text + " mask " + std::to_string(fiber.mask) : text;
+  }
+
+  static uint3 position(unsigned index) {
+    return {index % blockDim.x, index / blockDim.x % blockDim.y, index / blockDim.x / blockDim.y};
+  }
+
+  void run_block() {
+    ++block_;
+    for (unsigned index = 0; index < threads_; ++index) start(fiber(index), index);
+    std::vector<unsigned> order(threads_);
+    std::iota(order.begin(), order.end(), 0u);
+    if (order_ == "reverse") std::reverse(order.begin(), order.end());
+    const bool shuffled = order_ != "reverse" && order_ != "forward";
+    do {
+      if (shuffled) std::shuffle(order.begin(), order.end(), random_);
+      for (unsigned index : order) {
+        if (fiber(index).state == State::READY) resume(fiber(index));
+      }
+    } while (release());
+  }
+
+  void start(Fiber& fiber, unsigned index) {
+    fiber.index = index;
+    fiber.state = State::READY;
+    fiber.site = {};
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = Fiber::STACK_BYTES;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, &Machine::enter, 0);
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_UNPOISON_MEMORY_REGION(fiber.stack.get(), Fiber::STACK_BYTES);
+#elif defined(__SANITIZE_THREAD__)
+    if (fiber.tsan == nullptr) fiber.tsan = __tsan_create_fiber(0);
+    __tsan_release(this);
+#endif
+  }
+
+  static void enter();
+
+  void resume(Fiber& fiber) {
+    current_ = &fiber;
+    threadIdx = position(fiber.index);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(&scheduler_fake_stack_, fiber.stack.get(), Fiber::STACK_BYTES);
+#elif defined(__SANITIZE_THREAD__)
+    if (scheduler_tsan_ == nullptr) scheduler_tsan_ = __tsan_get_current_fiber();
+    __tsan_switch_to_fiber(fiber.tsan, __tsan_switch_to_fiber_no_sync);
+#endif
+    swapcontext(&scheduler_, &fiber.context);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(scheduler_fake_stack_, nullptr, nullptr);
+#endif
+    current_ = nullptr;
+  }
+
+  // Back to the scheduler, until it resumes this fiber (never, if it has returned).
+  void wait(State state, Site site) {
+    Fiber& self = *current_;
+    self.state = state;
+    self.site = site;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(state == State::RETURNED ? nullptr : &self.fake_stack,
+                                   scheduler_stack_, scheduler_stack_bytes_);
+#elif defined(__SANITIZE_THREAD__)
+    __tsan_release(this);
+    __tsan_switch_to_fiber(scheduler_tsan_, __tsan_switch_to_fiber_no_sync);
+#endif
+    swapcontext(&self.context, &scheduler_);
+    arrive(&self);
+  }
+
+  void arrive(Fiber* self) {
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(self ? self->fake_stack : nullptr, &scheduler_stack_,
+                                    &scheduler_stack_bytes_);
+#elif defined(__SANITIZE_THREAD__)
+    __tsan_acquire(this);
+#endif
+    (void)self;
+  }
+
+  // Lets those go on whom nobody keeps waiting. Returns false when all threads have returned.
+  bool release() {
+    bool released = false;
+    for (unsigned index = 0; index < threads_; ++index) {
+      if (fiber(index).state == State::AT_WARP) released |= release_warp(fiber(index));
+    }
+    if (released) return true;
+    const Fiber* waiting = nullptr;
+    for (unsigned index = 0; index < threads_ && !waiting; ++index) {
+      if (fiber(index).state != State::RETURNED) waiting = &fiber(index);
+    }
+    if (!waiting) return false;
+    for (unsigned index = 0; index < threads_; ++index) {
+      const Fiber& other = fiber(index);
+      const bool same = other.state == waiting->state && other.site == waiting->site;
+      if (!same || waiting->state == State::AT_WARP) {
+        fail(describe(*waiting) + " waits for others, but " + describe(same ? *waiting : other));
+      }
+    }
+    for (unsigned index = 0; index < threads_; ++index) fiber(index).state = State::READY;
+    return true;
+  }
+
+  // Completes the warp function at which `first` waits, if all lanes of its mask are there.
+  bool release_warp(const Fiber& first) {
+    const unsigned base = first.index / warpSize * warpSize;
+    const unsigned mask = first.mask;
+    const Site site = first.site;
+    std::vector<Fiber*> lanes(warpSize, nullptr);
+    unsigned votes = 0;
+    for (unsigned lane = 0; lane < warpSize && base + lane < threads_; ++lane) {
+      if (!(mask >> lane & 1)) continue;
+      Fiber& other = fiber(base + lane);
+      if (other.state != State::AT_WARP) return false;
+      if (other.mask != mask || !(other.site == site)) return false;
+      lanes[lane] = &other;
+      votes |= static_cast<unsigned>(other.vote) << lane;
+    }
+    for (Fiber* lane : lanes) {
+      if (!lane) continue;
+      const Fiber* source = lane->source < 0 ? lane : lanes[lane->source];
+      if (!source) fail(describe(*lane) + " reads a lane that does not take part");
+      std::memcpy(lane->result, source->value, sizeof(lane->result));
+      lane->votes = votes;
+    }
+    for (Fiber* lane : lanes) {
+      if (lane) lane->state = State::READY;
+    }
+    return true;
+  }
+
+  static std::string read_order() {
+    const char* order = std::getenv("ATTNOPS_EMULATION_ORDER");
+    return order ? order : "forward";
+  }
+
+  const char* name_ = "";
+  std::function<void()> body_;
+  std::vector<std::unique_ptr<Fiber>> fibers_;
+  unsigned threads_ = 0;
+  uint64_t block_ = 0;
+  Fiber* current_ = nullptr;
+  std::unique_ptr<SharedBlock> dynamic_shared_;
+  std::string order_ = read_order();
+  std::mt19937 random_{static_cast<unsigned>(std::atoi(order_.c_str()))};
+  ucontext_t scheduler_;
+  void* scheduler_fake_stack_ = nullptr;
+  const void* scheduler_stack_ = nullptr;
+  size_t scheduler_stack_bytes_ = 0;
+  void* scheduler_tsan_ = nullptr;
+};
+
+inline Machine& machine() {
+  static Machine instance;
+  return instance;
+}
+
+inline void Machine::enter() {
+  Machine& self = machine();
+  self.arrive(nullptr);
+  self.body_();
+  self.wait(State::RETURNED, self.current_->site);
+}
+
+}  // namespace attnops::emulation
+
+#include "cuda_emulation_functions.h"
