@@ -1,0 +1,1 @@
+"""The papers' tables and op microbenchmarks, on one's own machine (`attnops bench`)."""

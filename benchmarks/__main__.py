@@ -1,0 +1,64 @@
+"""`python -m attnops.benchmarks TABLE|OP|report ...`, also `attnops bench ...`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+# name -> (module with main(arguments) -> exit status, what it does)
+COMMANDS = {
+    "apnb-table": ("apnb_table", "table 1 of the ANN paper: time, memory, operations"),
+    "figure2": ("figure2", "figure 2 of the ANN paper: time by kind of operation"),
+    "pyramid_pool": ("microbench", "microbenchmarks of the op (pytest-benchmark)"),
+    "anchor_attention": ("microbench", "microbenchmarks of the op (pytest-benchmark)"),
+    "demo": ("demo", "attention on a photograph, the table and figure 2, in demo/"),
+    "gpu": ("gpu", "tests and all benchmarks on the CUDA device, into one report"),
+    "report": ("report", "the committed result files as one Markdown text"),
+}
+EXTRA = ("rich", "matplotlib", "pytest", "pytest_benchmark", "skimage")
+DISTRIBUTIONS = {"pytest_benchmark": "pytest-benchmark", "skimage": "scikit-image"}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {about}" for name, (_, about) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: attnops bench COMMAND [options]   (COMMAND --help lists them)", *lines]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a benchmark command; returns the exit status, 2 for wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in COMMANDS:
+        expected = ", ".join(COMMANDS)
+        print(
+            f"attnops bench: no table, op or command {name!r}; expected one of {expected}",
+            file=sys.stderr,
+        )
+        return 2
+    module_name = COMMANDS[name][0]
+    if module_name == "microbench":
+        rest = [name, *rest]
+    try:
+        module = importlib.import_module(f".{module_name}", __package__)
+        return module.main(rest)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRA:
+            raise
+        print(
+            f"attnops bench {name}: needs {DISTRIBUTIONS.get(missing, missing)}, which is not "
+            'installed: pip install "attnops[bench]"',
+            file=sys.stderr,
+        )
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,51 @@
+"""The limit of a device: measured copy bandwidth and matrix rate, and the floor they give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from .timing import Call, Timing, time_cpu, time_cuda
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this device did in this run, for one dtype."""
+
+    dtype: str
+    copy_gb_s: float  # bytes read plus bytes written
+    matmul_gflop_s: float
+
+    def floor_ms(self, moved_bytes: float, macs: float) -> float:
+        """Least time of an op that moves these bytes and does these multiply-adds."""
+        moving = moved_bytes / (1e9 * self.copy_gb_s)
+        computing = 2 * macs / (1e9 * self.matmul_gflop_s)
+        return 1e3 * max(moving, computing)
+
+
+def _time(device: torch.device, call: Call) -> Timing:
+    if device.type == "cuda":
+        return time_cuda(call)
+    return time_cpu({"call": call}, seconds=0.5, least=5)["call"]
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """Copy bandwidth (a tensor far larger than the caches) and rate of a large matrix product.
+
+    The fastest fifth of the repeats counts: a floor is what the device can do undisturbed.
+    """
+    on_gpu = device.type == "cuda"
+    moved = (1024 if on_gpu else 256) * 2**20
+    source = torch.ones(moved // dtype.itemsize, dtype=dtype, device=device)
+    copied = _time(device, partial(torch.empty_like(source).copy_, source))
+    del source
+    side = 8192 if on_gpu else 1536
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    multiplied = _time(device, partial(torch.mm, a, b, out=torch.empty_like(a)))
+    return Rates(
+        dtype=str(dtype).removeprefix("torch."),
+        copy_gb_s=2 * moved / copied.p20 / 1e6,
+        matmul_gflop_s=2 * side**3 / multiplied.p20 / 1e6,
+    )

@@ -1,0 +1,167 @@
+"""Rows of results, the document that holds them, and its JSON file."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attnops.env import environment
+
+from .memory import MIB, MemoryUse
+from .timing import Timing
+
+RESULTS = Path(__file__).resolve().parent / "results"
+FORMAT = 1
+
+
+@dataclass
+class Row:
+    """One contender on one input. Times in ms, memory in MiB, counts in 10^9 multiply-adds.
+
+    `note` says why something is missing. `ratios` are times of others over this time: above 1,
+    this row is faster than the other.
+    """
+
+    table: str
+    name: str
+    shape: list[int]
+    dtype: str
+    layout: str = "contiguous"
+    direction: str = "forward"
+    device: str = ""
+    driver: str | None = None
+    torch: str = ""
+    triton: str | None = None
+    threads: int | None = None
+    date: str = ""
+    p20: float | None = None
+    p50: float | None = None
+    p80: float | None = None
+    repeats: int = 0
+    graph_p20: float | None = None
+    graph_p50: float | None = None
+    graph_p80: float | None = None
+    memory_above_inputs: float | None = None
+    memory_above_inputs_and_output: float | None = None
+    memory_method: str = ""
+    gmac: float | None = None
+    gmac_done: float | None = None
+    floor_ms: float | None = None
+    floor_percent: float | None = None
+    bandwidth_percent: float | None = None
+    ratios: dict[str, float] = field(default_factory=dict)
+    paper: dict[str, float] = field(default_factory=dict)
+    checked_against: str = ""
+    relative_error: float | None = None
+    note: str = ""
+
+    def put_timing(self, timing: Timing, prefix: str = "") -> None:
+        for name in ("p20", "p50", "p80"):
+            setattr(self, prefix + name, getattr(timing, name))
+        if not prefix:
+            self.repeats = timing.repeats
+
+    def put_memory(self, use: MemoryUse) -> None:
+        self.memory_above_inputs = use.above_inputs / MIB
+        self.memory_above_inputs_and_output = use.above_inputs_and_output / MIB
+        self.memory_method = use.method
+
+    def put_floor(self, floor_ms: float) -> None:
+        self.floor_ms = floor_ms
+        if self.p50:
+            self.floor_percent = 100 * floor_ms / self.p50
+
+    def add_note(self, text: str) -> None:
+        self.note = f"{self.note}; {text}" if self.note else text
+
+    @property
+    def input(self) -> tuple[Any, ...]:
+        """What rows must have in common to be compared."""
+        return self.table, tuple(self.shape), self.dtype, self.layout, self.direction, self.device
+
+
+def put_ratios(rows: Iterable[Row], references: Iterable[str]) -> None:
+    """Fill `ratios` against the rows of the given names on the same input."""
+    rows, references = list(rows), set(references)
+    times = {(row.input, row.name): row.p50 for row in rows if row.name in references}
+    for row in rows:
+        for name in references:
+            other = times.get((row.input, name))
+            if other and row.p50 and name != row.name:
+                row.ratios[name] = other / row.p50
+
+
+@dataclass
+class Document:
+    """Results of one run: the environment, rows, and whatever else a command adds to `parts`."""
+
+    environment: dict[str, Any] = field(default_factory=environment)
+    date: str = field(default_factory=lambda: now())
+    rows: list[Row] = field(default_factory=list)
+    parts: dict[str, Any] = field(default_factory=dict)
+
+    def new_row(self, table: str, name: str, device_type: str, **values: Any) -> Row:
+        """A row that carries the facts of this environment."""
+        facts = self.environment
+        on_gpu = device_type == "cuda"
+        versions = facts["versions"]
+        row = Row(
+            table,
+            name,
+            device=facts["cuda"]["devices"][0]["name"] if on_gpu else facts["cpu"]["model"],
+            driver=facts["cuda"]["driver"] if on_gpu else None,
+            threads=None if on_gpu else facts["cpu"]["threads"],
+            torch=versions["torch"],
+            triton=versions["triton"],
+            date=now(),
+            **values,
+        )
+        self.rows.append(row)
+        return row
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        return {
+            "format": FORMAT,
+            "date": self.date,
+            "environment": self.environment,
+            "parts": self.parts,
+            "rows": rows,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Document:
+        """Raises ValueError if the data is not of this format."""
+        if data.get("format") != FORMAT:
+            raise ValueError(f"expected results of format {FORMAT}, got {data.get('format')!r}")
+        rows = [Row(**row) for row in data["rows"]]
+        return cls(data["environment"], data["date"], rows, data["parts"])
+
+    def save(self, path: str | Path) -> None:
+        write_whole(path, json.dumps(self.to_json(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Document:
+        return cls.from_json(json.loads(Path(path).read_text()))
+
+
+def now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never half."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
