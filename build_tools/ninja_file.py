@@ -97,10 +97,8 @@ class _Writer:
     def cuda(self) -> None:
         plan = self.plan
         flags = [*self.common(), "-DUSE_CUDA", "-isystem", str(plan.torch.include)]
-        archs = ";".join(map(str, plan.archs))
-        flags.append(f'-DATTNOPS_CUDA_ARCHS="{archs}"')
         cxx_flags = [*flags, "-fPIC", "-Wall", "-Wextra", "-isystem", str(plan.toolkit.include)]
-        nvcc_flags = [*flags, "-Xcompiler=-fPIC", "-Xfatbin=-compress-all", "-lineinfo"]
+        nvcc_flags = [*flags, "-Xcompiler=-fPIC", "-Xfatbin=-compress-all"]
         nvcc_flags += [flag for arch in plan.archs for flag in arch.flags()]
         if len(plan.compiler.command) == 1:
             nvcc_flags.append(f"-ccbin={plan.compiler.command[0]}")
