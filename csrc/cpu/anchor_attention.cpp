@@ -35,9 +35,8 @@ AnchorShape shape_of(const Tensor& query, const Tensor& key, const Tensor& value
 // A fresh [batch, channels, positions] tensor in the layout of the query.
 Tensor empty_map(const Tensor& like, int64_t batch, int64_t channels, int64_t positions,
                  bool channels_inner) {
-  if (!channels_inner) return torch::stable::new_empty(like, {batch, channels, positions});
-  return torch::stable::transpose(torch::stable::new_empty(like, {batch, positions, channels}), 1,
-                                  2);
+  if (!channels_inner) return new_output(like, {batch, channels, positions});
+  return torch::stable::transpose(new_output(like, {batch, positions, channels}), 1, 2);
 }
 
 // Addresses one batch item of a dense tensor.

@@ -63,19 +63,18 @@ ATTNOPS_INLINE void multiply(Block<C, kUsed>& block, const C* a, int64_t run, in
   }
 }
 
-// One block of an internal product; kAdd continues the sums that stand in c.
+// One block of an internal product; with add it continues the sums that stand in c.
 template <class C, int kUsed, int kRowStride, int kDepthStride>
 static void multiply_block(const C* a, int64_t run, int64_t jump, const C* b, int64_t depth, C* c,
                            bool add) {
   Block<C, kUsed> block = {};
-  if (add)
-    for (int i = 0; i < kRows; ++i)
-      for (int j = 0; j < kUsed; ++j) block.v[i][j] = load(c + i * kColumns<C> + j * kWidth<C>);
   multiply<C, kUsed, kRowStride, kDepthStride>(block, a, run, jump, b, depth);
-#pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < kUsed; ++j) store(c + i * kColumns<C> + j * kWidth<C>, block.v[i][j]);
+    for (int j = 0; j < kUsed; ++j) {
+      C* target = c + i * kColumns<C> + j * kWidth<C>;
+      store(target, add ? load(target) + block.v[i][j] : block.v[i][j]);
+    }
 }
 
 // Internal product: c (+)= a b for `rows` x `columns`. The panel of b stays in the first-level

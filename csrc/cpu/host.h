@@ -6,6 +6,10 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -33,6 +37,21 @@ inline DType dtype_of(const Tensor& x) {
       STD_TORCH_CHECK(false, "expected float32, float64, float16 or bfloat16, got ",
                       torch::headeronly::toString(x.scalar_type()));
   }
+}
+
+// An uninitialised tensor. A large one is new memory from the kernel, and taking it page by page
+// can cost as much as writing it, so huge pages are asked for; where they are not to be had, nothing
+// changes.
+inline Tensor new_output(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
+  Tensor out = torch::stable::new_empty(like, sizes);
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  const uintptr_t data = reinterpret_cast<uintptr_t>(out.mutable_data_ptr());
+  const uintptr_t begin = (data + kHuge - 1) / kHuge * kHuge;
+  const uintptr_t end = (data + out.numel() * out.element_size()) / kHuge * kHuge;
+  if (end > begin + kHuge) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return out;
 }
 
 // Bytes for the kernels, aligned to cache lines, not initialised.

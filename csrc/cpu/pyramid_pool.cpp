@@ -186,9 +186,9 @@ Tensor pyramid_pool_backward(Tensor grad, Tensor argmax, int64_t height, int64_t
       channels_last
           ? torch::stable::transpose(
                 torch::stable::transpose(
-                    torch::stable::new_empty(grad, {batch, height, width, channels}), 2, 3),
+                    new_output(grad, {batch, height, width, channels}), 2, 3),
                 1, 2)
-          : torch::stable::new_empty(grad, {batch, channels, height, width});
+          : new_output(grad, {batch, channels, height, width});
 
   const int64_t element = static_cast<int64_t>(grad.element_size());
   const char* source = static_cast<const char*>(grad.const_data_ptr());
