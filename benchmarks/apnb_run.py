@@ -24,9 +24,9 @@ from .apnb_cases import (
     memory_case,
 )
 from .counts import Block
-from .floor import Rates, measure_rates
-from .memory import Case, MemoryUnknown, available_bytes, measure_cpu, measure_cuda
-from .record import Document, Row, put_ratios
+from .floor import Rates, exact_float32, measure_rates
+from .memory import Case, MemoryUnknown, free_bytes, measure_cpu, measure_cuda
+from .record import Document, Row, put_ratios, why
 from .timing import Budget, time_cpu, time_cuda, time_cuda_graph
 
 TABLE = "apnb"
@@ -38,6 +38,7 @@ REFERENCES = (
     compiled_name("released", "default"),
 )
 Outputs = tuple[Tensor, Tensor | None]  # of a step: output, gradient of the input
+COMPILING = 15.0  # seconds that torch.compile may take
 SMALL = (24, 20)  # size of the check when a function's reference is too large to run
 
 
@@ -70,6 +71,7 @@ class Options:
 
 def run(document: Document, options: Options, budget: Budget) -> None:
     """Add a row per contender and input to `document`."""
+    exact_float32()
     for dtype in options.dtypes:
         rates = rates_of(document, options.device, dtype)
         for direction in options.directions:
@@ -77,7 +79,8 @@ def run(document: Document, options: Options, budget: Budget) -> None:
                 for block in options.blocks():
                     say(f"{block.shape} {rates.dtype} {layout} {direction}")
                     _Input(document, options, budget, rates, block, dtype, layout, direction).run()
-    put_ratios((row for row in document.rows if row.table == TABLE), REFERENCES)
+                    put_ratios((r for r in document.rows if r.table == TABLE), REFERENCES)
+                    document.checkpoint()
 
 
 def rates_of(document: Document, device: torch.device, dtype: torch.dtype) -> Rates:
@@ -126,16 +129,14 @@ class _Input:
                 continue
             try:
                 step = self._checked_step(contender, row, x)
+                if device.type == "cuda":
+                    self._measure_cuda(row, step)
+                else:
+                    steps[contender.name] = step
             except Disagreement as error:
                 row.add_note(f"not timed, it disagrees: {error}")
-                continue
             except (RuntimeError, ValueError, ImportError) as error:
-                row.add_note(f"failed: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
-                continue
-            if device.type == "cuda":
-                self._measure_cuda(row, step)
-            else:
-                steps[contender.name] = step
+                row.add_note(f"failed: {why(error)}")
         self.expected.clear()
         self._time_cpu(rows, steps)
         steps.clear()
@@ -172,13 +173,12 @@ class _Input:
         if contender.explicit_matrix():
             matrices = 2 if self.direction == "forward" else 4
             needed += matrices * self.block.score_bytes(itemsize)
-        free = available_bytes()
-        if self.options.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.options.device)[0]
+        free = free_bytes(self.options.device)
         if free is not None and needed > 0.8 * free:
             return f"it needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
         work = 1.5 * self._estimate_ms(contender) / 1e3
         work *= 4 if self.options.memory else 3  # check, warm-up, repeat, memory
+        work += COMPILING if contender.compiled else 0
         if work > self.budget.left():
             return f"about {work:.0f} s of work, {max(0, self.budget.left()):.0f} s left (--budget)"
         return None
@@ -226,7 +226,7 @@ class _Input:
         try:
             row.put_timing(time_cuda_graph(step, milliseconds), prefix="graph_")
         except RuntimeError as error:
-            row.add_note(f"no CUDA graph: {str(error).splitlines()[0][:120]}")
+            row.add_note(f"no CUDA graph: {why(error)}")
             torch.cuda.synchronize()
 
     def _time_cpu(self, rows: dict[str, Row], steps: dict[str, Step]) -> None:

@@ -29,9 +29,9 @@ from .apnb_cases import (
     make_input,
     make_module,
 )
-from .apnb_table import DTYPES, _size
+from .arguments import DTYPES, first_device, size
 from .counts import Block
-from .memory import available_bytes
+from .memory import free_bytes
 from .present import Grid, number, show
 from .record import Document
 
@@ -92,7 +92,7 @@ def measure(
     repeats: int = 10,
     leave_out: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Times by kind of the three blocks; also put into `document.parts["figure2"]`.
+    """Times by kind of the three blocks; also put into `document.parts["figure2"]`, by input.
 
     A block whose explicit matrices do not fit into memory is left out, with a note.
     """
@@ -108,14 +108,15 @@ def measure(
     by_name = {contender.name: contender for contender in contenders(())}
     for name in FORMS[form]:
         needed = 3 * block.score_bytes(dtype.itemsize) if name == EAGER_NON_LOCAL else 0
-        free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else available_bytes()
+        free = free_bytes(device)
         if name in leave_out or (free is not None and needed > 0.8 * free):
             found["notes"].append(f"{name}: left out, for memory or time")
             continue
         step = Step(make_module(by_name[name], block, device, dtype), x, "forward")
         found["blocks"][name] = time_by_kind(step, device, repeats)
         del step
-    document.parts[TABLE] = found
+    key = f"{block.height}x{block.width} {found['dtype']}"
+    document.parts.setdefault(TABLE, {})[key] = found
     return found
 
 
@@ -139,7 +140,7 @@ def grid(found: dict[str, Any]) -> Grid:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("attnops bench figure2", description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=_size, default=(256, 128), metavar="HxW")
+    parser.add_argument("--size", type=size, default=(256, 128), metavar="HxW")
     parser.add_argument("--form", choices=FORMS, default="linear")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", choices=("cpu", "cuda"))
@@ -150,9 +151,7 @@ def main(arguments: Sequence[str]) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: no CUDA device found")
+    device = first_device(chosen.device, parser)
     from .plots import plot_kinds
 
     document = Document()

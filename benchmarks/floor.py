@@ -25,6 +25,12 @@ class Rates:
         return 1e3 * max(moving, computing)
 
 
+def exact_float32() -> None:
+    """Switch TensorFloat-32 off: a float32 row is float32 for every contender."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def _time(device: torch.device, call: Call) -> Timing:
     if device.type == "cuda":
         return time_cuda(call)

@@ -51,9 +51,13 @@ class MemoryUnknown(RuntimeError):
     """The peak cannot be measured here; the message says why."""
 
 
-def available_bytes() -> int | None:
-    """Free memory of the machine that a process can still get, if the system tells."""
-    return _proc_bytes("/proc/meminfo", "MemAvailable")
+def free_bytes(device: torch.device) -> int | None:
+    """Memory of a device that a process can still get; None: the system does not tell."""
+    if device.type != "cuda":
+        return _proc_bytes("/proc/meminfo", "MemAvailable")
+    gc.collect()
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def _proc_bytes(path: str, key: str) -> int | None:

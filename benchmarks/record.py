@@ -106,6 +106,7 @@ class Document:
     date: str = field(default_factory=lambda: now())
     rows: list[Row] = field(default_factory=list)
     parts: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None  # where `checkpoint` saves
 
     def new_row(self, table: str, name: str, device_type: str, **values: Any) -> Row:
         """A row that carries the facts of this environment."""
@@ -144,12 +145,32 @@ class Document:
         rows = [Row(**row) for row in data["rows"]]
         return cls(data["environment"], data["date"], rows, data["parts"])
 
+    def checkpoint(self) -> None:
+        """Save what there is so far, if there is a place for it."""
+        if self.path is not None:
+            self.save(self.path)
+
+    def absorb(self, other: Document) -> None:
+        """Add the rows and parts of another document; dictionaries among the parts are merged."""
+        self.rows += other.rows
+        for name, part in other.parts.items():
+            if isinstance(part, dict) and isinstance(self.parts.get(name), dict):
+                self.parts[name] |= part
+            else:
+                self.parts[name] = part
+
     def save(self, path: str | Path) -> None:
         write_whole(path, json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Document:
         return cls.from_json(json.loads(Path(path).read_text()))
+
+
+def why(error: BaseException) -> str:
+    """An error in one line."""
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:200]}"
 
 
 def now() -> str:

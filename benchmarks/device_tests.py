@@ -1,0 +1,123 @@
+"""Running the test suite on the CUDA device and reading what came of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+OUTCOME = re.compile(r"^(?P<id>\S+::.+?) (?P<outcome>PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
+STARTED = re.compile(r"^(?P<id>tests/\S+::.+?)\s*$")
+COLLECTION_ERROR = re.compile(r"^ERROR (?P<id>\S+\.py)(?: - (?P<why>.*))?$")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+OPS = ("pyramid_pool", "anchor_attention")
+
+
+@dataclass
+class Outcomes:
+    """Counts by outcome, names of what failed, and what did not come to an end."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    crashed: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)  # files that ran out of time
+    seconds: float = 0.0
+
+    def add(self, name: str, outcome: str) -> None:
+        self.counts[outcome] = self.counts.get(outcome, 0) + 1
+        if outcome in ("failed", "error"):
+            self.failures.append(name)
+
+    def absorb(self, other: Outcomes) -> None:
+        for outcome, count in other.counts.items():
+            self.counts[outcome] = self.counts.get(outcome, 0) + count
+        self.failures += other.failures
+        self.crashed += other.crashed
+        self.unfinished += other.unfinished
+
+
+def parse(lines: Iterable[str]) -> tuple[Outcomes, str | None]:
+    """Outcomes from pytest's verbose output, and the test that had begun but not ended."""
+    outcomes, running = Outcomes(), None
+    for line in lines:
+        line = line.rstrip("\n")
+        if match := OUTCOME.match(line):
+            outcomes.add(match["id"], match["outcome"].lower())
+            running = None
+        elif match := COLLECTION_ERROR.match(line):
+            outcomes.add(match["id"], "error")
+        elif match := STARTED.match(line):
+            running = match["id"]
+    return outcomes, running
+
+
+def _run_file(root: Path, file: Path, deadline: float) -> Outcomes:
+    """One file in a process of its own: a crash of the device's context ends there."""
+    name = str(file.relative_to(root))
+    left = deadline - time.monotonic()
+    if left < 5:
+        return Outcomes(unfinished=[name])
+    command = [sys.executable, "-m", "pytest", name, "-m", "not slow", "--device", "cuda", "-v"]
+    command += ["--tb=short", "-o", "addopts=", "-p", "no:cacheprovider", "--color=no"]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONUNBUFFERED"] = "1"
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            command, cwd=root, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            status = process.wait(timeout=left)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            status = None
+        output.seek(0)
+        outcomes, running = parse(output)
+    if status is None:
+        outcomes.unfinished.append(running or name)
+    elif status < 0 or status not in (0, 1, 5):  # 5: nothing to run
+        outcomes.crashed.append(f"{running or name} (exit status {status})")
+    return outcomes
+
+
+def suite_files(root: Path) -> list[Path]:
+    """The suite's files, those about ops and modules first."""
+    files = sorted((root / "tests").rglob("test_*.py"))
+    return sorted(files, key=lambda file: not any(op in file.name for op in (*OPS, "nn_")))
+
+
+def run_tests(root: Path, seconds: float, jobs: int = 6) -> Outcomes:
+    """`pytest tests -m "not slow" --device cuda`, a few files at a time."""
+    start = time.monotonic()
+    found = Outcomes()
+    with ThreadPoolExecutor(jobs) as pool:
+        deadline = start + seconds
+        for outcomes in pool.map(lambda f: _run_file(root, f, deadline), suite_files(root)):
+            found.absorb(outcomes)
+    found.seconds = time.monotonic() - start
+    return found
+
+
+def refusals(outcomes: Outcomes) -> dict[str, dict[str, str]]:
+    """op -> backend -> why it must not be timed: its tests failed or crashed.
+
+    A failure that names a backend in its parameters counts for that backend, any other for all of
+    them. "nn" stands for the modules, whose tests belong to no op.
+    """
+    refused: dict[str, dict[str, str]] = {}
+    for name in (*outcomes.failures, *outcomes.crashed):
+        targets = [op for op in OPS if op in name] or (["nn"] if "test_nn" in name else [])
+        parameters = re.search(r"\[(.*)\]", name)
+        words = re.split(r"[-_,]", parameters[1]) if parameters else []
+        backends = [backend for backend in BACKENDS if backend in words] or list(BACKENDS)
+        for target in targets:
+            for backend in backends:
+                refused.setdefault(target, {}).setdefault(backend, f"its tests failed: {name}")
+    return refused

@@ -1,0 +1,232 @@
+"""Microbenchmarks of one op: pytest-benchmark on the CPU, events and graph replay on a GPU.
+
+python -m attnops.benchmarks pyramid_pool [--device cuda] [--json FILE] [pytest's options]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from . import op_cases
+from .agree import Disagreement
+from .apnb_run import rates_of, say
+from .arguments import DTYPES, first_device
+from .floor import exact_float32
+from .memory import Case, MemoryUnknown, measure_cpu, measure_cuda
+from .op_cases import COMPILED, EAGER, FUNCTIONS, OURS, SDPA, OpCase, checked_step, facts
+from .present import Grid, markdown, number, show
+from .record import Document, Row, put_ratios, why, write_whole
+from .timing import Budget, Timing, time_cuda, time_cuda_graph
+
+REFERENCES = (EAGER, COMPILED, SDPA)
+
+
+def row_of(document: Document, case: OpCase, contender: str, device: torch.device) -> Row:
+    return document.new_row(case.op, contender, device.type, **facts(case))
+
+
+def put_limits(document: Document, case: OpCase, row: Row, device: torch.device) -> None:
+    """Floor and share of the copy bandwidth of a timed row."""
+    if row.p50 is None:
+        return
+    rates = rates_of(document, device, DTYPES[case.dtype])
+    row.put_floor(rates.floor_ms(case.moved_bytes(), case.macs()))
+    row.bandwidth_percent = 100 * case.moved_bytes() / (1e6 * row.p50) / rates.copy_gb_s
+
+
+def run_cuda(
+    document: Document,
+    cases: Iterable[OpCase],
+    budget: Budget,
+    compiled: bool = True,
+    backends: Sequence[str] = ("auto",),
+    refused: dict[str, str] | None = None,
+) -> None:
+    """Time cases on the GPU. `backends` beside "auto" give rows "attnops (backend)".
+
+    Args:
+        refused: backend -> why it must not be timed.
+    """
+    device = torch.device("cuda")
+    exact_float32()
+    for case in cases:
+        if budget.left() < 5:
+            say(f"  {case.op} {case}: left out, no time")
+            continue
+        say(f"  {case.op} {case}")
+        inputs = case.inputs(device)
+        for contender in FUNCTIONS[case.op]:
+            if contender == COMPILED and not compiled:
+                continue
+            for backend in backends if contender == OURS else ("auto",):
+                _time_on_cuda(document, case, contender, inputs, backend, refused or {})
+        put_ratios(document.rows, REFERENCES)
+        document.checkpoint()
+
+
+def _time_on_cuda(
+    document: Document,
+    case: OpCase,
+    contender: str,
+    inputs: list[torch.Tensor],
+    backend: str,
+    refused: dict[str, str],
+) -> None:
+    import attnops
+
+    device = torch.device("cuda")
+    row = row_of(document, case, contender, device)
+    if backend != "auto":
+        row.name = f"{contender} ({backend})"
+    if contender == OURS and backend in refused:
+        row.add_note(f"not timed: {refused[backend]}")
+        return
+    with attnops.use_backend(backend):
+        try:
+            step, row.relative_error = checked_step(case, contender, inputs)
+            row.checked_against = EAGER
+            row.put_timing(time_cuda(step))
+            row.put_memory(measure_cuda(Case(step, step)))
+            row.put_timing(time_cuda_graph(step), prefix="graph_")
+        except (Disagreement, RuntimeError, ValueError) as error:
+            row.add_note(why(error))
+            torch.cuda.synchronize()
+    put_limits(document, case, row, device)
+
+
+def rows_from_pytest(document: Document, data: dict) -> list[Row]:
+    """Rows from the JSON that pytest-benchmark writes."""
+    rows = []
+    for entry in data["benchmarks"]:
+        info = entry["extra_info"]
+        case = OpCase(
+            info["op"], tuple(info["shape"]), info["dtype"], info["layout"], info["direction"]
+        )
+        row = row_of(document, case, info["contender"], torch.device("cpu"))
+        row.put_timing(Timing.of([1e3 * seconds for seconds in entry["stats"]["data"]]))
+        row.relative_error = info["relative_error"]
+        row.checked_against = EAGER
+        put_limits(document, case, row, torch.device("cpu"))
+        rows.append(row)
+    put_ratios(rows, REFERENCES)
+    return rows
+
+
+def put_cpu_memory(rows: Iterable[Row]) -> None:
+    for row in rows:
+        case = OpCase(row.table, tuple(row.shape), row.dtype, row.layout, row.direction)
+        try:
+            row.put_memory(
+                measure_cpu(op_cases.memory_case, timeout=300, case=case, contender=row.name)
+            )
+        except MemoryUnknown as error:
+            row.add_note(f"memory unknown: {error}")
+
+
+def grids(rows: Iterable[Row]) -> Iterable[Grid]:
+    """One grid per op, dtype and device."""
+    header = (
+        "input, layout, pass",
+        "contender",
+        "ms p50 [p20, p80]",
+        "graph ms",
+        "MiB beyond in",
+        "x eager",
+        "x compiled",
+        "x sdpa",
+        "% of floor",
+        "% of copy",
+        "note",
+    )
+    chosen = [row for row in rows if row.table in FUNCTIONS]
+    for (op, dtype, device), group in groupby(chosen, lambda r: (r.table, r.dtype, r.device)):
+        grid = Grid(f"{op}, {dtype}: {device}", header)
+        for row in group:
+            time = "-"
+            if row.p50 is not None:
+                time = f"{number(row.p50)} [{number(row.p20)}, {number(row.p80)}]"
+            grid.cells.append(
+                (
+                    f"{'x'.join(map(str, row.shape))}, {row.layout}, {row.direction}",
+                    row.name,
+                    time,
+                    number(row.graph_p50),
+                    number(row.memory_above_inputs),
+                    *(number(row.ratios.get(name)) for name in REFERENCES),
+                    number(row.floor_percent),
+                    number(row.bandwidth_percent),
+                    row.note,
+                )
+            )
+        yield grid.without_empty_columns()
+
+
+def as_markdown(rows: Iterable[Row]) -> str:
+    return "\n".join(markdown(grid, level=3) for grid in grids(rows))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`arguments`: the op, then options; what is not known here goes to pytest."""
+    op, *rest = arguments
+    parser = argparse.ArgumentParser(f"attnops bench {op}", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--quick", action="store_true", help="the smallest map only")
+    parser.add_argument("--memory", action="store_true", help="also peak memory (fresh processes)")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--markdown", metavar="FILE")
+    chosen, for_pytest = parser.parse_known_args(rest)
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    device = first_device(chosen.device, parser)
+    document = Document()
+    status = 0
+    if device.type == "cuda":
+        cases = op_cases.all_cases(op, (chosen.dtype,), chosen.quick)
+        run_cuda(document, cases, Budget(None), backends=("auto", "triton", "cuda"))
+    else:
+        status = _run_pytest(document, op, chosen, for_pytest)
+    for grid in grids(document.rows):
+        show(grid)
+    if chosen.json:
+        document.save(chosen.json)
+    if chosen.markdown:
+        write_whole(chosen.markdown, as_markdown(document.rows))
+    return status
+
+
+def _run_pytest(
+    document: Document, op: str, chosen: argparse.Namespace, for_pytest: list[str]
+) -> int:
+    import pytest
+    import pytest_benchmark  # noqa: F401  (its absence is to be named, not to fail as an option)
+
+    file = Path(__file__).with_name("ops") / f"bench_{op}.py"
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "benchmark.json"
+        options = [
+            str(file),
+            "-q",
+            "--benchmark-only",
+            "--benchmark-disable-gc",
+            "--benchmark-columns=min,median,iqr,rounds",
+            f"--benchmark-json={result}",
+            f"--bench-dtype={chosen.dtype}",
+            "-p",
+            "no:cacheprovider",
+        ]
+        status = pytest.main([*options, *(["--bench-quick"] if chosen.quick else []), *for_pytest])
+        if not result.is_file() or not result.stat().st_size:
+            return int(status) or 1
+        rows = rows_from_pytest(document, json.loads(result.read_text()))
+    if chosen.memory:
+        put_cpu_memory(rows)
+    return int(status)

@@ -1,0 +1,57 @@
+"""One Markdown text of one result document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attnops.env import as_text
+
+from . import apnb_grid, figure2, goals, microbench
+from .apnb_run import TABLE
+from .present import markdown
+from .record import Document
+
+
+def _tests(found: dict[str, Any]) -> list[str]:
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(found["counts"].items()))
+    lines = ["## Tests", "", f"{counts or 'none ran'}, in {found['seconds']:.0f} s.", ""]
+    for title, key in (
+        ("Failed", "failures"),
+        ("Crashed", "crashed"),
+        ("Not finished in time", "unfinished"),
+    ):
+        if found[key]:
+            lines += [f"{title}:", "", *(f"- `{name}`" for name in found[key]), ""]
+    return lines
+
+
+def device_of(document: Document) -> str:
+    devices = document.environment["cuda"]["devices"]
+    if devices and any(row.threads is None for row in document.rows):
+        return devices[0]["name"]
+    if devices and "tests" in document.parts:
+        return devices[0]["name"]
+    cpu = document.environment["cpu"]
+    return f"{cpu['model']}, {cpu['threads']} threads"
+
+
+def as_markdown(document: Document) -> str:
+    """Environment, tests, goals and every table of `document`."""
+    device = device_of(document)
+    lines = [f"# {device}, {document.date}", ""]
+    for name, why in document.parts.get("failed parts", {}).items():
+        lines += [f"**{name} failed:** {why}", ""]
+    lines += ["```", as_text(document.environment), "```", ""]
+    if "tests" in document.parts:
+        lines += _tests(document.parts["tests"])
+    reached = goals.of(document.rows)
+    if reached:
+        lines += [markdown(goals.grid(reached))]
+    if any(row.table == TABLE for row in document.rows):
+        lines += ["## Table 1 of the ANN paper", "", apnb_grid.as_markdown(document)]
+    operations = microbench.as_markdown(document.rows)
+    if operations:
+        lines += ["## Ops", "", operations]
+    for found in document.parts.get(figure2.TABLE, {}).values():
+        lines += [markdown(figure2.grid(found))]
+    return "\n".join(lines).rstrip() + "\n"
