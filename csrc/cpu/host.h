@@ -40,8 +40,8 @@ inline DType dtype_of(const Tensor& x) {
 }
 
 // An uninitialised tensor. A large one is new memory from the kernel, and taking it page by page
-// can cost as much as writing it, so huge pages are asked for; where they are not to be had, nothing
-// changes.
+// can cost as much as writing it, so huge pages are asked for; where they are not to be had,
+// nothing changes.
 inline Tensor new_output(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
   Tensor out = torch::stable::new_empty(like, sizes);
 #if defined(MADV_HUGEPAGE)

@@ -10,6 +10,18 @@
 
 namespace attnops::cpu::ATTNOPS_ISA {
 
+// First column of the vector that holds column w: the last vector of a row is moved left so that it
+// ends with the row, and repeats the choice of some columns.
+template <class C>
+ATTNOPS_INLINE int64_t vector_column(int64_t w, int64_t width) {
+  return max64(0, min64(w, width - kWidth<C>));
+}
+
+template <class S>
+ATTNOPS_INLINE typename Vec<Compute<S>>::V load_columns(const S* row, int64_t width) {
+  return width >= kWidth<Compute<S>> ? load(row) : load_partial(row, width);
+}
+
 template <class C>
 struct Best {
   typename Vec<C>::V value;
@@ -22,12 +34,6 @@ ATTNOPS_INLINE Best<C> choose(Best<C> best, Best<C> x) {
   const auto wins = (nan & (~best_nan | (x.index > best.index))) | (x.value > best.value) |
                     ((x.value == best.value) & (x.index < best.index));
   return {wins ? x.value : best.value, wins ? x.index : best.index};
-}
-
-template <class C>
-ATTNOPS_INLINE bool wins_one(C value, int64_t index, C best, int64_t best_index) {
-  if (value != value) return best == best || index > best_index;
-  return value > best || (value == best && index < best_index);
 }
 
 template <class C>
@@ -48,163 +54,150 @@ ATTNOPS_INLINE typename Vec<C>::I lane_numbers() {
   return lanes;
 }
 
-// x [count, H, W], out and argmax [count, cells]. scratch: [1 + bins][W, padded] values, then as
-// many indices.
+// values[w], index[w] = maximum of `height` rows of x from row `top` on.
+template <class S>
+ATTNOPS_INLINE void max_rows(const S* x, int64_t top, int64_t height, int64_t width,
+                             Compute<S>* values, typename Vec<Compute<S>>::Int* index) {
+  using C = Compute<S>;
+  using Int = typename Vec<C>::Int;
+  for (int64_t w = 0; w < width; w += kWidth<C>) {
+    const int64_t column = vector_column<C>(w, width);
+    const S* p = x + top * width + column;
+    Best<C> best = {load_columns(p, width),
+                    lane_numbers<C>() + static_cast<Int>(top * width + column)};
+    auto now = best.index;
+    for (int64_t r = 1; r < height; ++r) {
+      p += width;
+      now += static_cast<Int>(width);
+      const auto value = load_columns(p, width);
+      const auto wins = (value > best.value) | (value != value);
+      best = {wins ? value : best.value, wins ? now : best.index};
+    }
+    store_best(values + column, index + column, best);
+  }
+}
+
+// Values and indices of the same buffer.
+template <class C>
+struct BestBuffer {
+  C* value;
+  typename Vec<C>::Int* index;
+
+  Best<C> get(int64_t at) const { return load_best(value + at, index + at); }
+  void set(int64_t at, Best<C> best) const { store_best(value + at, index + at, best); }
+};
+
+// Offers the segments of a band [column segments, lanes] to the cells [cells, lanes] that hold
+// them.
+template <class C>
+ATTNOPS_INLINE void fold_maxima(const PoolPlan& plan, int64_t band, BestBuffer<C> segments,
+                                BestBuffer<C> cells, int64_t lanes) {
+  for (int64_t level = 0; level < plan.levels; ++level) {
+    const int64_t n = plan.sizes[level], bin = plan.level_bin[level];
+    const int64_t at = level * plan.rows.segments + band;
+    for (int64_t i = plan.rows.cover_first[at]; i < plan.rows.cover_last[at]; ++i)
+      for (int64_t j = 0; j < n; ++j) {
+        const int64_t cell = (plan.level_cell[level] + (i - bin) * n + j) * lanes;
+        const int64_t first = plan.columns.bin_first[bin + j];
+        for (int64_t c = 0; c < lanes; c += kWidth<C>) {
+          Best<C> best = segments.get(first * lanes + c);
+          if (plan.rows.bin_first[i] != band) best = choose(best, cells.get(cell + c));
+          for (int64_t segment = first + 1; segment < plan.columns.bin_last[bin + j]; ++segment)
+            best = choose(best, segments.get(segment * lanes + c));
+          cells.set(cell + c, best);
+        }
+      }
+  }
+}
+
+template <class S>
+static void write_maxima(const PoolPlan& plan, BestBuffer<Compute<S>> cells, int64_t lanes,
+                         int64_t count, S* out, int32_t* argmax) {
+  store_transposed(cells.value, plan.cells, lanes, count, out);
+  for (int64_t c = 0; c < count; ++c)
+    for (int64_t cell = 0; cell < plan.cells; ++cell)
+      argmax[c * plan.cells + cell] = static_cast<int32_t>(cells.index[cell * lanes + c]);
+}
+
+// x [count, H, W], out and argmax [count, cells]; kWidth planes at a time. scratch: the buffers for
+// values, then for indices.
 template <class S>
 static void max_planes(const PoolPlan& plan, const S* x, S* out, int32_t* argmax, int64_t count,
                        Compute<S>* scratch) {
   using C = Compute<S>;
   using Int = typename Vec<C>::Int;
-  const int64_t width = plan.columns.size, stride = round_up(width, kWidth<C>);
-  C *band_value = scratch, *bin_value = scratch + stride;
-  Int* band_index = reinterpret_cast<Int*>(scratch + (1 + plan.bins) * stride);
-  Int* bin_index = band_index + stride;
-  for (int64_t w = width; w < stride; ++w) band_value[w] = 0, band_index[w] = 0;
-  for (int64_t plane = 0; plane < count;
-       ++plane, x += plan.rows.size * width, out += plan.cells, argmax += plan.cells) {
-    for (int64_t band = 0; band < plan.rows.segments; ++band) {
-      const int64_t top = plan.rows.edges[band], bottom = plan.rows.edges[band + 1];
-      for (int64_t w = 0; w < width; w += kWidth<C>) {
-        const int64_t column = vector_column<C>(w, width);
-        Best<C> best = {load_columns(x + top * width + column, width),
-                        lane_numbers<C>() + static_cast<Int>(top * width + column)};
-        auto index = best.index;
-        for (int64_t r = top + 1; r < bottom; ++r) {
-          const auto value = load_columns(x + r * width + column, width);
-          index += static_cast<Int>(width);
-          const auto wins = (value > best.value) | (value != value);
-          best = {wins ? value : best.value, wins ? index : best.index};
-        }
-        store_best(band_value + column, band_index + column, best);
+  const PoolAxis &rows = plan.rows, &columns = plan.columns;
+  const PoolBuffers<C> buffers(plan, kWidth<C>, false);
+  auto buffer = [&](int64_t offset) {
+    return BestBuffer<C>{scratch + offset,
+                         reinterpret_cast<Int*>(scratch + buffers.total) + offset};
+  };
+  const BestBuffer<C> segments = buffer(0), cells = buffer(buffers.cells);
+  const BestBuffer<C> bands = buffer(buffers.bands), turned = buffer(buffers.columns);
+  for (int64_t done = 0; done < count; done += kWidth<C>) {
+    const int64_t planes = min64(kWidth<C>, count - done);
+    for (int64_t plane = 0; plane < planes; ++plane, x += rows.size * columns.size)
+      for (int64_t band = 0; band < rows.segments; ++band) {
+        const int64_t at = (band * kWidth<C> + plane) * buffers.width;
+        max_rows(x, rows.edges[band], rows.edges[band + 1] - rows.edges[band], columns.size,
+                 bands.value + at, bands.index + at);
       }
-      for (int64_t level = 0; level < plan.levels; ++level) {
-        const int64_t at = level * plan.rows.segments + band;
-        for (int64_t bin = plan.rows.cover_first[at]; bin < plan.rows.cover_last[at]; ++bin) {
-          const bool start = plan.rows.bin_first[bin] == band;
-          for (int64_t w = 0; w < stride; w += kWidth<C>) {
-            C* value = bin_value + bin * stride + w;
-            Int* index = bin_index + bin * stride + w;
-            const Best<C> best = load_best(band_value + w, band_index + w);
-            store_best(value, index, start ? best : choose(load_best(value, index), best));
-          }
-        }
+    for (int64_t band = 0; band < rows.segments; ++band) {
+      for (int64_t w = 0; w < columns.size; w += kWidth<C>) {
+        const int64_t at = band * kWidth<C> * buffers.width + w;
+        transpose_square(bands.value + at, buffers.width, turned.value + w * kWidth<C>, kWidth<C>);
+        // A transposition moves bits, whatever they mean.
+        transpose_square(reinterpret_cast<const C*>(bands.index + at), buffers.width,
+                         reinterpret_cast<C*>(turned.index + w * kWidth<C>), kWidth<C>);
       }
+      for (int64_t segment = 0; segment < columns.segments; ++segment) {
+        Best<C> best = turned.get(columns.edges[segment] * kWidth<C>);
+        for (int64_t w = columns.edges[segment] + 1; w < columns.edges[segment + 1]; ++w)
+          best = choose(best, turned.get(w * kWidth<C>));
+        segments.set(segment * kWidth<C>, best);
+      }
+      fold_maxima(plan, band, segments, cells, kWidth<C>);
     }
-    for (int64_t level = 0; level < plan.levels; ++level) {
-      const int64_t n = plan.sizes[level], bin = plan.level_bin[level];
-      for (int64_t i = 0; i < n; ++i)
-        for (int64_t j = 0; j < n; ++j) {
-          const C* value = bin_value + (bin + i) * stride;
-          const Int* index = bin_index + (bin + i) * stride;
-          int64_t w = plan.columns.bin_start[bin + j], winner = w;
-          for (++w; w < plan.columns.bin_end[bin + j]; ++w)
-            if (wins_one<C>(value[w], index[w], value[winner], index[winner])) winner = w;
-          const int64_t at = plan.level_cell[level] + i * n + j;
-          store_one(out + at, value[winner]);
-          argmax[at] = static_cast<int32_t>(index[winner]);
-        }
-    }
+    write_maxima(plan, cells, kWidth<C>, planes, out + done * plan.cells,
+                 argmax + done * plan.cells);
   }
 }
 
 // x [H, W, plan.channels] from the first of `count` channels on, out and argmax [count, cells].
-// scratch: [column segments + cells][count, padded] values, then as many indices.
+// scratch: the buffers for values, then for indices.
 template <class S>
 static void max_channels(const PoolPlan& plan, const S* x, S* out, int32_t* argmax, int64_t count,
                          Compute<S>* scratch) {
   using C = Compute<S>;
   using Int = typename Vec<C>::Int;
   const PoolAxis &rows = plan.rows, &columns = plan.columns;
-  const int64_t stride = round_up(count, kWidth<C>), full = count / kWidth<C> * kWidth<C>;
-  C *segment_value = scratch, *cell_value = scratch + columns.segments * stride;
-  Int* segment_index = reinterpret_cast<Int*>(scratch + (columns.segments + plan.cells) * stride);
-  Int* cell_index = segment_index + columns.segments * stride;
+  const int64_t lanes = round_up(count, kWidth<C>), full = count / kWidth<C> * kWidth<C>;
+  const PoolBuffers<C> buffers(plan, lanes, true);
+  Int* index = reinterpret_cast<Int*>(scratch + buffers.total);
+  const BestBuffer<C> segments = {scratch, index};
+  const BestBuffer<C> cells = {scratch + buffers.cells, index + buffers.cells};
   for (int64_t band = 0; band < rows.segments; ++band) {
     for (int64_t h = rows.edges[band]; h < rows.edges[band + 1]; ++h)
       for (int64_t segment = 0; segment < columns.segments; ++segment)
         for (int64_t w = columns.edges[segment]; w < columns.edges[segment + 1]; ++w) {
           const bool first = h == rows.edges[band] && w == columns.edges[segment];
           const S* pixel = x + (h * columns.size + w) * plan.channels;
+          const auto now = typename Vec<C>::I{} + static_cast<Int>(h * columns.size + w);
           for (int64_t c = 0; c < count; c += kWidth<C>) {
-            C* value = segment_value + segment * stride + c;
-            Int* index = segment_index + segment * stride + c;
-            const Best<C> now = {c < full ? load(pixel + c) : load_partial(pixel + c, count - c),
-                                 typename Vec<C>::I{} + static_cast<Int>(h * columns.size + w)};
-            if (first) {
-              store_best(value, index, now);
-              continue;
+            const auto value = c < full ? load(pixel + c) : load_partial(pixel + c, count - c);
+            Best<C> best = {value, now};
+            if (!first) {
+              // Inside a segment pixels come in row-major order.
+              best = segments.get(segment * lanes + c);
+              const auto wins = (value > best.value) | (value != value);
+              best = {wins ? value : best.value, wins ? now : best.index};
             }
-            // Inside a segment pixels come in row-major order.
-            const Best<C> best = load_best(value, index);
-            const auto wins = (now.value > best.value) | (now.value != now.value);
-            store_best(value, index,
-                       Best<C>{wins ? now.value : best.value, wins ? now.index : best.index});
+            segments.set(segment * lanes + c, best);
           }
         }
-    for (int64_t level = 0; level < plan.levels; ++level) {
-      const int64_t n = plan.sizes[level], bin = plan.level_bin[level];
-      const int64_t at = level * rows.segments + band;
-      for (int64_t j = 0; j < n; ++j)
-        for (int64_t i = rows.cover_first[at]; i < rows.cover_last[at]; ++i) {
-          const int64_t cell = (plan.level_cell[level] + (i - bin) * n + j) * stride;
-          for (int64_t c = 0; c < stride; c += kWidth<C>) {
-            int64_t segment = columns.bin_first[bin + j];
-            auto from = [&] {
-              return load_best(segment_value + segment * stride + c,
-                               segment_index + segment * stride + c);
-            };
-            Best<C> best = from();
-            if (rows.bin_first[i] != band)
-              best = choose(best, load_best(cell_value + cell + c, cell_index + cell + c));
-            for (++segment; segment < columns.bin_last[bin + j]; ++segment)
-              best = choose(best, from());
-            store_best(cell_value + cell + c, cell_index + cell + c, best);
-          }
-        }
-    }
+    fold_maxima(plan, band, segments, cells, lanes);
   }
-  for (int64_t c = 0; c < count; ++c)
-    for (int64_t cell = 0; cell < plan.cells; ++cell) {
-      store_one(out + c * plan.cells + cell, cell_value[cell * stride + c]);
-      argmax[c * plan.cells + cell] = static_cast<int32_t>(cell_index[cell * stride + c]);
-    }
-}
-
-// One plane: target[argmax * pixel] = sum of the grads of the cells whose maximum it is; target is
-// zero before. Cells are visited in order, so the sum does not depend on threads. Reduced precision
-// sums in `plane` [H * W], which is zero before and afterwards.
-template <class S>
-static void scatter_plane(const S* grad, const int32_t* argmax, int64_t cells, S* target,
-                          int64_t pixel, Compute<S>* plane) {
-  if constexpr (sizeof(S) == sizeof(Compute<S>)) {
-    for (int64_t i = 0; i < cells; ++i) target[argmax[i] * pixel] += grad[i];
-  } else {
-    for (int64_t i = 0; i < cells; ++i) plane[argmax[i]] += load_one(grad + i);
-    for (int64_t i = 0; i < cells; ++i) store_one(target + argmax[i] * pixel, plane[argmax[i]]);
-    for (int64_t i = 0; i < cells; ++i) plane[argmax[i]] = 0;
-  }
-}
-
-template <class S>
-static void max_planes_backward(const PoolPlan& plan, const S* grad, const int32_t* argmax,
-                                S* grad_x, int64_t count, Compute<S>* scratch) {
-  const int64_t size = plan.rows.size * plan.columns.size;
-  for (int64_t plane = 0; plane < count; ++plane) {
-    memset(grad_x + plane * size, 0, static_cast<size_t>(size) * sizeof(S));
-    scatter_plane(grad + plane * plan.cells, argmax + plane * plan.cells, plan.cells,
-                  grad_x + plane * size, 1, scratch);
-  }
-}
-
-template <class S>
-static void max_channels_backward(const PoolPlan& plan, const S* grad, const int32_t* argmax,
-                                  S* grad_x, int64_t count, Compute<S>* scratch) {
-  const int64_t size = plan.rows.size * plan.columns.size;
-  for (int64_t i = 0; i < size; ++i)
-    memset(grad_x + i * plan.channels, 0, static_cast<size_t>(count) * sizeof(S));
-  for (int64_t c = 0; c < count; ++c)
-    scatter_plane(grad + c * plan.cells, argmax + c * plan.cells, plan.cells, grad_x + c,
-                  plan.channels, scratch);
+  write_maxima(plan, cells, lanes, count, out, argmax);
 }
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

@@ -1,9 +1,9 @@
-// Mean pooling of all levels in one pass over the map, and its gradient.
+// Mean pooling of all levels in one pass over the map.
 //
-// Rows between two neighbouring row edges (a band) belong to the same bins, so they are added up
-// once and the sum goes to every bin that holds the band; columns likewise. Contiguous planes put
-// columns along the vectors and finish the rows first, channels_last maps put channels along the
-// vectors and finish the columns of a band first.
+// The edges of the bins of all levels cut rows into bands and columns into segments; a segment of a
+// band lies inside or outside of every cell of the pyramid as a whole. So pixels are added up to
+// segments once, and segments go to the few cells that hold them. Vectors run along the channels: a
+// channels_last map has them there, for contiguous planes the sums of bands are transposed.
 #pragma once
 
 #include "pyramid_pool.h"
@@ -11,80 +11,127 @@
 
 namespace attnops::cpu::ATTNOPS_ISA {
 
-// First column of the vector that holds column w: the last vector of a row is moved left so that it
-// ends with the row. Writes through it repeat values, so they must not accumulate.
-template <class C>
-ATTNOPS_INLINE int64_t vector_column(int64_t w, int64_t width) {
-  return max64(0, min64(w, width - kWidth<C>));
-}
-
+// x [rows, lanes] -> out [count, rows], count <= lanes. Both sides of x are padded to whole
+// vectors.
 template <class S>
-ATTNOPS_INLINE typename Vec<Compute<S>>::V load_columns(const S* row, int64_t width) {
-  return width >= kWidth<Compute<S>> ? load(row) : load_partial(row, width);
+static void store_transposed(const Compute<S>* x, int64_t rows, int64_t lanes, int64_t count,
+                             S* out) {
+  using C = Compute<S>;
+  C square[kWidth<C> * kWidth<C>];
+  for (int64_t c = 0; c < count; c += kWidth<C>)
+    for (int64_t r = 0; r < rows; r += kWidth<C>) {
+      transpose_square(x + r * lanes + c, lanes, square, kWidth<C>);
+      for (int64_t i = 0; i < min64(kWidth<C>, count - c); ++i) {
+        S* target = out + (c + i) * rows + r;
+        if (rows - r >= kWidth<C>)
+          store(target, load(square + i * kWidth<C>));
+        else
+          store_partial(target, load(square + i * kWidth<C>), rows - r);
+      }
+    }
 }
 
-template <class C>
-ATTNOPS_INLINE C run_sum(const C* x, int64_t count) {
-  C total = 0;
-  int64_t i = 0;
-  if (count >= 2 * kWidth<C>) {
-    typename Vec<C>::V sum = load(x);
-    for (i = kWidth<C>; i + kWidth<C> <= count; i += kWidth<C>) sum += load(x + i);
-    total = lane_sum<C>(sum);
+// sums[w] = sum of x[r, w] over `height` rows of `width`. Rows are read from end to end, in the
+// order of memory, as the hardware prefetches them. Columns beyond the last whole vector are summed
+// in a vector that ends with the row; sums are padded to whole vectors.
+template <class S>
+ATTNOPS_INLINE void sum_rows(const S* x, int64_t height, int64_t width, Compute<S>* sums) {
+  using C = Compute<S>;
+  typename Vec<C>::V tail = {};
+  if (width < kWidth<C>) {
+    for (int64_t r = 0; r < height; ++r) tail += load_partial(x + r * width, width);
+    store(sums, tail);
+    return;
   }
-  for (; i < count; ++i) total += x[i];
-  return total;
+  const int64_t full = width / kWidth<C> * kWidth<C>;
+  for (int64_t w = 0; w < full; w += kWidth<C>) store(sums + w, load(x + w));
+  if (full < width) tail = load(x + width - kWidth<C>);
+  for (int64_t r = 1; r < height; ++r) {
+    x += width;
+    for (int64_t w = 0; w < full; w += kWidth<C>) store(sums + w, load(sums + w) + load(x + w));
+    if (full < width) tail += load(x + width - kWidth<C>);
+  }
+  if (full < width) store(sums + width - kWidth<C>, tail);
 }
 
-// Pixels in a cell of a level: row bin times column bin.
-ATTNOPS_INLINE int64_t pixels(const PoolPlan& plan, int64_t row_bin, int64_t column_bin) {
-  return (plan.rows.bin_end[row_bin] - plan.rows.bin_start[row_bin]) *
-         (plan.columns.bin_end[column_bin] - plan.columns.bin_start[column_bin]);
+// Adds the segments of a band [column segments, lanes] to the cells [cells, lanes] that hold them.
+template <class C>
+ATTNOPS_INLINE void fold_means(const PoolPlan& plan, int64_t band, const C* segments, C* cells,
+                               int64_t lanes) {
+  for (int64_t level = 0; level < plan.levels; ++level) {
+    const int64_t n = plan.sizes[level], bin = plan.level_bin[level];
+    const int64_t at = level * plan.rows.segments + band;
+    for (int64_t i = plan.rows.cover_first[at]; i < plan.rows.cover_last[at]; ++i) {
+      const bool start = plan.rows.bin_first[i] == band;
+      C* cell = cells + (plan.level_cell[level] + (i - bin) * n) * lanes;
+      for (int64_t j = 0; j < n; ++j, cell += lanes) {
+        const C* begin = segments + plan.columns.bin_first[bin + j] * lanes;
+        const C* end = segments + plan.columns.bin_last[bin + j] * lanes;
+        for (int64_t c = 0; c < lanes; c += kWidth<C>) {
+          auto sum = start ? typename Vec<C>::V{} : load(cell + c);
+          for (const C* p = begin; p < end; p += lanes) sum += load(p + c);
+          store(cell + c, sum);
+        }
+      }
+    }
+  }
 }
 
-// x [count, H, W], out [count, cells]. scratch: [1 + bins][W, padded].
+// out [count, cells] = cells [cells, lanes] / pixels.
+template <class S>
+static void write_means(const PoolPlan& plan, Compute<S>* cells, int64_t lanes, int64_t count,
+                        S* out) {
+  using C = Compute<S>;
+  for (int64_t cell = 0; cell < plan.cells; ++cell)
+    for (int64_t c = 0; c < lanes; c += kWidth<C>)
+      store(cells + cell * lanes + c,
+            load(cells + cell * lanes + c) / static_cast<C>(plan.pixels[cell]));
+  store_transposed(cells, plan.cells, lanes, count, out);
+}
+
+// Buffers of pooling for `lanes` channels at a time, elements of C. Bands and columns: planes only.
+template <class C>
+struct PoolBuffers {
+  int64_t width;                                       // padded
+  int64_t segments = 0, cells, bands, columns, total;  // offsets
+
+  PoolBuffers(const PoolPlan& plan, int64_t lanes, bool channels_last) {
+    width = round_up(plan.columns.size, kWidth<C>);
+    cells = plan.columns.segments * lanes;
+    bands = cells + round_up(plan.cells, kWidth<C>) * lanes;
+    columns = bands + (channels_last ? 0 : plan.rows.segments * lanes * width);
+    total = columns + (channels_last ? 0 : width * lanes);
+  }
+};
+
+// x [count, H, W], out [count, cells]; kWidth planes at a time.
 template <class S>
 static void mean_planes(const PoolPlan& plan, const S* x, S* out, int64_t count,
                         Compute<S>* scratch) {
   using C = Compute<S>;
-  using V = typename Vec<C>::V;
-  const int64_t width = plan.columns.size, stride = round_up(width, kWidth<C>);
-  C* band_sum = scratch;
-  C* bin_sums = scratch + stride;
-  for (int64_t w = width; w < stride; ++w) band_sum[w] = 0;
-  for (int64_t plane = 0; plane < count; ++plane, x += plan.rows.size * width, out += plan.cells) {
-    for (int64_t band = 0; band < plan.rows.segments; ++band) {
-      const S* first = x + plan.rows.edges[band] * width;
-      const int64_t height = plan.rows.edges[band + 1] - plan.rows.edges[band];
-      for (int64_t w = 0; w < width; w += kWidth<C>) {
-        const int64_t column = vector_column<C>(w, width);
-        V sum = {};
-        for (int64_t r = 0; r < height; ++r) sum += load_columns(first + r * width + column, width);
-        store(band_sum + column, sum);
+  const PoolAxis &rows = plan.rows, &columns = plan.columns;
+  const PoolBuffers<C> buffers(plan, kWidth<C>, false);
+  C *segments = scratch, *cells = scratch + buffers.cells;
+  C *bands = scratch + buffers.bands, *turned = scratch + buffers.columns;
+  for (int64_t done = 0; done < count; done += kWidth<C>) {
+    const int64_t planes = min64(kWidth<C>, count - done);
+    for (int64_t plane = 0; plane < planes; ++plane, x += rows.size * columns.size)
+      for (int64_t band = 0; band < rows.segments; ++band)
+        sum_rows(x + rows.edges[band] * columns.size, rows.edges[band + 1] - rows.edges[band],
+                 columns.size, bands + (band * kWidth<C> + plane) * buffers.width);
+    for (int64_t band = 0; band < rows.segments; ++band) {
+      for (int64_t w = 0; w < columns.size; w += kWidth<C>)
+        transpose_square(bands + band * kWidth<C> * buffers.width + w, buffers.width,
+                         turned + w * kWidth<C>, kWidth<C>);
+      for (int64_t segment = 0; segment < columns.segments; ++segment) {
+        typename Vec<C>::V sum = {};
+        for (int64_t w = columns.edges[segment]; w < columns.edges[segment + 1]; ++w)
+          sum += load(turned + w * kWidth<C>);
+        store(segments + segment * kWidth<C>, sum);
       }
-      for (int64_t level = 0; level < plan.levels; ++level) {
-        const int64_t at = level * plan.rows.segments + band;
-        for (int64_t bin = plan.rows.cover_first[at]; bin < plan.rows.cover_last[at]; ++bin) {
-          C* sums = bin_sums + bin * stride;
-          const bool start = plan.rows.bin_first[bin] == band;
-          for (int64_t w = 0; w < stride; w += kWidth<C>) {
-            const V sum = load(band_sum + w);
-            store(sums + w, start ? sum : load(sums + w) + sum);
-          }
-        }
-      }
+      fold_means(plan, band, segments, cells, kWidth<C>);
     }
-    for (int64_t level = 0; level < plan.levels; ++level) {
-      const int64_t n = plan.sizes[level], bin = plan.level_bin[level];
-      S* cells = out + plan.level_cell[level];
-      for (int64_t i = 0; i < n; ++i)
-        for (int64_t j = 0; j < n; ++j) {
-          const int64_t begin = plan.columns.bin_start[bin + j];
-          const C sum =
-              run_sum(bin_sums + (bin + i) * stride + begin, plan.columns.bin_end[bin + j] - begin);
-          store_one(cells + i * n + j, sum / static_cast<C>(pixels(plan, bin + i, bin + j)));
-        }
-    }
+    write_means(plan, cells, kWidth<C>, planes, out + done * plan.cells);
   }
 }
 
@@ -105,20 +152,18 @@ ATTNOPS_INLINE void add_pixels(Compute<S>* sum, const S* x, int64_t pixel, int64
 }
 
 // x [H, W, plan.channels] from the first of `count` channels on, out [count, cells].
-// scratch: [column segments + cells][count, padded].
 template <class S>
 static void mean_channels(const PoolPlan& plan, const S* x, S* out, int64_t count,
                           Compute<S>* scratch) {
   using C = Compute<S>;
-  using V = typename Vec<C>::V;
   const PoolAxis &rows = plan.rows, &columns = plan.columns;
-  const int64_t stride = round_up(count, kWidth<C>), pixel = plan.channels;
-  C* segment_sums = scratch;
-  C* cell_sums = scratch + columns.segments * stride;
+  const int64_t lanes = round_up(count, kWidth<C>), pixel = plan.channels;
+  const PoolBuffers<C> buffers(plan, lanes, true);
+  C *segments = scratch, *cells = scratch + buffers.cells;
   for (int64_t band = 0; band < rows.segments; ++band) {
     for (int64_t h = rows.edges[band]; h < rows.edges[band + 1]; ++h)
       for (int64_t segment = 0; segment < columns.segments; ++segment) {
-        C* sum = segment_sums + segment * stride;
+        C* sum = segments + segment * lanes;
         bool first = h == rows.edges[band];
         int64_t w = columns.edges[segment];
         for (; w + 4 <= columns.edges[segment + 1]; w += 4, first = false)
@@ -126,133 +171,9 @@ static void mean_channels(const PoolPlan& plan, const S* x, S* out, int64_t coun
         for (; w < columns.edges[segment + 1]; ++w, first = false)
           add_pixels<S, 1>(sum, x + (h * columns.size + w) * pixel, pixel, count, first);
       }
-    for (int64_t level = 0; level < plan.levels; ++level) {
-      const int64_t n = plan.sizes[level], bin = plan.level_bin[level];
-      const int64_t at = level * rows.segments + band;
-      for (int64_t j = 0; j < n; ++j) {
-        const C* begin = segment_sums + columns.bin_first[bin + j] * stride;
-        const C* end = segment_sums + columns.bin_last[bin + j] * stride;
-        for (int64_t i = rows.cover_first[at]; i < rows.cover_last[at]; ++i) {
-          C* cell = cell_sums + (plan.level_cell[level] + (i - bin) * n + j) * stride;
-          const bool start = rows.bin_first[i] == band;
-          for (int64_t c = 0; c < stride; c += kWidth<C>) {
-            V sum = start ? V{} : load(cell + c);
-            for (const C* p = begin; p < end; p += stride) sum += load(p + c);
-            store(cell + c, sum);
-          }
-        }
-      }
-    }
+    fold_means(plan, band, segments, cells, lanes);
   }
-  for (int64_t level = 0; level < plan.levels; ++level) {
-    const int64_t n = plan.sizes[level], bin = plan.level_bin[level];
-    for (int64_t cell = 0; cell < n * n; ++cell) {
-      const int64_t at = plan.level_cell[level] + cell;
-      const C size = static_cast<C>(pixels(plan, bin + cell / n, bin + cell % n));
-      for (int64_t c = 0; c < count; ++c)
-        store_one(out + c * plan.cells + at, cell_sums[at * stride + c] / size);
-    }
-  }
-}
-
-// grad [count, cells] -> grad_x [count, H, W]. A pixel of a union cell gets the same sum, so one
-// row is built for a band and copied. scratch: [cells + bins] and a row of S.
-template <class S>
-static void mean_planes_backward(const PoolPlan& plan, const S* grad, S* grad_x, int64_t count,
-                                 Compute<S>* scratch) {
-  using C = Compute<S>;
-  const PoolAxis &rows = plan.rows, &columns = plan.columns;
-  C* shares = scratch;
-  C* bin_sums = shares + plan.cells;
-  S* row = reinterpret_cast<S*>(bin_sums + plan.bins);
-  for (int64_t plane = 0; plane < count; ++plane, grad += plan.cells) {
-    for (int64_t level = 0; level < plan.levels; ++level) {
-      const int64_t n = plan.sizes[level], bin = plan.level_bin[level];
-      for (int64_t cell = 0; cell < n * n; ++cell) {
-        const int64_t at = plan.level_cell[level] + cell;
-        shares[at] =
-            load_one(grad + at) / static_cast<C>(pixels(plan, bin + cell / n, bin + cell % n));
-      }
-    }
-    for (int64_t band = 0; band < rows.segments; ++band) {
-      for (int64_t level = 0; level < plan.levels; ++level) {
-        const int64_t n = plan.sizes[level], bin = plan.level_bin[level];
-        const int64_t at = level * rows.segments + band;
-        const C* share = shares + plan.level_cell[level];
-        for (int64_t j = 0; j < n; ++j) {
-          C sum = 0;
-          for (int64_t i = rows.cover_first[at]; i < rows.cover_last[at]; ++i)
-            sum += share[(i - bin) * n + j];
-          bin_sums[bin + j] = sum;
-        }
-      }
-      for (int64_t segment = 0; segment < columns.segments; ++segment) {
-        C sum = 0;
-        for (int64_t level = 0; level < plan.levels; ++level) {
-          const int64_t at = level * columns.segments + segment;
-          for (int64_t j = columns.cover_first[at]; j < columns.cover_last[at]; ++j)
-            sum += bin_sums[j];
-        }
-        S value;
-        store_one(&value, sum);
-        for (int64_t w = columns.edges[segment]; w < columns.edges[segment + 1]; ++w)
-          row[w] = value;
-      }
-      for (int64_t h = rows.edges[band]; h < rows.edges[band + 1]; ++h, grad_x += columns.size)
-        memcpy(grad_x, row, static_cast<size_t>(columns.size) * sizeof(S));
-    }
-  }
-}
-
-// grad [count, cells] -> grad_x [H, W, plan.channels] from the first of `count` channels on.
-// scratch: [cells + bins][count, padded], then segments as S likewise.
-template <class S>
-static void mean_channels_backward(const PoolPlan& plan, const S* grad, S* grad_x, int64_t count,
-                                   Compute<S>* scratch) {
-  using C = Compute<S>;
-  using V = typename Vec<C>::V;
-  const PoolAxis &rows = plan.rows, &columns = plan.columns;
-  const int64_t stride = round_up(count, kWidth<C>);
-  C* shares = scratch;
-  C* bin_sums = shares + plan.cells * stride;
-  S* values = reinterpret_cast<S*>(bin_sums + plan.bins * stride);
-  for (int64_t level = 0; level < plan.levels; ++level) {
-    const int64_t n = plan.sizes[level], bin = plan.level_bin[level];
-    for (int64_t cell = 0; cell < n * n; ++cell) {
-      const int64_t at = plan.level_cell[level] + cell;
-      const C size = static_cast<C>(pixels(plan, bin + cell / n, bin + cell % n));
-      for (int64_t c = 0; c < stride; ++c)
-        shares[at * stride + c] = c < count ? load_one(grad + c * plan.cells + at) / size : 0;
-    }
-  }
-  for (int64_t band = 0; band < rows.segments; ++band) {
-    for (int64_t level = 0; level < plan.levels; ++level) {
-      const int64_t n = plan.sizes[level], bin = plan.level_bin[level];
-      const int64_t at = level * rows.segments + band;
-      for (int64_t j = 0; j < n; ++j)
-        for (int64_t c = 0; c < stride; c += kWidth<C>) {
-          V sum = {};
-          for (int64_t i = rows.cover_first[at]; i < rows.cover_last[at]; ++i)
-            sum += load(shares + (plan.level_cell[level] + (i - bin) * n + j) * stride + c);
-          store(bin_sums + (bin + j) * stride + c, sum);
-        }
-    }
-    for (int64_t segment = 0; segment < columns.segments; ++segment)
-      for (int64_t c = 0; c < stride; c += kWidth<C>) {
-        V sum = {};
-        for (int64_t level = 0; level < plan.levels; ++level) {
-          const int64_t at = level * columns.segments + segment;
-          for (int64_t j = columns.cover_first[at]; j < columns.cover_last[at]; ++j)
-            sum += load(bin_sums + j * stride + c);
-        }
-        store(values + segment * stride + c, sum);
-      }
-    for (int64_t h = rows.edges[band]; h < rows.edges[band + 1]; ++h)
-      for (int64_t segment = 0; segment < columns.segments; ++segment)
-        for (int64_t w = columns.edges[segment]; w < columns.edges[segment + 1]; ++w)
-          memcpy(grad_x + (h * columns.size + w) * plan.channels, values + segment * stride,
-                 static_cast<size_t>(count) * sizeof(S));
-  }
+  write_means(plan, cells, lanes, count, out);
 }
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

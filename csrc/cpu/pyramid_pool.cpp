@@ -71,6 +71,10 @@ class Plan {
       level_cell_.push_back(cells_);
       bins_ += n;
       cells_ += n * n;
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < n; ++j)
+          pixels_.push_back(static_cast<double>(bin_end(i, n, height) - bin_start(i, n, height)) *
+                            static_cast<double>(bin_end(j, n, width) - bin_start(j, n, width)));
     }
   }
 
@@ -82,6 +86,7 @@ class Plan {
             sizes_.data(),
             level_bin_.data(),
             level_cell_.data(),
+            pixels_.data(),
             rows_.view(),
             columns_.view(),
             channels_};
@@ -89,6 +94,7 @@ class Plan {
 
  private:
   std::vector<int64_t> sizes_, level_bin_, level_cell_;
+  std::vector<double> pixels_;
   int64_t bins_ = 0, cells_ = 0;
   Axis rows_, columns_;
   int64_t channels_;
@@ -118,7 +124,7 @@ struct Units {
 
 // Calls body(plane, first channel, batch item, planes, scratch) for runs of planes.
 template <class Body>
-void for_each_unit(const Units& units, bool channels_last, int64_t scratch_bytes, bool zeros,
+void for_each_unit(const Units& units, bool channels_last, int64_t scratch_bytes,
                    const Body& body) {
   const int64_t workers = std::min(thread_count(), units.count());
   const Scratch scratch(workers * scratch_bytes);
@@ -126,7 +132,7 @@ void for_each_unit(const Units& units, bool channels_last, int64_t scratch_bytes
     const int64_t begin = units.count() * worker / workers;
     const int64_t end = units.count() * (worker + 1) / workers;
     char* buffer = scratch.at(worker * scratch_bytes);
-    if (zeros) std::memset(buffer, 0, static_cast<size_t>(scratch_bytes));
+    std::memset(buffer, 0, static_cast<size_t>(scratch_bytes));
     if (!channels_last) {
       body(begin, int64_t{0}, begin, end - begin, buffer);
       return;
@@ -161,7 +167,7 @@ std::tuple<Tensor, Tensor> pyramid_pool(Tensor x, std::vector<int64_t> sizes, bo
   const int64_t scratch_bytes =
       kernels.scratch_bytes(plan, use_max, false, channels_last, units.width);
   for_each_unit(
-      units, channels_last, scratch_bytes, false,
+      units, channels_last, scratch_bytes,
       [&](int64_t plane, int64_t channel, int64_t item, int64_t count, char* scratch) {
         const int64_t start = height * width * (channels_last ? item * channels : plane) + channel;
         const char* from = source + start * element;
@@ -185,8 +191,7 @@ Tensor pyramid_pool_backward(Tensor grad, Tensor argmax, int64_t height, int64_t
   Tensor grad_x =
       channels_last
           ? torch::stable::transpose(
-                torch::stable::transpose(
-                    new_output(grad, {batch, height, width, channels}), 2, 3),
+                torch::stable::transpose(new_output(grad, {batch, height, width, channels}), 2, 3),
                 1, 2)
           : new_output(grad, {batch, channels, height, width});
 
@@ -197,7 +202,7 @@ Tensor pyramid_pool_backward(Tensor grad, Tensor argmax, int64_t height, int64_t
   const Units units(batch, channels, channels_last);
   const int64_t scratch_bytes =
       kernels.scratch_bytes(plan, use_max, true, channels_last, units.width);
-  for_each_unit(units, channels_last, scratch_bytes, use_max,
+  for_each_unit(units, channels_last, scratch_bytes,
                 [&](int64_t plane, int64_t channel, int64_t item, int64_t count, char* scratch) {
                   const int64_t start =
                       height * width * (channels_last ? item * channels : plane) + channel;

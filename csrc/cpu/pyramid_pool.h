@@ -22,6 +22,7 @@ struct PoolAxis {
 struct PoolPlan {
   int64_t levels, bins, cells;
   const int64_t *sizes, *level_bin, *level_cell;  // [levels]
+  const double* pixels;                           // [cells] in the cell
   PoolAxis rows, columns;
   int64_t channels;  // only channels_last: elements from one pixel to the next
 };
@@ -29,8 +30,8 @@ struct PoolPlan {
 // Entry points of one instruction set and one element type. Contiguous maps: x are `count` planes
 // [height, width], out [count, cells]. channels_last maps: x is one batch item [height, width,
 // channels] at its first channel to be pooled, out [count, cells] for `count` channels.
-// argmax int32 like out. Scratch is private to the caller, aligned to 64 bytes, and zero at first
-// where scratch_bytes says so.
+// argmax int32 like out. Scratch is private to the caller, aligned to 64 bytes, and zero before the
+// first call (lanes without a channel are computed, too).
 struct PoolKernels {
   int64_t (*scratch_bytes)(const PoolPlan&, bool use_max, bool backward, bool channels_last,
                            int64_t count);
@@ -40,7 +41,7 @@ struct PoolKernels {
               int64_t count, void* scratch);
   void (*mean_backward)(const PoolPlan&, bool channels_last, const void* grad, void* grad_x,
                         int64_t count, void* scratch);
-  // Scratch has to be zero before the first call and is zero again afterwards.
+  // Leaves scratch zero.
   void (*max_backward)(const PoolPlan&, bool channels_last, const void* grad, const int32_t* argmax,
                        void* grad_x, int64_t count, void* scratch);
 };

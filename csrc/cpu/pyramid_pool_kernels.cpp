@@ -1,7 +1,9 @@
-// Pyramid pooling; compiled once per instruction set. The kernels are in pool_mean.h and
-// pool_max.h, this file puts them into tables by element type.
+// Pyramid pooling; compiled once per instruction set. The kernels are in pool_*.h, this file puts
+// them into tables by element type.
 #include "pool_max.h"
+#include "pool_max_backward.h"
 #include "pool_mean.h"
+#include "pool_mean_backward.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
 namespace {
@@ -21,8 +23,7 @@ struct Table {
       elements = channels_last ? (plan.cells + plan.bins + plan.columns.segments) * channels
                                : plan.cells + plan.bins + width;
     else
-      elements = (channels_last ? (plan.columns.segments + plan.cells) * channels
-                                : (1 + plan.bins) * width) *
+      elements = PoolBuffers<C>(plan, channels_last ? channels : kWidth<C>, channels_last).total *
                  (use_max ? 2 : 1);
     return round_up(elements * static_cast<int64_t>(sizeof(C)), 64);
   }

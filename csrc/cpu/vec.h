@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -207,6 +208,39 @@ ATTNOPS_INLINE C lane_max(V v) {
     for (int i = 0; i < half; ++i)
       lanes[i] = lanes[i] < lanes[i + half] ? lanes[i + half] : lanes[i];
   return lanes[0];
+}
+
+// --- transposition ------------------------------------------------------------------------------
+
+// One step of a transposition by butterflies: swaps lanes with bit kBit set in the first vector of
+// a pair with lanes without it in the second.
+template <class C, int kBit, int... kLane>
+ATTNOPS_INLINE void swap_lanes(typename Vec<C>::V& a, typename Vec<C>::V& b,
+                               std::integer_sequence<int, kLane...>) {
+  constexpr int kW = kWidth<C>;
+  const auto low = __builtin_shufflevector(a, b, (kLane & kBit ? kW + kLane - kBit : kLane)...);
+  b = __builtin_shufflevector(a, b, (kLane & kBit ? kW + kLane : kLane + kBit)...);
+  a = low;
+}
+
+template <class C, int kBit = 1>
+ATTNOPS_INLINE void transpose_steps(typename Vec<C>::V (&rows)[kWidth<C>]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth<C>; ++i)
+    if (!(i & kBit))
+      swap_lanes<C, kBit>(rows[i], rows[i + kBit], std::make_integer_sequence<int, kWidth<C>>());
+  if constexpr (2 * kBit < kWidth<C>) transpose_steps<C, 2 * kBit>(rows);
+}
+
+// out[j * out_stride + i] = x[i * x_stride + j] for a square of kWidth x kWidth.
+template <class C>
+ATTNOPS_INLINE void transpose_square(const C* x, int64_t x_stride, C* out, int64_t out_stride) {
+  typename Vec<C>::V rows[kWidth<C>];
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth<C>; ++i) rows[i] = load(x + i * x_stride);
+  transpose_steps<C>(rows);
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth<C>; ++i) store(out + i * out_stride, rows[i]);
 }
 
 // --- exponential -------------------------------------------------------------------------------
