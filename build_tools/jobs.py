@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 GIB = 1 << 30
-# Resident size of the largest process seen at either kind of job, rounded up.
+# What one compiler may take, with room to spare (nvcc: 0.4 GiB seen).
 CPP_JOB_BYTES = 1 * GIB
 CUDA_JOB_BYTES = 2 * GIB
 
