@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
 
 from .._checks import check_choice, check_shape, check_tensors
-from ._projection import fold_batch_norm, has_fixed_statistics
+from ._projection import fold_batch_norm, has_fixed_statistics, pointwise
 from .pyramid_attention import PyramidAttention
 
 
@@ -44,7 +43,7 @@ class Fusion(nn.Module):
             weight, bias = fold_batch_norm(weight, bias, bn)
             bn = None
         mix = weight[:, : self.context_channels]
-        out = conv2d(high, weight[:, self.context_channels :], bias)
+        out = pointwise(high, weight[:, self.context_channels :], bias)
         out = out + attention(low, high, mix)
         if bn is not None:
             out = bn(out)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
 
 from .._checks import check_choice
 from ..anchor_attention import anchor_attention
 from ..pyramid_pool import checked_sizes, pyramid_pool
-from ._projection import FORMS, Projection, apply_to_anchors, folding_saves
+from ._projection import FORMS, Projection, apply_to_anchors, folding_saves, pointwise
 
 
 class PyramidAttention(nn.Module):
@@ -106,7 +105,7 @@ class PyramidAttention(nn.Module):
     def _linear_anchors(self, conv: nn.Conv2d, low: Tensor, low_anchors: Tensor | None) -> Tensor:
         """Pooled 1x1 convolution of `low`, through the pooled input where the two commute."""
         if low_anchors is None:
-            return pyramid_pool(conv(low), self.sizes, self.reduce)
+            return pyramid_pool(pointwise(low, conv.weight, conv.bias), self.sizes, self.reduce)
         return apply_to_anchors(conv.weight, conv.bias, low_anchors)
 
     def _query(
@@ -151,7 +150,7 @@ class PyramidAttention(nn.Module):
             return anchor_attention(query, key, value, scale, bias=bias)
         context = anchor_attention(query, key, value, scale, bias=bias)
         for weight, shift in convolutions:
-            context = conv2d(context, weight, shift)
+            context = pointwise(context, weight, shift)
         return context
 
 
