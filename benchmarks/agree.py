@@ -15,25 +15,35 @@ TOLERANCE = {
 }
 # One position may differ by this many times more than the whole.
 POSITION = 8
+# Share of positions where rounding may push some channel over the bend of a ReLU, which changes the
+# gradient there at once, not by a rounding error.
+RELU_STRAYS = {
+    torch.float64: 0.0,
+    torch.float32: 1e-3,
+    torch.float16: 0.25,
+    torch.bfloat16: 0.25,
+}
 
 
 class Disagreement(AssertionError):
     """A contender's output is not the reference's."""
 
 
-def relative_error(found: Tensor, expected: Tensor) -> tuple[float, float]:
-    """Errors of `found` `[B, C, ...]`: of the whole, and at the worst position (over channels).
+def position_errors(found: Tensor, expected: Tensor) -> Tensor:
+    """Error of `found` `[B, C, ...]` at every position, norm over channels.
 
-    Both are relative to the root mean square of `expected`.
+    Relative to the root mean square of `expected` over positions.
     """
     error = torch.linalg.vector_norm((found - expected).float().flatten(2), dim=1)
     norm = torch.linalg.vector_norm(expected.float().flatten(2), dim=1)
-    scale = norm.square().mean().sqrt()
-    return (error.square().mean().sqrt() / scale).item(), (error.max() / scale).item()
+    return (error / norm.square().mean().sqrt()).flatten()
 
 
-def check_same(name: str, found: Tensor, expected: Tensor) -> float:
+def check_same(name: str, found: Tensor, expected: Tensor, strays: float = 0.0) -> float:
     """The relative error of `found`, if it is as small as rounding allows.
+
+    Args:
+        strays: share of positions whose error is not limited so tightly (only to 1).
 
     Raises:
         Disagreement: shapes or values differ, or there is nothing to compare (zeros, NaN).
@@ -44,10 +54,12 @@ def check_same(name: str, found: Tensor, expected: Tensor) -> float:
         )
     if not expected.any() or not expected.isfinite().all():
         raise Disagreement(f"{name}: the reference output is zero or not finite")
-    whole, worst = relative_error(found, expected)
+    errors = position_errors(found, expected).sort().values  # NaN comes last
+    rest = errors[: errors.numel() - int(strays * errors.numel())]
+    whole, worst = rest.square().mean().sqrt().item(), rest[-1].item()
     allowed = TOLERANCE[expected.dtype]
     # NaN compares false
-    if not (whole <= allowed and worst <= POSITION * allowed):
+    if not (whole <= allowed and worst <= POSITION * allowed and errors[-1].item() <= 1):
         raise Disagreement(
             f"{name}: relative error {whole:.1e} (worst position {worst:.1e}), "
             f"expected at most {allowed:.0e} ({POSITION * allowed:.0e})"

@@ -13,6 +13,7 @@ from .record import Document, Row
 
 HEADER = (
     "block",
+    "on",
     "GMAC",
     "done",
     "paper",
@@ -51,6 +52,7 @@ def _grid(rows: list[Row], key: tuple) -> Grid:
         grid.cells.append(
             (
                 row.name,
+                row.backend,
                 number(row.gmac, 4),
                 number(row.gmac_done, 4),
                 number(paper.get("gflops"), 4),
@@ -98,6 +100,7 @@ def legend(document: Document) -> list[str]:
     )
     return [
         *counts.NOTES,
+        "on: the backend of attnops that ran. "
         "Memory: peak beyond the input, with and without the output; weights count as input. The "
         "paper's MB and ms: Titan Xp.",
         "x: how many times faster than the eager non-local block, and than the eager APNB of the "

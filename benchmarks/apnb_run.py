@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import counts
-from .agree import Disagreement, check_same
+from .agree import RELU_STRAYS, Disagreement, check_same
 from .apnb_cases import (
     EAGER_LINEAR,
     EAGER_NON_LOCAL,
@@ -28,6 +28,7 @@ from .floor import Rates, exact_float32, measure_rates
 from .memory import Case, MemoryUnknown, free_bytes, measure_cpu, measure_cuda
 from .record import Document, Row, put_ratios, why
 from .timing import Budget, time_cpu, time_cuda, time_cuda_graph
+from .used import in_words, recorded_backends
 
 TABLE = "apnb"
 REFERENCES = (
@@ -193,13 +194,15 @@ class _Input:
             make_module(contender, self.block, self.options.device, self.dtype), x, self.direction
         )
         say(f"  {contender.name}")
-        found = step(), step.gradient
+        with recorded_backends() as used:
+            found = step(), step.gradient
+        row.backend = in_words(used)
         if contender.name == contender.reference:
             self.expected[contender.function] = found
         elif contender.function in self.expected:
             row.checked_against = contender.reference
             expected = self.expected[contender.function]
-            row.relative_error = _compare(contender.name, found, expected)
+            row.relative_error = _compare(contender, found, expected)
         else:
             row.relative_error = self._check_small(contender)
             height, width = SMALL
@@ -216,7 +219,7 @@ class _Input:
             module = make_module(case, block, self.options.device, self.dtype)
             step = Step(module, x, self.direction)
             found.append((step(), step.gradient))
-        return _compare(contender.name, found[1], found[0])
+        return _compare(contender, found[1], found[0])
 
     def _measure_cuda(self, row: Row, step: Step) -> None:
         milliseconds = 1e3 * min(self.options.seconds, max(0.02, self.budget.left() / 200))
@@ -268,9 +271,10 @@ class _Input:
             row.put_floor(self.rates.floor_ms(moved, floor_macs(contender.function, self.block)))
 
 
-def _compare(name: str, found: Outputs, expected: Outputs) -> float:
+def _compare(contender: Contender, found: Outputs, expected: Outputs) -> float:
     """Error of the output; gradients are checked as well where there are some."""
-    error = check_same(name, found[0], expected[0])
+    error = check_same(contender.name, found[0], expected[0])
     if expected[1] is not None:
-        check_same(f"{name}, gradient of the input", found[1], expected[1])
+        strays = RELU_STRAYS[expected[1].dtype] if contender.function == "released" else 0.0
+        check_same(f"{contender.name}, gradient of the input", found[1], expected[1], strays)
     return error

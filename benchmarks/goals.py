@@ -109,7 +109,7 @@ def _bandwidth_goals(rows: Sequence[Row]) -> Iterator[Goal]:
         ):
             share = row.bandwidth_percent
             replayed = None if share is None else _divide(share * row.p50, row.graph_p50)
-            name = f"{row.table} {row.name.removeprefix(OURS)}".strip()
+            name = f"{row.table}{row.name.removeprefix(OURS)}"
             yield _at_least(f"{name}: % of copy bandwidth", row, 80, (share, replayed))
 
 

@@ -24,6 +24,7 @@ from .op_cases import COMPILED, EAGER, FUNCTIONS, OURS, SDPA, OpCase, checked_st
 from .present import Grid, markdown, number, show
 from .record import Document, Row, put_ratios, why, write_whole
 from .timing import Budget, Timing, time_cuda, time_cuda_graph
+from .used import in_words, recorded_backends
 
 REFERENCES = (EAGER, COMPILED, SDPA)
 
@@ -90,7 +91,9 @@ def _time_on_cuda(
         return
     with attnops.use_backend(backend):
         try:
-            step, row.relative_error = checked_step(case, contender, inputs)
+            with recorded_backends() as used:
+                step, row.relative_error = checked_step(case, contender, inputs)
+            row.backend = in_words(used)
             row.checked_against = EAGER
             row.put_timing(time_cuda(step))
             row.put_memory(measure_cuda(Case(step, step)))
@@ -111,6 +114,7 @@ def rows_from_pytest(document: Document, data: dict) -> list[Row]:
         )
         row = row_of(document, case, info["contender"], torch.device("cpu"))
         row.put_timing(Timing.of([1e3 * seconds for seconds in entry["stats"]["data"]]))
+        row.backend = info["backend"]
         row.relative_error = info["relative_error"]
         row.checked_against = EAGER
         put_limits(document, case, row, torch.device("cpu"))
@@ -135,6 +139,7 @@ def grids(rows: Iterable[Row]) -> Iterable[Grid]:
     header = (
         "input, layout, pass",
         "contender",
+        "on",
         "ms p50 [p20, p80]",
         "graph ms",
         "MiB beyond in",
@@ -156,6 +161,7 @@ def grids(rows: Iterable[Row]) -> Iterable[Grid]:
                 (
                     f"{'x'.join(map(str, row.shape))}, {row.layout}, {row.direction}",
                     row.name,
+                    row.backend,
                     time,
                     number(row.graph_p50),
                     number(row.memory_above_inputs),

@@ -35,6 +35,7 @@ class Row:
     dtype: str
     layout: str = "contiguous"
     direction: str = "forward"
+    backend: str = ""  # of attnops: what ran, per op where ops differ
     device: str = ""
     driver: str | None = None
     torch: str = ""

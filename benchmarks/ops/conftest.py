@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from attnops.benchmarks.op_cases import FUNCTIONS, OpCase, all_cases, checked_step, facts
+from attnops.benchmarks.used import in_words, recorded_backends
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,10 +27,15 @@ def run_contender(benchmark, case: OpCase, contender: str):
     """Checks a contender against eager PyTorch, then times it."""
 
     def run() -> None:
-        step, error = checked_step(case, contender, case.inputs(torch.device("cpu")))
+        with recorded_backends() as used:
+            step, error = checked_step(case, contender, case.inputs(torch.device("cpu")))
         benchmark.group = f"{case.op} {case}"
         benchmark.extra_info.update(
-            op=case.op, contender=contender, relative_error=error, **facts(case)
+            op=case.op,
+            contender=contender,
+            relative_error=error,
+            backend=in_words(used),
+            **facts(case),
         )
         benchmark(step)
 

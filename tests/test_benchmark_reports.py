@@ -1,0 +1,93 @@
+"""What is made of benchmark rows and of the device's tests: goals, refusals, reports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from attnops.benchmarks import apnb_cases, device_tests, goals, gpu, record, report
+
+
+def _row(name: str, p50: float, memory_mib: float, **values) -> record.Row:
+    shape, dtype = [1, 2048, 256, 128], "bfloat16"
+    row = record.Row("apnb", name, shape, dtype, device="GPU", p50=p50, **values)
+    row.memory_above_inputs_and_output = memory_mib
+    return row
+
+
+def test_goals_compare_as_required() -> None:
+    rows = [
+        _row(apnb_cases.EAGER_NON_LOCAL, 40.0, 9000.0),
+        _row(apnb_cases.compiled_name("linear", "default"), 2.0, 100.0),
+        _row(apnb_cases.OURS_LINEAR, 1.0, 100.0, floor_ms=0.5),
+    ]
+    found = {goal.what: goal for goal in goals.of(rows)}
+    verdicts = [goal.verdict for goal in found.values()]
+    assert verdicts == ["met", "not met", "not met", "not met"]
+    assert [goal.measured for goal in found.values()] == [40, 90, 2, 2]
+    cpu = [replace(row, threads=2, shape=[1, 2048, 96, 96], dtype="float32") for row in rows]
+    cpu[0].name = apnb_cases.EAGER_LINEAR
+    assert [(goal.required, goal.met) for goal in goals.of(cpu)] == [(">= 3.5", True)]
+
+
+PYTEST_OUTPUT = """
+tests/test_pyramid_pool.py::test_mean[cuda-float32] PASSED               [ 10%]
+tests/test_pyramid_pool.py::test_mean[triton-a b] FAILED                 [ 20%]
+tests/test_nn_ann.py::test_x SKIPPED (no reason)                         [ 30%]
+ERROR tests/test_other.py - ImportError: no
+FAILED tests/test_pyramid_pool.py::test_mean[triton-a b] - AssertionError
+tests/test_anchor_attention.py::test_long[cuda]
+""".splitlines()
+
+
+def test_outcomes_of_device_tests_are_read() -> None:
+    outcomes, running = device_tests.parse(PYTEST_OUTPUT)
+    assert outcomes.counts == {"passed": 1, "failed": 1, "skipped": 1, "error": 1}
+    assert outcomes.failures == [
+        "tests/test_pyramid_pool.py::test_mean[triton-a b]",
+        "tests/test_other.py",
+    ]
+    assert running == "tests/test_anchor_attention.py::test_long[cuda]"
+    outcomes.crashed.append(running)
+    refused = device_tests.refusals(outcomes)
+    assert set(refused) == {"pyramid_pool", "anchor_attention"}
+    assert set(refused["pyramid_pool"]) == {"triton"}
+    assert set(refused["anchor_attention"]) == {"cuda"}
+    outcomes.failures.append("tests/test_nn_ann.py::test_y")
+    assert "test_y" in gpu._why_not_the_modules(device_tests.refusals(outcomes))
+
+
+def test_device_folder_names() -> None:
+    assert gpu.slug("NVIDIA H200 (80GB)") == "nvidia-h200-80gb"
+
+
+def test_report_joins_result_files(tmp_path, capsys: pytest.CaptureFixture) -> None:
+    assert report.main([str(tmp_path)]) == 1
+    document = record.Document()
+    document.new_row("apnb", "eager non-local", "cpu", shape=[1, 8, 4, 4], dtype="float32", p50=1.5)
+    document.save(tmp_path / "a" / "one.json")
+    (tmp_path / "bad.json").write_text("[1")
+    capsys.readouterr()
+    assert report.main([str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "| eager non-local |" in captured.out and "bad.json" in captured.err
+    assert report.main([str(tmp_path), "--out", str(tmp_path / "all.md")]) == 0
+    assert (tmp_path / "all.md").read_text() in captured.out
+
+
+def test_report_names_failed_tests_and_parts() -> None:
+    document = record.Document()
+    outcomes = device_tests.Outcomes({"passed": 2, "failed": 1}, ["tests/test_x.py::test_y"])
+    document.parts = {"tests": vars(outcomes), "failed parts": {"figure 2": "exit status 1"}}
+    text = report.as_markdown(document)
+    assert "1 failed, 2 passed" in text and "`tests/test_x.py::test_y`" in text
+    assert "**figure 2 failed:** exit status 1" in text
+
+
+def test_documents_are_joined() -> None:
+    first, second = record.Document(), record.Document()
+    first.parts, second.parts = {"rates": {"a": 1}}, {"rates": {"b": 2}, "other": 3}
+    second.rows.append(record.Row("apnb", "x", [1], "float32"))
+    first.absorb(second)
+    assert first.parts == {"rates": {"a": 1, "b": 2}, "other": 3} and len(first.rows) == 1
