@@ -6,16 +6,9 @@
 // scanning.
 #pragma once
 
-#include "pool_mean.h"
+#include "pool_common.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
-
-// First column of the vector that holds column w: the last vector of a row is moved left so that it
-// ends with the row, and repeats the choice of some columns.
-template <class C>
-ATTNOPS_INLINE int64_t vector_column(int64_t w, int64_t width) {
-  return max64(0, min64(w, width - kWidth<C>));
-}
 
 template <class S>
 ATTNOPS_INLINE typename Vec<Compute<S>>::V load_columns(const S* row, int64_t width) {

@@ -6,30 +6,9 @@
 // channels_last map has them there, for contiguous planes the sums of bands are transposed.
 #pragma once
 
-#include "pyramid_pool.h"
-#include "vec.h"
+#include "pool_common.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
-
-// x [rows, lanes] -> out [count, rows], count <= lanes. Both sides of x are padded to whole
-// vectors.
-template <class S>
-static void store_transposed(const Compute<S>* x, int64_t rows, int64_t lanes, int64_t count,
-                             S* out) {
-  using C = Compute<S>;
-  C square[kWidth<C> * kWidth<C>];
-  for (int64_t c = 0; c < count; c += kWidth<C>)
-    for (int64_t r = 0; r < rows; r += kWidth<C>) {
-      transpose_square(x + r * lanes + c, lanes, square, kWidth<C>);
-      for (int64_t i = 0; i < min64(kWidth<C>, count - c); ++i) {
-        S* target = out + (c + i) * rows + r;
-        if (rows - r >= kWidth<C>)
-          store(target, load(square + i * kWidth<C>));
-        else
-          store_partial(target, load(square + i * kWidth<C>), rows - r);
-      }
-    }
-}
 
 // sums[w] = sum of x[r, w] over `height` rows of `width`. Rows are read from end to end, in the
 // order of memory, as the hardware prefetches them. Columns beyond the last whole vector are summed
@@ -88,21 +67,6 @@ static void write_means(const PoolPlan& plan, Compute<S>* cells, int64_t lanes, 
             load(cells + cell * lanes + c) / static_cast<C>(plan.pixels[cell]));
   store_transposed(cells, plan.cells, lanes, count, out);
 }
-
-// Buffers of pooling for `lanes` channels at a time, elements of C. Bands and columns: planes only.
-template <class C>
-struct PoolBuffers {
-  int64_t width;                                       // padded
-  int64_t segments = 0, cells, bands, columns, total;  // offsets
-
-  PoolBuffers(const PoolPlan& plan, int64_t lanes, bool channels_last) {
-    width = round_up(plan.columns.size, kWidth<C>);
-    cells = plan.columns.segments * lanes;
-    bands = cells + round_up(plan.cells, kWidth<C>) * lanes;
-    columns = bands + (channels_last ? 0 : plan.rows.segments * lanes * width);
-    total = columns + (channels_last ? 0 : width * lanes);
-  }
-};
 
 // x [count, H, W], out [count, cells]; kWidth planes at a time.
 template <class S>

@@ -113,7 +113,7 @@ struct Units {
       per_item = channels;
       return;
     }
-    constexpr int64_t kLine = 32, kMost = 512;
+    constexpr int64_t kLine = 32, kMost = 2048;
     const int64_t wanted = (thread_count() + batch - 1) / batch;
     const int64_t share = (channels + wanted - 1) / wanted;
     width = std::clamp<int64_t>((share + kLine - 1) / kLine * kLine, kLine, kMost);

@@ -14,17 +14,14 @@ struct Table {
 
   static int64_t scratch_bytes(const PoolPlan& plan, bool use_max, bool backward,
                                bool channels_last, int64_t count) {
-    const int64_t channels = round_up(count, kWidth<C>);
-    const int64_t width = round_up(plan.columns.size, kWidth<C>);
-    int64_t elements;
+    const int64_t lanes = channels_last ? round_up(count, kWidth<C>) : kWidth<C>;
+    int64_t elements = PoolBuffers<C>(plan, lanes, channels_last).total;
     if (backward && use_max)
       elements = sizeof(S) == sizeof(C) ? 0 : plan.rows.size * plan.columns.size;
     else if (backward)
-      elements = channels_last ? (plan.cells + plan.bins + plan.columns.segments) * channels
-                               : plan.cells + plan.bins + width;
-    else
-      elements = PoolBuffers<C>(plan, channels_last ? channels : kWidth<C>, channels_last).total *
-                 (use_max ? 2 : 1);
+      elements += (plan.bins + (channels_last ? plan.columns.segments : 0)) * lanes;
+    else if (use_max)
+      elements *= 2;
     return round_up(elements * static_cast<int64_t>(sizeof(C)), 64);
   }
   static void mean(const PoolPlan& plan, bool channels_last, const void* x, void* out,
