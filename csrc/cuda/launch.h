@@ -22,9 +22,10 @@
 // A static shared array: ATTNOPS_SHARED_ARRAY(float, s_tile, [32][33]).
 #define ATTNOPS_SHARED_ARRAY(type, name, extents) __shared__ type name extents
 
-// Launches `kernel` (in parentheses if it has template arguments) with the arguments that follow.
-#define ATTNOPS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  ::attnops::cuda::launch(#kernel, kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+// Launches `kernel` (in parentheses if it has template arguments); the stream and the kernel's
+// arguments follow.
+#define ATTNOPS_LAUNCH(kernel, grid, block, shared_bytes, ...) \
+  ::attnops::cuda::launch(#kernel, kernel, grid, block, shared_bytes, __VA_ARGS__)
 
 namespace attnops::cuda {
 
@@ -36,14 +37,14 @@ inline void check(cudaError_t error, const char* what) {
 
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
-            size_t shared_bytes, cudaStream_t stream, const Arguments&... arguments) {
+            size_t shared_bytes, cudaStream_t stream, Arguments&&... arguments) {
   constexpr size_t WITHOUT_OPT_IN = 48 * 1024;
   if (shared_bytes > WITHOUT_OPT_IN) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared_bytes)),
           name);
   }
-  kernel<<<grid, block, shared_bytes, stream> > >(arguments...);
+  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
   check(cudaGetLastError(), name);
 }
 

@@ -5,9 +5,9 @@
 // fibers of one OS thread; each runs until it waits (barrier, shuffle, vote) or returns.
 //
 // Order: ATTNOPS_EMULATION_ORDER = forward (default), reverse, or a number that seeds a random
-// order for every round. A missing barrier gives a wrong result under one of two opposite orders;
-// with -fsanitize=thread the fibers are known to the sanitizer and a missing barrier is reported as
-// a race.
+// order for every round. A missing barrier gives a wrong result under one of two opposite orders.
+// Built with -fsanitize=thread, it is reported as a data race under any: the sanitizer is told that
+// only barriers and warp functions order the threads of a block (blocks count as ordered).
 //
 // Checked, with a message that names block, thread and source line, and exit status 86:
 // a thread that returns, or waits at another place, while others wait for it; masks of warp
@@ -20,12 +20,9 @@
 // code stands behind ATTNOPS_EMULATION, with a plain path that runs here.
 #pragma once
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 #include <ucontext.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -41,8 +38,13 @@
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
-#elif defined(__SANITIZE_THREAD__)
+#endif
+#if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
+// For the scheduler's own functions: their accesses are not the kernel's.
+#define ATTNOPS_UNTRACKED __attribute__((no_sanitize_thread))
+#else
+#define ATTNOPS_UNTRACKED
 #endif
 
 #define __global__
@@ -69,6 +71,18 @@ using cudaStream_t = void*;
 
 namespace attnops::emulation {
 
+// What came before before_others(x) came before all that follows a later after_others(x).
+inline void before_others([[maybe_unused]] void* sync) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_release(sync);
+#endif
+}
+inline void after_others([[maybe_unused]] void* sync) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_acquire(sync);
+#endif
+}
+
 // Where a thread waits: the function it called and from which line.
 struct Site {
   const char* what;
@@ -87,10 +101,10 @@ struct Fiber {
   std::unique_ptr<char[]> stack{new char[STACK_BYTES]};
   void* fake_stack = nullptr;  // AddressSanitizer's
   void* tsan = nullptr;        // ThreadSanitizer's
+  unsigned index = 0;
   State state = State::READY;
   Site site{};
-  unsigned index = 0;
-  // A warp function: what this lane gives, which lane's value it takes.
+  // A warp function: what this lane gives, whose value it takes (-1: its own), what it gets.
   unsigned mask = 0;
   int source = 0;
   bool vote = false;
@@ -102,17 +116,20 @@ struct Fiber {
 // Memory of exactly `bytes` that is poisoned anew for every block.
 class SharedBlock {
  public:
-  static constexpr size_t ALIGNMENT = 128;
+  static constexpr std::align_val_t ALIGNMENT{128};
   explicit SharedBlock(size_t bytes)
-      : bytes_(bytes),
-        memory_(static_cast<unsigned char*>(::operator new(bytes, std::align_val_t(ALIGNMENT)))) {}
-  ~SharedBlock() { ::operator delete(memory_, std::align_val_t(ALIGNMENT)); }
+      : bytes_(bytes), memory_(static_cast<unsigned char*>(::operator new(bytes, ALIGNMENT))) {}
+  ~SharedBlock() { ::operator delete(memory_, ALIGNMENT); }
   SharedBlock(const SharedBlock&) = delete;
   SharedBlock& operator=(const SharedBlock&) = delete;
 
   unsigned char* get(uint64_t block) {
-    if (block != block_) std::memset(memory_, 0xFF, bytes_);  // NaN in every float type, index -1
-    block_ = block;
+    after_others(this);
+    if (block != block_) {
+      std::memset(memory_, 0xFF, bytes_);  // NaN in every float type, -1 in integers
+      block_ = block;
+      before_others(this);
+    }
     return memory_;
   }
 
@@ -124,12 +141,12 @@ class SharedBlock {
 
 class Machine {
  public:
-  template <typename Kernel, typename... Arguments>
-  void launch(const char* name, Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes,
-              const Arguments&... arguments) {
+  template <typename... Parameters, typename... Arguments>
+  void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+              size_t shared_bytes, cudaStream_t, Arguments&&... arguments) {
     name_ = name;
-    const unsigned threads = block.x * block.y * block.z;
-    if (threads == 0 || threads > 1024 || block.z > 64) fail("has an illegal block size");
+    threads_ = block.x * block.y * block.z;
+    if (threads_ == 0 || threads_ > 1024 || block.z > 64) fail("has an illegal block size");
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > INT32_MAX || grid.y > 65535 ||
         grid.z > 65535) {
       fail("has an illegal grid size");
@@ -138,8 +155,7 @@ class Machine {
     gridDim = grid;
     blockDim = block;
     body_ = [&] { kernel(arguments...); };
-    while (fibers_.size() < threads) fibers_.push_back(std::make_unique<Fiber>());
-    threads_ = threads;
+    while (fibers_.size() < threads_) fibers_.push_back(std::make_unique<Fiber>());
     dynamic_shared_ = std::make_unique<SharedBlock>(shared_bytes);
     for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z) {
       for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y) {
@@ -148,18 +164,23 @@ class Machine {
     }
   }
 
-  unsigned char* dynamic_shared() { return dynamic_shared_->get(block_); }
-  uint64_t block() const { return block_; }
+  ATTNOPS_UNTRACKED unsigned char* dynamic_shared() { return dynamic_shared_->get(block_); }
+  ATTNOPS_UNTRACKED uint64_t block() const { return block_; }
+  ATTNOPS_UNTRACKED int lane() const { return static_cast<int>(current_->index % warpSize); }
 
-  void barrier(Site site) { wait(State::AT_BARRIER, site); }
+  ATTNOPS_UNTRACKED void barrier(Site site) {
+    current_->mask = 0;
+    wait(State::AT_BARRIER, site);
+  }
 
   // Gives `value` to the lanes of `mask`, takes that of lane `source`; returns the lanes that
   // voted.
-  unsigned exchange(Site site, unsigned mask, void* value, size_t bytes, int source, bool vote) {
+  ATTNOPS_UNTRACKED unsigned exchange(Site site, unsigned mask, void* value, size_t bytes,
+                                      int source, bool vote) {
     Fiber& self = *current_;
     self.site = site;
-    if (!(mask >> lane() & 1)) fail("passes a mask without its own lane");
     self.mask = mask;
+    if (!(mask >> lane() & 1)) fail("and passes a mask without its own lane");
     self.source = source;
     self.vote = vote;
     std::memcpy(self.value, value, bytes);
@@ -168,42 +189,46 @@ class Machine {
     return self.votes;
   }
 
-  int lane() const { return static_cast<int>(current_->index % warpSize); }
-
-  [[noreturn]] void fail(const std::string& what) const {
-    std::fprintf(stderr, "attnops emulation: %s: block (%u, %u, %u)", name_, blockIdx.x, blockIdx.y,
-                 blockIdx.z);
-    if (current_) std::fprintf(stderr, ": %s", describe(*current_).c_str());
-    std::fprintf(stderr, " %s\n", what.c_str());
-    std::fflush(stderr);
-    std::_Exit(86);
-  }
-
  private:
-  Fiber& fiber(unsigned index) const { return *fibers_[index]; }
-
-  std::string describe(const Fiber& fiber) const {
-    const uint3 at = position(fiber.index);
-    std::string text = "thread (" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " +
-                       std::to_string(at.z) + ")";
-    if (fiber.state == State::RETURNED) return text + " has returned";
-    if (fiber.site.what == nullptr) return text;
-    text += std::string(" at ") + fiber.site.what + " [" + fiber.site.file + ":" +
-            std::to_string(fiber.site.line) + "]";
-    return fiber.state == State::AT_WARP ? text + " mask " + std::to_string(fiber.mask) : text;
-  }
+  ATTNOPS_UNTRACKED Fiber& fiber(unsigned index) const { return *fibers_[index]; }
 
   static uint3 position(unsigned index) {
     return {index % blockDim.x, index / blockDim.x % blockDim.y, index / blockDim.x / blockDim.y};
   }
 
-  void run_block() {
+  [[noreturn]] void fail(const std::string& what) const {
+    std::fprintf(stderr, "attnops emulation: %s: block (%u, %u, %u):", name_, blockIdx.x,
+                 blockIdx.y, blockIdx.z);
+    if (current_) std::fprintf(stderr, " %s", describe(*current_).c_str());
+    std::fprintf(stderr, " %s\n", what.c_str());
+    std::fflush(stderr);
+    std::_Exit(86);
+  }
+
+  std::string describe(const Fiber& fiber) const {
+    const uint3 at = position(fiber.index);
+    char text[512];
+    int length = std::snprintf(text, sizeof(text), "thread (%u, %u, %u)", at.x, at.y, at.z);
+    const auto append = [&](const char* format, auto... values) {
+      length += std::snprintf(text + length, sizeof(text) - length, format, values...);
+    };
+    if (fiber.state == State::RETURNED) {
+      append(" has returned");
+    } else if (fiber.site.what != nullptr) {
+      append(" is at %s [%.200s:%d]", fiber.site.what, fiber.site.file, fiber.site.line);
+      if (fiber.mask != 0) append(" with mask %08x", fiber.mask);
+    }
+    return text;
+  }
+
+  ATTNOPS_UNTRACKED void run_block() {
     ++block_;
-    for (unsigned index = 0; index < threads_; ++index) start(fiber(index), index);
     std::vector<unsigned> order(threads_);
     std::iota(order.begin(), order.end(), 0u);
     if (order_ == "reverse") std::reverse(order.begin(), order.end());
     const bool shuffled = order_ != "reverse" && order_ != "forward";
+    for (unsigned index : order) start(fiber(index), index);
+    before_others(&released_);
     do {
       if (shuffled) std::shuffle(order.begin(), order.end(), random_);
       for (unsigned index : order) {
@@ -212,10 +237,11 @@ class Machine {
     } while (release());
   }
 
-  void start(Fiber& fiber, unsigned index) {
+  ATTNOPS_UNTRACKED void start(Fiber& fiber, unsigned index) {
     fiber.index = index;
     fiber.state = State::READY;
     fiber.site = {};
+    fiber.mask = 0;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = Fiber::STACK_BYTES;
@@ -225,13 +251,13 @@ class Machine {
     ASAN_UNPOISON_MEMORY_REGION(fiber.stack.get(), Fiber::STACK_BYTES);
 #elif defined(__SANITIZE_THREAD__)
     if (fiber.tsan == nullptr) fiber.tsan = __tsan_create_fiber(0);
-    __tsan_release(this);
 #endif
   }
 
-  static void enter();
+  ATTNOPS_UNTRACKED static void enter();
 
-  void resume(Fiber& fiber) {
+  // Runs a thread until it waits or returns.
+  ATTNOPS_UNTRACKED void resume(Fiber& fiber) {
     current_ = &fiber;
     threadIdx = position(fiber.index);
 #if defined(__SANITIZE_ADDRESS__)
@@ -248,78 +274,82 @@ class Machine {
   }
 
   // Back to the scheduler, until it resumes this fiber (never, if it has returned).
-  void wait(State state, Site site) {
+  ATTNOPS_UNTRACKED void wait(State state, Site site) {
     Fiber& self = *current_;
     self.state = state;
     self.site = site;
+    void* warp = &warps_[self.index / warpSize];
+    before_others(state == State::AT_WARP ? warp : &arrived_);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(state == State::RETURNED ? nullptr : &self.fake_stack,
                                    scheduler_stack_, scheduler_stack_bytes_);
 #elif defined(__SANITIZE_THREAD__)
-    __tsan_release(this);
     __tsan_switch_to_fiber(scheduler_tsan_, __tsan_switch_to_fiber_no_sync);
 #endif
     swapcontext(&self.context, &scheduler_);
-    arrive(&self);
+    arrive(self.fake_stack);
+    after_others(state == State::AT_WARP ? warp : &released_);
   }
 
-  void arrive(Fiber* self) {
+  ATTNOPS_UNTRACKED void arrive([[maybe_unused]] void* fake_stack) {
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(self ? self->fake_stack : nullptr, &scheduler_stack_,
-                                    &scheduler_stack_bytes_);
-#elif defined(__SANITIZE_THREAD__)
-    __tsan_acquire(this);
+    __sanitizer_finish_switch_fiber(fake_stack, &scheduler_stack_, &scheduler_stack_bytes_);
 #endif
-    (void)self;
   }
 
-  // Lets those go on whom nobody keeps waiting. Returns false when all threads have returned.
-  bool release() {
+  // With no thread ready: lets those go on for whom all they wait for are there. Returns false when
+  // all threads have returned.
+  ATTNOPS_UNTRACKED bool release() {
     bool released = false;
+    const Fiber* waiting = nullptr;
     for (unsigned index = 0; index < threads_; ++index) {
-      if (fiber(index).state == State::AT_WARP) released |= release_warp(fiber(index));
+      const Fiber& fiber = this->fiber(index);
+      if (fiber.state == State::AT_WARP) released |= release_warp(fiber);
+      if (fiber.state != State::RETURNED && !waiting) waiting = &fiber;
     }
     if (released) return true;
-    const Fiber* waiting = nullptr;
-    for (unsigned index = 0; index < threads_ && !waiting; ++index) {
-      if (fiber(index).state != State::RETURNED) waiting = &fiber(index);
-    }
+    after_others(&arrived_);
     if (!waiting) return false;
     for (unsigned index = 0; index < threads_; ++index) {
-      const Fiber& other = fiber(index);
-      const bool same = other.state == waiting->state && other.site == waiting->site;
-      if (!same || waiting->state == State::AT_WARP) {
-        fail(describe(*waiting) + " waits for others, but " + describe(same ? *waiting : other));
+      const Fiber& fiber = this->fiber(index);
+      const bool is_there = fiber.state == waiting->state && fiber.site == waiting->site &&
+                            fiber.mask == waiting->mask;
+      if (!is_there && waits_for(*waiting, fiber)) {
+        fail(describe(*waiting) + " and waits, but " + describe(fiber));
       }
     }
     for (unsigned index = 0; index < threads_; ++index) fiber(index).state = State::READY;
+    before_others(&released_);
     return true;
   }
 
+  static bool waits_for(const Fiber& waiting, const Fiber& other) {
+    if (waiting.state == State::AT_BARRIER) return true;
+    const bool same_warp = waiting.index / warpSize == other.index / warpSize;
+    return same_warp && (waiting.mask >> other.index % warpSize & 1);
+  }
+
   // Completes the warp function at which `first` waits, if all lanes of its mask are there.
-  bool release_warp(const Fiber& first) {
+  ATTNOPS_UNTRACKED bool release_warp(const Fiber& first) {
     const unsigned base = first.index / warpSize * warpSize;
     const unsigned mask = first.mask;
-    const Site site = first.site;
-    std::vector<Fiber*> lanes(warpSize, nullptr);
+    Fiber* lanes[warpSize] = {};
     unsigned votes = 0;
     for (unsigned lane = 0; lane < warpSize && base + lane < threads_; ++lane) {
       if (!(mask >> lane & 1)) continue;
       Fiber& other = fiber(base + lane);
-      if (other.state != State::AT_WARP) return false;
-      if (other.mask != mask || !(other.site == site)) return false;
+      const bool there = other.state == State::AT_WARP && other.mask == mask;
+      if (!there || !(other.site == first.site)) return false;
       lanes[lane] = &other;
       votes |= static_cast<unsigned>(other.vote) << lane;
     }
     for (Fiber* lane : lanes) {
       if (!lane) continue;
       const Fiber* source = lane->source < 0 ? lane : lanes[lane->source];
-      if (!source) fail(describe(*lane) + " reads a lane that does not take part");
+      if (!source) fail(describe(*lane) + " and reads a lane that does not take part");
       std::memcpy(lane->result, source->value, sizeof(lane->result));
       lane->votes = votes;
-    }
-    for (Fiber* lane : lanes) {
-      if (lane) lane->state = State::READY;
+      lane->state = State::READY;
     }
     return true;
   }
@@ -333,7 +363,7 @@ class Machine {
   std::function<void()> body_;
   std::vector<std::unique_ptr<Fiber>> fibers_;
   unsigned threads_ = 0;
-  uint64_t block_ = 0;
+  uint64_t block_ = 0;  // number of the block since the start of the program, from 1
   Fiber* current_ = nullptr;
   std::unique_ptr<SharedBlock> dynamic_shared_;
   std::string order_ = read_order();
@@ -343,6 +373,8 @@ class Machine {
   const void* scheduler_stack_ = nullptr;
   size_t scheduler_stack_bytes_ = 0;
   void* scheduler_tsan_ = nullptr;
+  // Addresses on which ThreadSanitizer is told of the order of threads.
+  char arrived_ = 0, released_ = 0, warps_[1024 / warpSize] = {};
 };
 
 inline Machine& machine() {
@@ -353,8 +385,9 @@ inline Machine& machine() {
 inline void Machine::enter() {
   Machine& self = machine();
   self.arrive(nullptr);
+  after_others(&self.released_);
   self.body_();
-  self.wait(State::RETURNED, self.current_->site);
+  self.wait(State::RETURNED, {});
 }
 
 }  // namespace attnops::emulation

@@ -1,6 +1,11 @@
 // The functions and types of CUDA C++ that kernels use, for cuda_emulation.h.
 #pragma once
 
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cmath>
+
 #include "cuda_emulation.h"
 
 #define ATTNOPS_SITE(what) \
@@ -15,13 +20,12 @@
   auto& name = *reinterpret_cast<name##_array*>(                                 \
       name##_storage.get(::attnops::emulation::machine().block()))
 
-#define ATTNOPS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                  \
-  ((void)(stream), ::attnops::emulation::machine().launch(#kernel, kernel, grid, block, \
-                                                          shared_bytes, __VA_ARGS__))
+#define ATTNOPS_LAUNCH(kernel, grid, block, shared_bytes, ...) \
+  ::attnops::emulation::machine().launch(#kernel, kernel, grid, block, shared_bytes, __VA_ARGS__)
 
 // Barriers and warp functions are macros, so that each knows the line it was called from.
 #define __syncthreads() ::attnops::emulation::machine().barrier(ATTNOPS_SITE("__syncthreads"))
-#define __syncwarp(...) ::attnops::emulation::sync_warp(ATTNOPS_SITE("__syncwarp"), ##__VA_ARGS__)
+#define __syncwarp(...) ::attnops::emulation::SyncWarp{ATTNOPS_SITE("__syncwarp")}(__VA_ARGS__)
 #define __shfl_sync(...) ::attnops::emulation::shuffle(ATTNOPS_SITE("__shfl_sync"), __VA_ARGS__)
 #define __shfl_up_sync(...) \
   ::attnops::emulation::shuffle_up(ATTNOPS_SITE("__shfl_up_sync"), __VA_ARGS__)
@@ -36,10 +40,13 @@
 
 namespace attnops::emulation {
 
-inline void sync_warp(Site site, unsigned mask = 0xFFFFFFFFu) {
-  char nothing = 0;
-  machine().exchange(site, mask, &nothing, sizeof(nothing), -1, false);
-}
+struct SyncWarp {
+  Site site;
+  void operator()(unsigned mask = 0xFFFFFFFFu) const {
+    char nothing = 0;
+    machine().exchange(site, mask, &nothing, sizeof(nothing), -1, false);
+  }
+};
 
 inline unsigned ballot(Site site, unsigned mask, bool predicate) {
   char nothing = 0;
@@ -82,11 +89,16 @@ T shuffle_xor(Site site, unsigned mask, T value, int bits, int width = warpSize)
 
 }  // namespace attnops::emulation
 
-// Atomics: the fibers share one OS thread and are never interrupted.
+// Atomics; ThreadSanitizer knows these builtins.
 template <typename T, typename Function>
 T attnops_update(T* address, const Function& function) {
-  const T old = *address;
-  *address = function(old);
+  T old;
+  __atomic_load(address, &old, __ATOMIC_RELAXED);
+  T next = function(old);
+  while (
+      !__atomic_compare_exchange(address, &old, &next, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    next = function(old);
+  }
   return old;
 }
 template <typename T>
