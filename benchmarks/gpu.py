@@ -94,9 +94,12 @@ def _auto(op: str) -> str:
 
 def _why_not_the_modules(refused: Refused) -> str:
     """Why the blocks must not be timed: their tests, or those of an op as "auto" runs it."""
-    found = list(refused.get("nn", {}).values())
-    found += [refused[op][_auto(op)] for op in FUNCTIONS if _auto(op) in refused.get(op, {})]
-    return found[0] if found else ""
+    for op in FUNCTIONS:
+        backend = _auto(op)
+        for tested in ("nn", op):
+            if backend in refused.get(tested, {}):
+                return refused[tested][backend]
+    return ""
 
 
 def _run_part(

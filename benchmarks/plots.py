@@ -69,8 +69,11 @@ def plot_kinds(found: dict[str, Any], path: str | Path) -> None:
 
 
 def plot_table(rows: Sequence[Row], path: str | Path) -> None:
-    """Time and memory of every contender, one line of panels an input."""
+    """Time and memory of every contender, one line of panels an input that was measured."""
     groups = [list(group) for _, group in groupby(rows, lambda row: row.input)]
+    groups = [group for group in groups if any(row.p50 for row in group)]
+    if not groups:
+        return
     heights = [len(group) for group in groups]
     with pyplot.rc_context(STYLE):
         figure, panels = pyplot.subplots(

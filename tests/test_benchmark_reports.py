@@ -58,6 +58,15 @@ def test_outcomes_of_device_tests_are_read() -> None:
     assert "test_y" in gpu._why_not_the_modules(device_tests.refusals(outcomes))
 
 
+def test_failures_of_another_backend_do_not_count_for_auto() -> None:
+    chosen = gpu._auto("pyramid_pool")
+    other = next(name for name in device_tests.BACKENDS if name != chosen)
+    failed = device_tests.Outcomes(failures=[f"tests/test_nn_ann.py::test_apnb[{other}-1]"])
+    assert gpu._why_not_the_modules(device_tests.refusals(failed)) == ""
+    failed.failures.append(f"tests/test_nn_ann.py::test_apnb[{chosen}-1]")
+    assert chosen in gpu._why_not_the_modules(device_tests.refusals(failed))
+
+
 def test_device_folder_names() -> None:
     assert gpu.slug("NVIDIA H200 (80GB)") == "nvidia-h200-80gb"
 
