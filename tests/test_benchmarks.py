@@ -333,3 +333,31 @@ def test_microbenchmarks_run(tmp_path, capsys: pytest.CaptureFixture) -> None:
     assert microbench.main(["pyramid_pool", *options]) == 0
     names = [row.name for row in record.Document.load(result).rows]
     assert names == ["eager", "compiled", "attnops"]
+
+
+def test_painted_attention_lies_on_the_pooled_bins() -> None:
+    demo_attention = pytest.importorskip("attnops.benchmarks.demo_attention")
+    height, width, sizes = 21, 34, (1, 3, 8)
+    x = torch.randn(1, 2, height, width)
+    boxes = demo_attention.anchor_boxes(height, width, sizes)
+    means = [x[0, :, top:bottom, left:right].mean((1, 2)) for top, bottom, left, right in boxes]
+    pooled = attnops.pyramid_pool(x, sizes)[0]
+    torch.testing.assert_close(torch.stack(means, dim=1), pooled)
+    weights = torch.rand(len(boxes), 3).softmax(dim=0)
+    maps = demo_attention.paint(weights, height, width, sizes)
+    torch.testing.assert_close(maps.sum((1, 2)), torch.ones(3))
+
+
+def test_demo_pixels_attend_to_what_looks_alike(tmp_path) -> None:
+    demo_attention = pytest.importorskip("attnops.benchmarks.demo_attention")
+    plots = pytest.importorskip("attnops.benchmarks.plots")
+    assert plots
+    photo = torch.zeros(48, 64, 3).numpy()
+    photo[:, :32] = (0.9, 0.1, 0.1)  # red on the left, blue on the right
+    photo[:, 32:] = (0.1, 0.1, 0.9)
+    attention = demo_attention.attend(photo, ((20, 5, "red"), (30, 60, "blue")))
+    left, right = attention.maps[:, :, :32].sum((1, 2)), attention.maps[:, :, 32:].sum((1, 2))
+    assert left[0] > 0.9 and right[1] > 0.9
+    assert abs(attention.reconstruction - photo).mean() < 0.1
+    demo_attention.draw(attention, tmp_path / "attention.png")
+    assert (tmp_path / "attention.png").stat().st_size > 10_000
