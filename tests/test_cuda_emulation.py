@@ -156,6 +156,11 @@ def test_repeated_runs_are_bitwise_equal(pool: Path, tmp_path: Path) -> None:
         assert torch.equal(first, second)
 
 
+def test_launch_configurations_keep_the_limits() -> None:
+    done = toolchain.run(program("pyramid_pool_schedules.cpp", "address"))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # Faults in the kernels: a copy of them in which the environment turns each fault on.
 
 FAULTS = {

@@ -34,8 +34,9 @@ PoolProblem make_problem(int64_t batch, int64_t channels, int64_t height, int64_
                          int device) {
   STD_TORCH_CHECK(levels_supported(sizes), "pyramid_pool: the CUDA kernels take 1 to ", MAX_LEVELS,
                   " levels whose sizes sum to at most ", MAX_BINS, "; use another backend");
-  STD_TORCH_CHECK(height > 0 && width > 0 && height <= INT32_MAX / width,
-                  "pyramid_pool: a plane must have 1 to 2^31 - 1 pixels, got ", height, "x", width);
+  STD_TORCH_CHECK(height > 0 && width > 0 && height <= MAX_PIXELS / width,
+                  "pyramid_pool: the CUDA kernels take planes of 1 to ", MAX_PIXELS,
+                  " pixels, got ", height, "x", width);
   return {batch,   channels,      static_cast<int>(height),     static_cast<int>(width), sizes,
           use_max, channels_last, count_multiprocessors(device)};
 }

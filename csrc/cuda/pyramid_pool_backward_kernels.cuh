@@ -33,32 +33,38 @@ __device__ __forceinline__ BinRange bins_holding(int input, int n, int size) {
           static_cast<uint8_t>(last_bin_of(input, n, size))};
 }
 
-// s_ranges[level * pieces + k]: the bins of `level` that hold piece `first_piece + k` of the axis.
+// Tables in shared memory: threads of a warp would read different entries of a Plan, which constant
+// memory serves one by one.
+
+// s_ranges[k * levels + level]: the bins of `level` that hold piece `first_piece + k` of the axis.
 __device__ __forceinline__ void find_ranges(const Levels& levels, const Axis& axis, int first_piece,
                                             int pieces, BinRange* s_ranges) {
   for (int task = threadIdx.x; task < levels.count * pieces; task += blockDim.x) {
-    const int piece = first_piece + task % pieces;
-    s_ranges[task] = bins_holding(axis.cut[piece], levels.size[task / pieces], axis.size);
+    const int piece = first_piece + task / levels.count;
+    const int level = task % levels.count;
+    s_ranges[task] = bins_holding(axis.cut[piece], levels.size[level], axis.size);
   }
 }
 
-__device__ __forceinline__ int bin_length(const Axis& axis, int bin) {
-  return axis.cut[axis.last[bin]] - axis.cut[axis.first[bin]];
+// s_lengths[bin]: inputs of the bin, for the bins of all levels.
+__device__ __forceinline__ void find_lengths(const Levels& levels, const Axis& axis,
+                                             int* s_lengths) {
+  for (int bin = threadIdx.x; bin < levels.bins; bin += blockDim.x) {
+    s_lengths[bin] = axis.cut[axis.last[bin]] - axis.cut[axis.first[bin]];
+  }
 }
 
-// Sum over the row bins `range` of a level of grad / pixels, for one column bin of that level.
-// p_grad points at the level's cells of the plane; `bin` counts bins of all levels, `first_bin` is
-// the level's first.
+// Sum over the row bins `range` of a level of grad / pixels, for one column bin of `length`
+// columns. p_grad points at the first of the level's n x n cells in that column, s_row_lengths at
+// the first of its row bins.
 template <typename T>
 __device__ __forceinline__ accumulator_t<T> sum_row_bins(const T* __restrict__ p_grad,
-                                                         const Plan& plan, BinRange range, int n,
-                                                         int first_bin, int column) {
+                                                         BinRange range, int n,
+                                                         const int* s_row_lengths, int length) {
   using Acc = accumulator_t<T>;
-  const int length = bin_length(plan.columns, first_bin + column);
   Acc sum = 0;
   for (int i = range.first; i <= range.last; ++i) {
-    const int pixels = length * bin_length(plan.rows, first_bin + i);
-    sum += widen(p_grad[i * n + column]) / static_cast<Acc>(pixels);
+    sum += widen(p_grad[i * n]) / static_cast<Acc>(length * s_row_lengths[i]);
   }
   return sum;
 }
@@ -74,7 +80,8 @@ struct SpreadTiling {
 
 // grad `[planes, S]` -> grad_x `[planes, H, W]`. Grid (planes, shares of the strips); a block owns
 // `strips` strips of one plane. Shared: s_rows [bins, strips_pitch] (sums over row bins), s_values
-// [strips, pieces_pitch] (final values), s_cut [pieces + 1], ranges of strips and of pieces.
+// [strips, pieces_pitch] (final values), s_cut [pieces + 1], lengths of row and of column bins,
+// ranges of strips and of pieces.
 template <typename T, int VEC>
 __global__ void __launch_bounds__(SPREAD_THREADS, 3)
     spread_contiguous_kernel(const T* __restrict__ p_grad, T* __restrict__ p_grad_x,
@@ -92,11 +99,15 @@ __global__ void __launch_bounds__(SPREAD_THREADS, 3)
   Acc* s_rows = reinterpret_cast<Acc*>(shared);
   Acc* s_values = s_rows + levels.bins * tiling.strips_pitch;
   int* s_cut = reinterpret_cast<int*>(s_values + tiling.strips * tiling.pieces_pitch);
-  BinRange* s_row_ranges = reinterpret_cast<BinRange*>(s_cut + columns.pieces + 1);
+  int* s_row_lengths = s_cut + columns.pieces + 1;
+  int* s_column_lengths = s_row_lengths + levels.bins;
+  BinRange* s_row_ranges = reinterpret_cast<BinRange*>(s_column_lengths + levels.bins);
   BinRange* s_column_ranges = s_row_ranges + levels.count * tiling.strips;
 
   find_ranges(levels, rows, first_strip, strips, s_row_ranges);
   find_ranges(levels, columns, 0, columns.pieces, s_column_ranges);
+  find_lengths(levels, rows, s_row_lengths);
+  find_lengths(levels, columns, s_column_lengths);
   for (int k = threadIdx.x; k <= columns.pieces; k += blockDim.x) s_cut[k] = columns.cut[k];
   __syncthreads();
 
@@ -113,9 +124,9 @@ __global__ void __launch_bounds__(SPREAD_THREADS, 3)
       first_cell += n * n;
       n = levels.size[++level];
     }
-    s_rows[bin * tiling.strips_pitch + strip] =
-        sum_row_bins(p_grad + first_cell, plan, s_row_ranges[level * strips + strip], n, first_bin,
-                     bin - first_bin);
+    s_rows[bin * tiling.strips_pitch + strip] = sum_row_bins(
+        p_grad + first_cell + bin - first_bin, s_row_ranges[strip * levels.count + level], n,
+        s_row_lengths + first_bin, s_column_lengths[bin]);
   }
   __syncthreads();
 
@@ -124,7 +135,7 @@ __global__ void __launch_bounds__(SPREAD_THREADS, 3)
     const int piece = task / strips;
     Acc sum = 0;
     for (int level = 0, first_bin = 0; level < levels.count; first_bin += levels.size[level++]) {
-      const BinRange range = s_column_ranges[level * columns.pieces + piece];
+      const BinRange range = s_column_ranges[piece * levels.count + level];
       for (int j = range.first; j <= range.last; ++j) {
         sum += s_rows[(first_bin + j) * tiling.strips_pitch + strip];
       }
@@ -172,7 +183,8 @@ __global__ void __launch_bounds__(SPREAD_THREADS, 3)
 
 // grad `[B, C, S]` -> grad_x `[B, H, W, C]`, C a multiple of VEC. Grid: B * strips * channel tiles,
 // channel tiles fastest; a block owns one strip of lanes * VEC channels of a sample.
-// Shared: s_rows [bins, lanes * VEC] (sums over row bins), ranges of the pieces.
+// Shared: s_rows [bins, lanes * VEC] (sums over row bins), lengths of row and of column bins,
+// ranges of the pieces.
 template <typename T, int VEC>
 __global__ void __launch_bounds__(SPREAD_THREADS, 3)
     spread_channels_last_kernel(const T* __restrict__ p_grad, T* __restrict__ p_grad_x,
@@ -194,9 +206,15 @@ __global__ void __launch_bounds__(SPREAD_THREADS, 3)
 
   ATTNOPS_DYNAMIC_SHARED(shared);
   Acc* s_rows = reinterpret_cast<Acc*>(shared);
-  BinRange* s_ranges = reinterpret_cast<BinRange*>(s_rows + levels.bins * tile_channels);
+  int* s_row_lengths = reinterpret_cast<int*>(s_rows + levels.bins * tile_channels);
+  int* s_column_lengths = s_row_lengths + levels.bins;
+  BinRange* s_ranges = reinterpret_cast<BinRange*>(s_column_lengths + levels.bins);
 
   find_ranges(levels, columns, 0, columns.pieces, s_ranges);
+  find_lengths(levels, rows, s_row_lengths);
+  find_lengths(levels, columns, s_column_lengths);
+  __syncthreads();
+
   p_grad += (sample * channels + first_channel) * levels.cells;
   for (int level = 0, first_bin = 0, first_cell = 0; level < levels.count; ++level) {
     const int n = levels.size[level];
@@ -206,8 +224,8 @@ __global__ void __launch_bounds__(SPREAD_THREADS, 3)
       const int c = task / n;
       if (first_channel + c >= channels) continue;
       s_rows[(first_bin + column) * tile_channels + c] =
-          sum_row_bins(p_grad + static_cast<int64_t>(c) * levels.cells + first_cell, plan, range, n,
-                       first_bin, column);
+          sum_row_bins(p_grad + static_cast<int64_t>(c) * levels.cells + first_cell + column, range,
+                       n, s_row_lengths + first_bin, s_column_lengths[first_bin + column]);
     }
     first_bin += n;
     first_cell += n * n;
@@ -221,7 +239,7 @@ __global__ void __launch_bounds__(SPREAD_THREADS, 3)
   for (int piece = threadIdx.x / tiling.lanes; piece < columns.pieces; piece += tiling.walkers) {
     Acc sum[VEC] = {};
     for (int level = 0, first_bin = 0; level < levels.count; first_bin += levels.size[level++]) {
-      const BinRange range = s_ranges[level * columns.pieces + piece];
+      const BinRange range = s_ranges[piece * levels.count + level];
       for (int j = range.first; j <= range.last; ++j) {
         const auto term = *reinterpret_cast<const Vector<Acc, VEC>*>(
             s_rows + (first_bin + j) * tile_channels + lane * VEC);

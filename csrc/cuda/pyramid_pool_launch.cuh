@@ -258,6 +258,7 @@ PoolSchedule schedule_spread(const PoolProblem& problem, bool aligned) {
     divide_channels_last(problem, schedule, vector, SPREAD_THREADS, levels,
                          levels.bins * sizeof(Acc));
     schedule.shared_bytes = levels.bins * sizeof(Acc) * schedule.channels_last.lanes * vector +
+                            2 * levels.bins * sizeof(int) +
                             sizeof(BinRange) * levels.count * columns.pieces;
     return schedule;
   }
@@ -281,7 +282,7 @@ PoolSchedule schedule_spread(const PoolProblem& problem, bool aligned) {
   schedule.threads = round_threads(tiling.lanes * tiling.groups);
   schedule.shared_bytes =
       sizeof(Acc) * (levels.bins * tiling.strips_pitch + tiling.strips * tiling.pieces_pitch) +
-      sizeof(int) * (columns.pieces + 1) +
+      sizeof(int) * (columns.pieces + 1 + 2 * levels.bins) +
       sizeof(BinRange) * levels.count * (tiling.strips + columns.pieces);
   return schedule;
 }

@@ -14,6 +14,9 @@ constexpr int MAX_LEVELS = 16;
 constexpr int MAX_BINS = 64;     // bins along an axis, all levels together
 constexpr int MAX_PIECES = 256;  // at most 2 * MAX_BINS - 1 cuts by bins, the rest by length
 
+// Most pixels of a plane: a row of threads may step past the end of a row of pixels, in int.
+constexpr int64_t MAX_PIXELS = INT32_MAX - 4096;
+
 struct Levels {
   int count;
   int bins;   // sum of n: bins along an axis, all levels together
@@ -63,7 +66,7 @@ inline Levels make_levels(const std::vector<int64_t>& sizes) {
 // Shortest max_length that keeps the pieces of an axis within MAX_PIECES.
 inline int shortest_piece(int size) {
   constexpr int CUT_BY_LENGTH = MAX_PIECES - 2 * MAX_BINS;
-  return (size + CUT_BY_LENGTH - 1) / CUT_BY_LENGTH;
+  return (size - 1) / CUT_BY_LENGTH + 1;
 }
 
 // Cuts an axis at every bin edge, then into pieces of at most about `max_length` inputs.
