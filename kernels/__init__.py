@@ -12,8 +12,20 @@ from .. import _dispatch
 
 def register_all() -> None:
     """Register every op that has Triton kernels with the contract."""
-    from . import anchor_attention, anchor_attention_backward
+    from . import (
+        anchor_attention,
+        anchor_attention_backward,
+        pyramid_pool,
+        pyramid_pool_backward,
+    )
 
+    _dispatch.register(
+        "pyramid_pool",
+        "triton",
+        forward=pyramid_pool.forward,
+        backward=pyramid_pool_backward.backward,
+        refuse=pyramid_pool.refuse,
+    )
     _dispatch.register(
         "anchor_attention",
         "triton",

@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ._anchors import ANCHOR_CLASSES, known_multiple, tile_launch, tile_of, variants
-from ._common import TRITON_DTYPES, AotCase, Launch, round_up, run
+from ._anchors import ANCHOR_CLASSES, tile_launch, tile_of, variants
+from ._common import TRITON_DTYPES, AotCase, Launch, known_multiple, run
 
 # Programs of the anchor gradients, about: two for each multiprocessor of the largest GPUs. Fixed,
 # not asked of the device, so that sums are split the same way everywhere.
@@ -23,10 +23,10 @@ REDUCED_PARTS = 16
         "channels",
         "rows",
         "first_item",
-        "first_position",
-        "slab_positions",
+        "first_step",
+        "slab_steps",
         "splits",
-        "split_positions",
+        "split_steps",
         "add",
     ]
 )
@@ -38,55 +38,54 @@ def anchor_gradient_kernel(
     channels,
     rows,
     first_item,
-    first_position,
-    slab_positions,
+    first_step,
+    slab_steps,
     splits,
-    split_positions,
+    split_steps,
     add,
     POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
     ANCHORS: tl.constexpr,
     INNER: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    MULTIPLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """partial[split] (+)= sum over the split's positions n of the slab of map[:, n] weight[n, :].
 
     p_map [B, C, N]: query with ds as weight, or grad with p; contiguous, or with INNER the channel
-    index fastest. p_weight [items, slab_positions, ANCHORS]: positions first_position, ... of the
-    batch items first_item, ... of the map. p_partial [items, splits, rows, ANCHORS] float32, rows
-    >= C: overwritten, or with `add` added to.
-    Grid: items * splits * rows / CHANNELS; one program owns CHANNELS channels of split_positions
-    consecutive positions. Reads the map once, the weights once for every CHANNELS channels (L2).
+    index fastest. p_weight [items, slab_steps * POSITIONS, ANCHORS]: positions from first_step *
+    POSITIONS on of the batch items first_item, ... of the map.
+    p_partial [items, splits, rows, ANCHORS] float32, rows >= C: set, or with `add` added to.
+    Grid: items * splits * rows / CHANNELS; one program owns CHANNELS channels of split_steps *
+    POSITIONS positions. Reads the map once, the weights once for every CHANNELS channels (L2).
     """
     blocks = rows // CHANNELS
     block = tl.program_id(0) % blocks
     split = (tl.program_id(0) // blocks) % splits
     item = (tl.program_id(0) // (blocks * splits)).to(tl.int64)
     if INNER:
-        channels = known_multiple(channels, ALIGNED)
+        channels = known_multiple(channels, MULTIPLE)
     else:
-        positions = known_multiple(positions, ALIGNED)
+        positions = known_multiple(positions, MULTIPLE)
     b_channel = block * CHANNELS + tl.arange(0, CHANNELS)
     b_step = tl.arange(0, POSITIONS)
     b_anchor = tl.arange(0, ANCHORS)
-    begin = split * split_positions
-    end = tl.minimum(begin + split_positions, slab_positions)
-    end = tl.minimum(end, positions - first_position)
+    # Steps instead of positions show that tiles start on multiples of POSITIONS.
+    begin = split * split_steps
+    end = tl.minimum(begin + split_steps, slab_steps)
     p_map += (first_item + item) * channels * positions
-    p_weight += item * slab_positions * ANCHORS
+    p_weight += item * slab_steps * (POSITIONS * ANCHORS)
     in_map = (b_channel < channels)[:, None]
     acc = tl.zeros([CHANNELS, ANCHORS], dtype=tl.float32)
-    for start in range(begin, end, POSITIONS):
-        b_row = start + b_step
-        inside = b_row < end
-        b_position = first_position + b_row
+    for step in range(begin, end):
+        b_position = (first_step + step) * POSITIONS + b_step
+        inside = b_position < positions
         if INNER:
             p_tile = p_map + b_position.to(tl.int64)[None, :] * channels + b_channel[:, None]
         else:
             p_tile = p_map + b_channel.to(tl.int64)[:, None] * positions + b_position[None, :]
         b_map = tl.load(p_tile, mask=in_map & inside[None, :], other=0.0)  # [CHANNELS, POSITIONS]
-        p_rows = p_weight + b_row[:, None] * ANCHORS + b_anchor[None, :]
+        p_rows = p_weight + (step * POSITIONS + b_step)[:, None] * ANCHORS + b_anchor[None, :]
         b_weight = tl.load(p_rows, mask=inside[:, None], other=0.0)  # [POSITIONS, ANCHORS]
         acc = tl.dot(b_map, b_weight, acc, input_precision=PRECISION)
     p_out = p_partial + ((item * splits + split) * rows + b_channel[:, None]) * ANCHORS
@@ -146,10 +145,10 @@ def reduce_partials_kernel(
     tl.store(p_out, acc.to(p_out.dtype.element_ty), mask=mask)
 
 
-def anchor_launch(dtype: str, anchors: int, aligned: bool, precision: str, inner: bool) -> Launch:
+def anchor_launch(dtype: str, anchors: int, multiple: int, precision: str, inner: bool) -> Launch:
     """The configuration of anchor_gradient_kernel: rows are channels, chunks are of positions."""
-    tile = tile_of(dtype, anchors, aligned, precision)
-    return tile_launch(tile, tile.chunk, tile.rows, anchors, aligned, precision, inner)
+    tile = tile_of(dtype, anchors, multiple, precision)
+    return tile_launch(tile, tile.chunk, tile.rows, anchors, multiple, precision, inner)
 
 
 def reduce_launch(anchors: int) -> Launch:
@@ -161,18 +160,17 @@ class AnchorGradient:
 
     def __init__(
         self, out: torch.Tensor, rows: int, items: int, slab_positions: int, launch: Launch
-    ):
+    ) -> None:
         self.out = out
         self.rows = rows
         self.launch = launch
-        self.anchors = launch.constants["ANCHORS"]
+        self.step = launch.constants["POSITIONS"]
         self.blocks = rows // launch.constants["CHANNELS"]
         wanted = triton.cdiv(PARTIAL_PROGRAMS, self.blocks * items)
         self.splits = max(1, min(wanted, slab_positions // MIN_SPLIT))
-        self.split_positions = round_up(
-            triton.cdiv(slab_positions, self.splits), launch.constants["POSITIONS"]
-        )
-        self.partial = out.new_empty(items, self.splits, rows, self.anchors, dtype=torch.float32)
+        self.split_steps = triton.cdiv(slab_positions, self.splits * self.step)
+        anchors = launch.constants["ANCHORS"]
+        self.partial = out.new_empty(items, self.splits, rows, anchors, dtype=torch.float32)
 
     def accumulate(
         self,
@@ -183,6 +181,7 @@ class AnchorGradient:
         first_position: int,
         slab_positions: int,
     ) -> None:
+        """Adds source [B, C, N] times weight [items, slab_positions, ANCHORS] of one slab."""
         run(
             anchor_gradient_kernel,
             items * self.splits * self.blocks,
@@ -193,15 +192,16 @@ class AnchorGradient:
             source.shape[1],
             self.rows,
             first_item,
-            first_position,
-            slab_positions,
+            first_position // self.step,
+            slab_positions // self.step,
             self.splits,
-            self.split_positions,
+            self.split_steps,
             int(first_position > 0),
             launch=self.launch,
         )
 
     def finish(self, first_item: int, items: int, factor: float) -> None:
+        """Writes factor times the sums to the batch items first_item, ... of the output."""
         reduce_partials(self.partial, self.out, first_item, items, factor)
 
 

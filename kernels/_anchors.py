@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._common import TRITON_DTYPES, AotCase, Launch, round_up, run
+from ._common import FACTORS, TRITON_DTYPES, AotCase, Launch, known_factor, round_up, run
 
 MAX_ANCHORS = 512
 ANCHOR_CLASSES = (128, 256, 512)  # padded anchor counts that kernels are compiled for
@@ -73,14 +73,6 @@ def pack_anchors_kernel(
             )
         b_bias = tl.where(b_anchor < anchors, b_bias.to(tl.float32), float("-inf"))
         tl.store(p_packed_bias + batch * ANCHORS + b_anchor, b_bias)
-
-
-@triton.jit
-def known_multiple(value, ALIGNED: tl.constexpr):
-    """The value; where ALIGNED says that it is a multiple of 16, in a form that shows it."""
-    if ALIGNED:
-        value = value // 16 * 16
-    return value
 
 
 @triton.jit
@@ -174,7 +166,10 @@ def precision_of(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class Tile:
-    """Shape of a product into an accumulator of [rows, anchors]: `chunk` terms are read at once."""
+    """Shape of a product into an accumulator of [rows, anchors]: `chunk` terms are read at once.
+
+    The chunk divides the rows: tiles of positions that one kernel writes another reads in chunks.
+    """
 
     rows: int
     chunk: int
@@ -182,7 +177,7 @@ class Tile:
     stages: int
 
 
-def tile_of(dtype: str, anchors: int, aligned: bool, precision: str) -> Tile:
+def tile_of(dtype: str, anchors: int, multiple: int, precision: str) -> Tile:
     """The tile for a class of inputs, for all kernels and both directions.
 
     An accumulator takes 64 float32 registers a thread or less, and the stages of a product fit the
@@ -202,12 +197,12 @@ def tile_of(dtype: str, anchors: int, aligned: bool, precision: str) -> Tile:
             256: Tile(32, 32, 8, 2),
             512: Tile(16, 16, 8, 2),
         }[anchors]
-    if not aligned:
+    if multiple == 1:
         # Rows that do not start on 16 bytes are read element by element, through registers.
         return {
             128: Tile(64, 64, 8, 2),
             256: Tile(32, 32, 8, 2),
-            512: Tile(16, 32, 8, 2),
+            512: Tile(16, 16, 8, 2),
         }[anchors]
     return {
         128: Tile(128, 64, 8, 3),  # 32 KB a stage: two programs on a Hopper multiprocessor
@@ -221,7 +216,7 @@ def tile_launch(
     positions: int,
     channels: int,
     anchors: int,
-    aligned: bool,
+    multiple: int,
     precision: str,
     inner: bool,
 ) -> Launch:
@@ -231,7 +226,7 @@ def tile_launch(
         "CHANNELS": channels,
         "ANCHORS": anchors,
         "INNER": inner,
-        "ALIGNED": aligned,
+        "MULTIPLE": multiple,
         "PRECISION": precision,
     }
     return Launch(constants, tile.warps, tile.stages)
@@ -271,11 +266,11 @@ class Anchors:
         )
 
 
-def is_aligned(query: torch.Tensor, value: torch.Tensor, inner: bool) -> bool:
-    """Whether rows of query and of [B, Cv, N] maps of its layout are multiples of 16 elements."""
+def multiple_of(query: torch.Tensor, value: torch.Tensor, inner: bool) -> int:
+    """Elements that rows of query and of [B, Cv, N] maps of its layout are known multiples of."""
     if inner:
-        return query.shape[1] % 16 == 0 and value.shape[1] % 16 == 0
-    return query.shape[2] % 16 == 0
+        return known_factor(query, query.shape[1], value.shape[1])
+    return known_factor(query, query.shape[2])
 
 
 def pack_cases() -> list[AotCase]:
@@ -293,7 +288,7 @@ def pack_cases() -> list[AotCase]:
     ]
 
 
-def variants(dtype: str) -> list[tuple[int, bool, str, bool]]:
-    """Padded anchors, aligned, precision, channels inner: what kernels are compiled for."""
+def variants(dtype: str) -> list[tuple[int, int, str, bool]]:
+    """Padded anchors, multiple, precision, channels inner: what kernels are compiled for."""
     precisions = ("ieee", "tf32") if dtype == "fp32" else ("ieee",)
-    return list(product(ANCHOR_CLASSES, (False, True), precisions, (False, True)))
+    return list(product(ANCHOR_CLASSES, FACTORS[dtype], precisions, (False, True)))

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 
 MIN_CAPABILITY = (8, 0)  # bf16 tensor cores and asynchronous copies start here
 
 TRITON_DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+FACTORS = {"fp32": (1, 4), "fp16": (1, 8), "bf16": (1, 8)}  # what known_factor can return
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # kernels are wrapped once, at import
 if INTERPRETED:
@@ -44,6 +46,18 @@ def device_guard(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]
     if tensor.device.type == "cuda":
         return torch.cuda.device(tensor.device)
     return contextlib.nullcontext()
+
+
+def known_factor(like: torch.Tensor, *lengths: int) -> int:
+    """Elements in 16 bytes if all row lengths are multiples of them, else 1: FACTORS has both."""
+    factor = 16 // like.element_size()
+    return factor if all(length % factor == 0 for length in lengths) else 1
+
+
+@triton.jit
+def known_multiple(value, MULTIPLE: tl.constexpr):
+    """The value, which is a multiple of MULTIPLE, in a form that shows it to the compiler."""
+    return value // MULTIPLE * MULTIPLE
 
 
 def round_up(value: int, multiple: int) -> int:

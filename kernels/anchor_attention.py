@@ -18,8 +18,7 @@ from ._anchors import (
     MAX_ANCHORS,
     Anchors,
     accumulate_scores,
-    is_aligned,
-    known_multiple,
+    multiple_of,
     pack_cases,
     precision_of,
     store_products,
@@ -33,6 +32,7 @@ from ._common import (
     Launch,
     aligned_storage,
     device_guard,
+    known_multiple,
     refuse_tensor,
     run,
 )
@@ -58,7 +58,7 @@ def anchor_attention_forward_kernel(
     CHANNELS: tl.constexpr,
     ANCHORS: tl.constexpr,
     INNER: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    MULTIPLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """out = softmax(scale query^T key + bias) value^T; lse = log sum exp of the scores.
@@ -75,10 +75,10 @@ def anchor_attention_forward_kernel(
     batch = (tl.program_id(0) // tiles).to(tl.int64)
     start = (tl.program_id(0) % tiles) * POSITIONS
     if INNER:
-        key_channels = known_multiple(key_channels, ALIGNED)
-        value_channels = known_multiple(value_channels, ALIGNED)
+        key_channels = known_multiple(key_channels, MULTIPLE)
+        value_channels = known_multiple(value_channels, MULTIPLE)
     else:
-        positions = known_multiple(positions, ALIGNED)
+        positions = known_multiple(positions, MULTIPLE)
     b_position = start + tl.arange(0, POSITIONS)
     b_anchor = tl.arange(0, ANCHORS)
 
@@ -124,13 +124,13 @@ FEW_POSITIONS = 32768  # below, tiles of 128 positions are fewer than two per mu
 
 
 def forward_launch(
-    dtype: str, anchors: int, aligned: bool, precision: str, inner: bool, few: bool
+    dtype: str, anchors: int, multiple: int, precision: str, inner: bool, few: bool
 ) -> Launch:
     """The configuration of one class of inputs; `anchors` is padded, `few` says few positions."""
-    tile = tile_of(dtype, anchors, aligned, precision)
+    tile = tile_of(dtype, anchors, multiple, precision)
     if few and tile.rows == 128:
         tile = replace(tile, rows=64, warps=4)  # twice as many programs
-    return tile_launch(tile, tile.rows, tile.chunk, anchors, aligned, precision, inner)
+    return tile_launch(tile, tile.rows, tile.chunk, anchors, multiple, precision, inner)
 
 
 def forward(
@@ -152,7 +152,7 @@ def forward(
         launch = forward_launch(
             TRITON_DTYPES[query.dtype],
             anchors.padded,
-            is_aligned(query, value, inner),
+            multiple_of(query, value, inner),
             precision_of(query.dtype),
             inner,
             batch * positions < FEW_POSITIONS,

@@ -21,8 +21,7 @@ from ._anchor_partials import AnchorGradient, anchor_launch, partial_cases, redu
 from ._anchors import (
     Anchors,
     accumulate_scores,
-    is_aligned,
-    known_multiple,
+    multiple_of,
     precision_of,
     store_products,
     tile_launch,
@@ -35,6 +34,7 @@ from ._common import (
     Launch,
     aligned_storage,
     device_guard,
+    known_multiple,
     run,
 )
 
@@ -81,7 +81,7 @@ def score_gradient_kernel(
     CHANNELS: tl.constexpr,
     ANCHORS: tl.constexpr,
     INNER: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    MULTIPLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """p = exp(scores - lse); ds = p (dp - sum p dp), dp = grad^T value; dquery = scale key ds^T.
@@ -100,10 +100,10 @@ def score_gradient_kernel(
     slab_tile = tl.program_id(0) % slab_tiles
     tile = first_tile + slab_tile
     if INNER:
-        key_channels = known_multiple(key_channels, ALIGNED)
-        value_channels = known_multiple(value_channels, ALIGNED)
+        key_channels = known_multiple(key_channels, MULTIPLE)
+        value_channels = known_multiple(value_channels, MULTIPLE)
     else:
-        positions = known_multiple(positions, ALIGNED)
+        positions = known_multiple(positions, MULTIPLE)
     b_position = tile * POSITIONS + tl.arange(0, POSITIONS)
     b_anchor = tl.arange(0, ANCHORS)
     p_key += batch * key_rows * ANCHORS
@@ -168,10 +168,10 @@ def score_gradient_kernel(
     )
 
 
-def score_launch(dtype: str, anchors: int, aligned: bool, precision: str, inner: bool) -> Launch:
+def score_launch(dtype: str, anchors: int, multiple: int, precision: str, inner: bool) -> Launch:
     """The configuration of score_gradient_kernel for one class of inputs."""
-    tile = tile_of(dtype, anchors, aligned, precision)
-    return tile_launch(tile, tile.rows, tile.chunk, anchors, aligned, precision, inner)
+    tile = tile_of(dtype, anchors, multiple, precision)
+    return tile_launch(tile, tile.rows, tile.chunk, anchors, multiple, precision, inner)
 
 
 def backward(
@@ -196,7 +196,7 @@ def backward(
         variant = (
             TRITON_DTYPES[query.dtype],
             anchors.padded,
-            is_aligned(query, value, inner),
+            multiple_of(query, value, inner),
             precision_of(query.dtype),
             inner,
         )
