@@ -2,6 +2,7 @@
 // Merging partials in any grouping gives the same maximum, and sums in a fixed order.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "element.cuh"

@@ -83,6 +83,7 @@ def run(
             **os.environ,
             "ATTNOPS_EMULATION_ORDER": order,
             "TSAN_OPTIONS": "atexit_sleep_ms=0",
+            "ASAN_OPTIONS": "detect_leaks=0",  # needs ptrace, which containers may forbid
             **environment,
         },
     )
