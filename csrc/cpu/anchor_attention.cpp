@@ -14,8 +14,8 @@ namespace {
 
 const AnchorKernels& kernels_for(DType dtype) { ATTNOPS_SELECT_KERNELS(anchor_kernels, dtype); }
 
-constexpr int64_t kPackedBudget = int64_t{8} << 20;    // packed anchors kept at a time
-constexpr int64_t kPartialBudget = int64_t{96} << 20;  // scratch and partials of backward workers
+constexpr int64_t kPackedBudget = int64_t{8} << 20;     // packed anchors kept at a time
+constexpr int64_t kPartialBudget = int64_t{128} << 20;  // scratch and partials of backward workers
 
 bool is_channels_inner(const Tensor& map) {
   return map.size(1) > 1 && map.stride(1) == 1 && !map.is_contiguous();
@@ -63,11 +63,11 @@ void pack_items(const AnchorKernels& kernels, const AnchorShape& shape, bool bac
   });
 }
 
-// Positions of a tile: short maps are cut smaller so that every thread gets some.
-int64_t tile_size(int64_t most, int64_t positions, int64_t items, int64_t workers) {
-  const int64_t smallest = std::min<int64_t>(most, 48);
-  const int64_t wanted = positions * items / (4 * workers) / smallest * smallest;
-  return std::clamp(wanted, smallest, most);
+// Positions of a tile: short maps are cut smaller so that every thread gets `share` tiles.
+int64_t tile_size(int64_t most, int64_t positions, int64_t share) {
+  constexpr int64_t kSmallest = 48;  // whole panels of every instruction set and type
+  const int64_t wanted = positions / (share * thread_count()) / kSmallest * kSmallest;
+  return std::clamp(wanted, kSmallest, most);
 }
 
 }  // namespace
@@ -88,7 +88,7 @@ std::tuple<Tensor, Tensor> anchor_attention(Tensor query, Tensor key, Tensor val
   const int64_t scratch_bytes = kernels.scratch_bytes(shape, false);
   const int64_t group =
       std::clamp<int64_t>(kPackedBudget / packed_bytes, 1, std::min(batch, 4 * thread_count()));
-  const int64_t tile = tile_size(kernels.forward_tile, shape.positions, group, thread_count());
+  const int64_t tile = tile_size(kernels.forward_tile, shape.positions * group, 4);
   const int64_t tiles = (shape.positions + tile - 1) / tile;
   const int64_t workers = std::min(thread_count(), group * tiles);
   const Scratch packed(group * packed_bytes), scratch(workers * scratch_bytes);
@@ -131,12 +131,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> anchor_attention_backward(Tensor grad
   const int64_t packed_bytes = kernels.packed_bytes(shape, true);
   const int64_t scratch_bytes = kernels.scratch_bytes(shape, true);
   const int64_t partial_bytes = kernels.partial_bytes(shape);
-  const int64_t tile = kernels.backward_tile;
-  const int64_t tiles = (shape.positions + tile - 1) / tile;
   const int64_t threads =
       std::clamp<int64_t>(kPartialBudget / (partial_bytes + scratch_bytes), 1, thread_count());
   const int64_t group =
       std::clamp<int64_t>(kPackedBudget / packed_bytes, 1, std::min(batch, threads));
+  const int64_t tile = tile_size(kernels.backward_tile, shape.positions * group, 2);
+  const int64_t tiles = (shape.positions + tile - 1) / tile;
   // Every item of a group is cut into `chunks` runs of tiles with a partial sum each. The cut
   // depends on shapes and the number of threads only, so sums are the same in every run.
   const int64_t chunks = std::min(tiles, std::max<int64_t>(1, threads / group));

@@ -18,7 +18,7 @@ namespace attnops::cpu::ATTNOPS_ISA {
 namespace {
 
 constexpr int64_t kForwardTile = 192;
-constexpr int64_t kBackwardTile = 96;
+constexpr int64_t kBackwardTile = 144;
 
 // Buffers of one worker, elements of C. Forward keeps one chunk of the map tile, backward all of
 // query and grad, since they are operands twice.

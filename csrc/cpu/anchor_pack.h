@@ -8,9 +8,9 @@ namespace attnops::cpu::ATTNOPS_ISA {
 
 // Map tiles are cut into chunks of this many channels: a panel of a chunk stays in the first-level
 // cache. A multiple of every kRows.
-constexpr int64_t kChunk = 96;
-// Rows of a chunk in the channels-inner form, an odd number of cache lines for float so that
-// neighbouring rows fall into different cache sets.
+constexpr int64_t kChunk = 144;
+// Rows of a chunk in the channels-inner form: not a power of two, so that the rows of a block fall
+// into different cache sets.
 constexpr int kChunkStride = kChunk + 16;
 
 // Width of the packed panels of anchors: they are the left operand for a contiguous map (positions

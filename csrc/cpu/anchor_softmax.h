@@ -13,6 +13,17 @@ namespace attnops::cpu::ATTNOPS_ISA {
 ATTNOPS_INLINE float log_one(float x) { return __builtin_logf(x); }
 ATTNOPS_INLINE double log_one(double x) { return __builtin_log(x); }
 
+// Sums down a panel go into this many accumulators in turn: one would add rounding errors of up to
+// 512 anchors on top of each other, and wait for every addition.
+constexpr int kSums = 8;
+
+template <class V>
+ATTNOPS_INLINE V add_up(V (&sums)[kSums]) {
+  for (int half = kSums / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  return sums[0];
+}
+
 // scores -> probabilities, lse[n] = log sum_s exp(score + bias).
 template <class C>
 static void softmax_columns(C* scores, int64_t panel_stride, int64_t anchors, int64_t count,
@@ -25,12 +36,13 @@ static void softmax_columns(C* scores, int64_t panel_stride, int64_t anchors, in
       const V x = load(column + s * kColumns<C>) + bias[s];
       top = select(x > top, x, top);
     }
-    V sum = {};
+    V sums[kSums] = {};
     for (int64_t s = 0; s < anchors; ++s) {
       const V p = exp_lanes<C>(load(column + s * kColumns<C>) + bias[s] - top);
       store(column + s * kColumns<C>, p);
-      sum += p;
+      sums[s % kSums] += p;
     }
+    const V sum = add_up(sums);
     const V inverse = (C)1 / sum;
     for (int64_t s = 0; s < anchors; ++s)
       store(column + s * kColumns<C>, load(column + s * kColumns<C>) * inverse);
@@ -49,16 +61,16 @@ static void softmax_backward_columns(C* scores, C* dp, int64_t panel_stride, int
     const int64_t valid = min64(kWidth<C>, count - n);
     const int64_t at = n / kColumns<C> * panel_stride + n % kColumns<C>;
     const V norm = valid == kWidth<C> ? load(lse + n) : load_partial(lse + n, valid);
-    V sum = {}, delta = {};
+    V sums[kSums] = {}, dots[kSums] = {};
     for (int64_t s = 0; s < anchors; ++s) {
       C* score = scores + at + s * kColumns<C>;
       const V p = exp_lanes<C>(load(score) + bias[s] - norm);
       store(score, p);
-      sum += p;
-      delta += p * load(dp + at + s * kColumns<C>);
+      sums[s % kSums] += p;
+      dots[s % kSums] += p * load(dp + at + s * kColumns<C>);
     }
-    const V inverse = (C)1 / sum;
-    delta *= inverse;
+    const V inverse = (C)1 / add_up(sums);
+    const V delta = add_up(dots) * inverse;
     for (int64_t s = 0; s < anchors; ++s) {
       C *score = scores + at + s * kColumns<C>, *grad = dp + at + s * kColumns<C>;
       const V p = load(score) * inverse;
