@@ -78,7 +78,7 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     As PyTorch's own rule for matrix products: float64 stays as it is.
     """
     device = next(t.device.type for t in tensors if isinstance(t, Tensor))
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(

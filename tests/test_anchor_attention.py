@@ -55,7 +55,7 @@ def test_agrees_with_float64(backend, device, shape, dtype, with_bias):
         rest.pop()
     for layout in ("contiguous", "channels_last"):
         inputs = [in_layout(query, layout), *rest]
-        out, (grad, *_) = check_op(fused(None), plain(None), inputs, grad_layout=layout)
+        out, grad, *_ = check_op(fused(None), plain(None), inputs, grad_layout=layout)
         memory_format = (
             torch.channels_last if layout == "channels_last" else torch.contiguous_format
         )
@@ -78,14 +78,14 @@ def test_layouts(backend, device, layout, grad_layout):
 @pytest.mark.parametrize("spatial", [(35,), (3, 4, 5), (2, 3, 2, 3)], ids=str)
 def test_any_number_of_spatial_axes(backend, device, spatial):
     inputs = operands(device, torch.float32, 2, 6, 5, *spatial, anchors=13)
-    out, _ = check_op(fused(None), plain(None), inputs)
+    out, *_ = check_op(fused(None), plain(None), inputs)
     assert out.shape == (2, 5, *spatial)
 
 
 def test_tokens_with_channels_innermost(backend, device):
     query, *rest = operands(device, torch.float32, 2, 6, 5, 35, anchors=13)
     query = query.transpose(1, 2).contiguous().transpose(1, 2)
-    out, _ = check_op(fused(None), plain(None), [query, *rest])
+    out, *_ = check_op(fused(None), plain(None), [query, *rest])
     assert out.transpose(1, 2).is_contiguous()
 
 
