@@ -11,11 +11,25 @@ from .._dispatch import register
 from ._load import load
 
 
-def _refuse_pyramid_pool(x: Tensor, *args: Any) -> str | None:
+# Limits of the kernels' tables and 32-bit indices (csrc/cuda/pyramid_pool_plan.h).
+_MAX_LEVELS, _MAX_BINS_AN_AXIS = 16, 64
+_MAX_PIXELS, _MAX_PLANES = 2**31 - 1 - 4096, 2**31 - 1
+
+
+def _refuse_pyramid_pool(x: Tensor, sizes: list[int], *args: Any) -> str | None:
     if x.device.type != "cuda":
         return f"it runs CUDA tensors only, got {x.device}"
-    if x.shape[2] * x.shape[3] >= 2**31:
-        return f"it indexes planes of less than 2^31 pixels, got {x.shape[2]}x{x.shape[3]}"
+    if len(sizes) > _MAX_LEVELS or sum(sizes) > _MAX_BINS_AN_AXIS:
+        return (
+            f"it has room for {_MAX_LEVELS} levels of {_MAX_BINS_AN_AXIS} bins an axis in all, "
+            f"got sizes {tuple(sizes)}"
+        )
+    batch, channels, height, width = x.shape
+    if height * width > _MAX_PIXELS or batch * channels > _MAX_PLANES:
+        return (
+            f"it indexes up to {_MAX_PLANES} planes of {_MAX_PIXELS} pixels, got "
+            f"{batch * channels} of {height}x{width}"
+        )
     return None
 
 
