@@ -97,6 +97,15 @@ def _why_not(op: str, backend: str) -> str:
     return _registry.missing.get(backend, f"{op} has no {backend} implementation")
 
 
+def _availability(op: str, backend: str) -> Availability:
+    if (op, backend) not in _registry.implementations:
+        return Availability(False, _why_not(op, backend))
+    interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    if backend in ("triton", "cuda") and not interpreted and not torch.cuda.is_available():
+        return Availability(False, "no CUDA device is visible")
+    return Availability(True)
+
+
 def select(op: str, device: torch.device, *args: Any) -> Implementation:
     """The implementation that runs `op` on `args` under the current choice.
 
@@ -138,12 +147,7 @@ def backends() -> dict[str, dict[str, Availability]]:
         True
     """
     return {
-        op: {
-            backend: Availability(True)
-            if (op, backend) in _registry.implementations
-            else Availability(False, _why_not(op, backend))
-            for backend in BACKENDS[1:]
-        }
+        op: {backend: _availability(op, backend) for backend in BACKENDS[1:]}
         for op in _registry.ops
     }
 

@@ -112,7 +112,9 @@ def test_choice_holds_on_other_threads(calls, x):
 
 
 def test_compiled_graph_obeys_a_later_choice(calls, x, device):
-    compiled = torch.compile(lambda x: attnops.pyramid_pool(x, (1, 2)).exp(), fullgraph=True)
+    compiled = torch.compile(
+        lambda x: attnops.pyramid_pool(x, (1, 2)).exp(), fullgraph=True, backend="aot_eager"
+    )
     compiled(x)
     with attnops.use_backend("reference"):
         out = compiled(x)
@@ -134,7 +136,7 @@ def test_exported_graph_obeys_a_later_choice(calls, x):
 
 
 def test_switching_inside_a_compiled_function_has_no_effect(calls, x, device):
-    @torch.compile(fullgraph=True)
+    @torch.compile(fullgraph=True, backend="aot_eager")
     def pool(x):
         with attnops.use_backend("reference"):
             return attnops.pyramid_pool(x)

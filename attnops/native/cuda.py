@@ -10,7 +10,6 @@ from torch import Tensor
 from .._dispatch import register
 from ._load import load
 
-
 # Limits of the kernels' tables and 32-bit indices (csrc/cuda/pyramid_pool_plan.h).
 _MAX_LEVELS, _MAX_BINS_AN_AXIS = 16, 64
 _MAX_PIXELS, _MAX_PLANES = 2**31 - 1 - 4096, 2**31 - 1
