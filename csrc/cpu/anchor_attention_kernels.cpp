@@ -151,12 +151,13 @@ void backward_tile(const AnchorShape& shape, const Compute<S>* packed, const S* 
                                shape.value_channels, shape, count, packed + layout.value_scores,
                                grad_tile, buffers.value_rows, true, buffers.tile, ds,
                                buffers.scores_stride);
-  if constexpr (kInner)
-    softmax_backward_rows(p, ds, buffers.scores_stride, shape.anchors, count, bias, lse + first,
-                          partial + sums.bias);
-  else
-    softmax_backward_columns(p, ds, buffers.scores_stride, shape.anchors, count, bias, lse + first,
-                             partial + sums.bias);
+  if constexpr (kInner) {
+    softmax_backward_rows(p, ds, buffers.scores_stride, shape.anchors, count, bias, lse + first);
+    sum_positions_rows(ds, buffers.scores_stride, shape.anchors, count, partial + sums.bias);
+  } else {
+    softmax_backward_columns(p, ds, buffers.scores_stride, shape.anchors, count, bias, lse + first);
+    sum_positions_columns(ds, buffers.scores_stride, shape.anchors, count, partial + sums.bias);
+  }
   anchors_times_weights<S, kInner>(packed + layout.key_out, ds, buffers.scores_stride,
                                    shape.key_channels, shape, first, count, dquery);
   if constexpr (!kInner) {

@@ -55,7 +55,7 @@ static void softmax_columns(C* scores, int64_t panel_stride, int64_t anchors, in
 // the whole position is here, they are divided by their sum again.
 template <class C>
 static void softmax_backward_columns(C* scores, C* dp, int64_t panel_stride, int64_t anchors,
-                                     int64_t count, const C* bias, const C* lse, C* dbias) {
+                                     int64_t count, const C* bias, const C* lse) {
   using V = typename Vec<C>::V;
   for (int64_t n = 0; n < count; n += kWidth<C>) {
     const int64_t valid = min64(kWidth<C>, count - n);
@@ -77,11 +77,21 @@ static void softmax_backward_columns(C* scores, C* dp, int64_t panel_stride, int
       const V ds = p * (load(grad) - delta);
       store(score, p);
       store(grad, ds);
-      if (valid == kWidth<C>)
-        dbias[s] += lane_sum<C>(ds);
-      else
-        for (int64_t i = 0; i < valid; ++i) dbias[s] += ds[i];
     }
+  }
+}
+
+// dbias[s] += sum_n ds.
+template <class C>
+static void sum_positions_columns(const C* ds, int64_t panel_stride, int64_t anchors, int64_t count,
+                                  C* dbias) {
+  for (int64_t s = 0; s < anchors; ++s) {
+    typename Vec<C>::V sum = {};
+    for (int64_t n = 0; n < count; n += kWidth<C>) {
+      const C* lanes = ds + n / kColumns<C> * panel_stride + s * kColumns<C> + n % kColumns<C>;
+      sum += count - n >= kWidth<C> ? load(lanes) : load_partial(lanes, count - n);
+    }
+    dbias[s] += lane_sum<C>(sum);
   }
 }
 
@@ -113,7 +123,7 @@ static void softmax_rows(C* scores, int64_t panel_stride, int64_t anchors, int64
 
 template <class C>
 static void softmax_backward_rows(C* scores, C* dp, int64_t panel_stride, int64_t anchors,
-                                  int64_t count, const C* bias, const C* lse, C* dbias) {
+                                  int64_t count, const C* bias, const C* lse) {
   using V = typename Vec<C>::V;
   for (int64_t n = 0; n < count; ++n) {
     auto at = [&](int64_t s) {
@@ -133,8 +143,18 @@ static void softmax_backward_rows(C* scores, C* dp, int64_t panel_stride, int64_
       const V ds = p * (load(dp + at(s)) - delta);
       store(scores + at(s), p);
       store(dp + at(s), ds);
-      store(dbias + s, load(dbias + s) + ds);
     }
+  }
+}
+
+template <class C>
+static void sum_positions_rows(const C* ds, int64_t panel_stride, int64_t anchors, int64_t count,
+                               C* dbias) {
+  for (int64_t s = 0; s < anchors; s += kWidth<C>) {
+    const C* column = ds + s / kColumns<C> * panel_stride + s % kColumns<C>;
+    typename Vec<C>::V sums[kSums] = {};
+    for (int64_t n = 0; n < count; ++n) sums[n % kSums] += load(column + n * kColumns<C>);
+    store(dbias + s, load(dbias + s) + add_up(sums));
   }
 }
 
