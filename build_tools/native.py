@@ -65,6 +65,7 @@ def build(plan: Plan, package: Path) -> list[Path]:
     What an earlier build left there and this plan leaves out is removed.
     """
     print("\n".join(plan.table()), flush=True)
+    plan.check_requirements()
     placed = []
     with _locked(BUILD_DIR):
         if any(outputs(plan).values()):

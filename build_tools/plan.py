@@ -59,6 +59,19 @@ class Plan:
     def cuda_jobs(self) -> int:
         return self._jobs(jobs.CUDA_JOB_BYTES)
 
+    def check_requirements(self) -> None:
+        """Raises BuildError where a package is missing that compiling needs.
+
+        That is an error, not a reason to leave the libraries out: pip can install it, and without
+        the libraries the result would silently be slow.
+        """
+        for found, name in ((self.torch, "torch>=2.10"), (self.ninja, "ninja")):
+            if self.libraries and found is None:
+                raise BuildError(
+                    f"building the libraries needs {name}: pip install '{name}', or set "
+                    "ATTNOPS_CPU=0 ATTNOPS_CUDA=0 for a pure-Python install"
+                )
+
     def _jobs(self, size: int) -> int:
         cores, memory = jobs.available_cores(), jobs.available_memory()
         return jobs.job_count(size, cores, memory, self.settings.max_jobs)
@@ -147,8 +160,8 @@ def _no_introspection(introspection: bool) -> str:
 def make_plan(settings: Settings | None = None, introspection: bool = False) -> Plan:
     """Looks at the machine. Raises BuildError where what was asked for is impossible.
 
-    A missing compiler or toolkit leaves a library out under "auto"; what pip can install (torch,
-    ninja) is an error when missing, because the result would silently be slow.
+    A missing compiler or toolkit leaves a library out under "auto". torch and ninja may be missing
+    here: a build frontend asks what to install with the same plan.
     introspection: whether the pybind11 module may be built (source installs).
     """
     settings = settings or Settings.from_environ()
@@ -177,14 +190,7 @@ def make_plan(settings: Settings | None = None, introspection: bool = False) -> 
         notes.append(remark)
     no_introspection = absent or _no_introspection(introspection)
     torch, ninja = find_torch(), find_ninja()
-    if not (no_cpu and no_cuda):
-        for found, name in ((torch, "torch>=2.10"), (ninja, "ninja")):
-            if found is None:
-                raise BuildError(
-                    f"building the libraries needs {name}: pip install '{name}', or set "
-                    "ATTNOPS_CPU=0 ATTNOPS_CUDA=0 for a pure-Python install"
-                )
-    elif ninja is None and not no_introspection:
+    if ninja is None and not no_introspection:
         no_introspection = "ninja is not installed"
     pybind11 = ""
     if not no_introspection:

@@ -16,8 +16,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # build_tools is part of the checkout, not of the installed package
 
-from build_tools import environment, jobs, ninja_file, packages, plan, settings, toolchain  # noqa: E402
-from build_tools.settings import BuildError, Settings  # noqa: E402
+from build_tools import backend, environment, jobs, ninja_file, packages, plan, settings, toolchain
+from build_tools.settings import BuildError, Settings
 
 # Another torch than the one that the libraries are compiled against.
 OTHER_TORCH = "torch==2.13.0"
@@ -228,6 +228,16 @@ class TestPlan:
             with pytest.raises(BuildError, match=f"ATTNOPS_{name.upper()}=1, but no C"):
                 plan.make_plan(Settings(**{name: "1"}))
 
+    @pytest.mark.parametrize("name", ["torch", "ninja"])
+    def test_missing_requirement(self, monkeypatch, name):
+        """The plan can be made without it (frontends ask what to install), the build cannot."""
+        monkeypatch.setattr(plan, f"find_{name}", lambda: None)
+        made = plan.make_plan(Settings(cuda="0"))
+        if made.no_cpu:
+            pytest.skip(f"nothing to compile here: {made.no_cpu}")
+        with pytest.raises(BuildError, match=f"needs {name}"):
+            made.check_requirements()
+
     def test_simple_objects_are_linked_first(self):
         made = plan.make_plan(Settings(cuda="0"))
         if made.no_cpu:
@@ -238,6 +248,18 @@ class TestPlan:
         order = list(made.isas)
         assert isas and isas == sorted(isas, key=order.index)
         assert link.index("cpu/library.o") < link.index("_kernels.")
+
+
+class TestBackend:
+    def test_pure_install_downloads_no_torch(self, monkeypatch):
+        monkeypatch.setattr(backend, "find_compiler", lambda: None)
+        assert not any("torch" in name for name in backend.get_requires_for_build_wheel())
+
+    def test_compiling_asks_for_torch_and_ninja(self, monkeypatch):
+        compiler = toolchain.Compiler(("c++",), "c++ 1.0")
+        monkeypatch.setattr(backend, "find_compiler", lambda: compiler)
+        monkeypatch.delenv("ATTNOPS_CPU", raising=False)
+        assert {"torch>=2.10", "ninja"} <= set(backend._native_requirements())
 
 
 class TestPackages:
