@@ -42,7 +42,7 @@ test-all: build  ## every test, the slow ones too
 check: env  ## formatting and lint of Python and C++
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
-	@$(PY) -m clang_format --dry-run -Werror $(CPP_SOURCES)
+	@PATH="$$(dirname $(PY)):$$PATH" clang-format --dry-run -Werror $(CPP_SOURCES)
 
 aot: build  ## compile every Triton kernel ahead of time and table its resources
 	@$(PY) -m attnops.kernels.aot
