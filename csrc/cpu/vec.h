@@ -130,6 +130,15 @@ ATTNOPS_INLINE typename Vec<Compute<S>>::V load_partial(const S* p, int64_t coun
   return load(lanes);
 }
 
+#if defined(__AVX512F__)
+ATTNOPS_INLINE VecF load_partial(const float* p, int64_t count) {
+  return (VecF)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+}
+ATTNOPS_INLINE VecD load_partial(const double* p, int64_t count) {
+  return (VecD)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), p);
+}
+#endif
+
 // --- stores ------------------------------------------------------------------------------------
 
 ATTNOPS_INLINE void store(float* p, VecF v) { *reinterpret_cast<Vec<float>::U*>(p) = v; }
@@ -171,6 +180,15 @@ ATTNOPS_INLINE void store_partial(S* p, typename Vec<Compute<S>>::V v, int64_t c
   store(lanes, v);
   memcpy(p, lanes, static_cast<size_t>(count) * sizeof(S));
 }
+
+#if defined(__AVX512F__)
+ATTNOPS_INLINE void store_partial(float* p, VecF v, int64_t count) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+}
+ATTNOPS_INLINE void store_partial(double* p, VecD v, int64_t count) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << count) - 1), (__m512d)v);
+}
+#endif
 
 // One element, with the conversions of the vector forms.
 template <class S>
