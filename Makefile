@@ -12,9 +12,10 @@ SELECT = $(or $(PYTHON),python3) build_tools/environment.py
 ENVIRONMENT = $(SELECT) --venv "$(VENV)" $(if $(PYTHON),--given)
 PY = "$$($(ENVIRONMENT) --print)"
 
-# Triton kernels run in Triton's interpreter, on CPU tensors; `make gpu` runs them compiled.
+# Triton kernels run in Triton's interpreter, on CPU tensors; `make gpu` runs them compiled. One
+# thread a worker, the workers fill the cores; tests of threading ask for more themselves.
 PYTEST_JOBS ?= auto
-PYTEST = TRITON_INTERPRET=1 OMP_WAIT_POLICY=passive $(PY) -m pytest tests -q \
+PYTEST = TRITON_INTERPRET=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest tests -q \
 	-n $(PYTEST_JOBS) --maxprocesses 8 --dist worksteal
 
 CPP_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')

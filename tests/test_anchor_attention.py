@@ -76,7 +76,7 @@ def test_layouts(backend, device, layout, grad_layout):
 
 
 @pytest.mark.parametrize("spatial", [(35,), (3, 4, 5), (2, 3, 2, 3)], ids=str)
-def test_any_number_of_spatial_axes(backend, device, spatial):
+def test_any_number_of_spatial_axes(backend, device, threads, spatial):
     inputs = operands(device, torch.float32, 2, 6, 5, *spatial, anchors=13)
     out, *_ = check_op(fused(None), plain(None), inputs)
     assert out.shape == (2, 5, *spatial)
@@ -141,7 +141,7 @@ def test_masked_anchors(backend, device):
     assert attnops.anchor_attention(query, key, value, bias=bias)[1].isnan().all()
 
 
-def test_runs_are_bit_equal(backend, device):
+def test_runs_are_bit_equal(backend, device, threads):
     inputs = operands(device, torch.float32, 2, 40, 33, 31, 33, anchors=110)
     leaves = [x.requires_grad_() for x in inputs]
     grad = torch.randn(2, 33, 31, 33, device=device)

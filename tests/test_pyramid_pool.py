@@ -44,7 +44,7 @@ def test_agrees_with_float64(backend, device, shape, dtype, reduce):
 
 @REDUCE
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(backend, device, layout, reduce):
+def test_layouts(backend, device, threads, layout, reduce):
     x = in_layout(torch.randn(2, 7, 11, 9, device=device), layout)
     _, grad = check_op(
         lambda x: attnops.pyramid_pool(x, (1, 2, 5), reduce),
@@ -118,7 +118,7 @@ def test_maximum_of_ties_and_nans_sends_gradient_where_pytorch_does(backend, dev
 
 
 @REDUCE
-def test_runs_are_bit_equal(backend, device, reduce):
+def test_runs_are_bit_equal(backend, device, threads, reduce):
     x = torch.randn(2, 33, 45, 31, device=device, requires_grad=True)
     grad = torch.randn(2, 33, 110, device=device)
 
