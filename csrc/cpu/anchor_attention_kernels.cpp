@@ -1,7 +1,8 @@
 // Anchor attention on tiles of positions; compiled once per instruction set.
 //
-//   scores[n, s] = scale <query[:, n], key[:, s]> + bias[s],  p = softmax_s,  out[:, n] = value
-//   p[n]
+//   scores[n, s] = scale sum_c query[c, n] key[c, s] + bias[s]
+//   p[n, s] = softmax_s scores[n, s]
+//   out[c, n] = sum_s p[n, s] value[c, s]
 //
 // A tile of scores fits the second-level cache; the map is read once and the output written once.
 // Scale is folded into the packed key. Per position forward does anchors * (Ck + Cv) multiply-adds,
@@ -26,13 +27,13 @@ template <class C, bool kInner>
 struct ScratchLayout {
   int64_t key_rows, value_rows;  // channels, padded for blocks of kRows
   int64_t tile, scores_stride, turned_stride;
-  int64_t query = 0, grad, scores, dp, turned_p, turned_ds, total;
+  int64_t grad, scores, dp, turned_p, turned_ds, total;  // offsets; the query stands first
 
   ScratchLayout(const AnchorShape& s, bool backward) {
     tile = backward ? kBackwardTile : kForwardTile;
     key_rows = round_up(s.key_channels, kRows);
     value_rows = round_up(s.value_channels, kRows);
-    const int64_t row_anchors = round_up(s.anchors, kRows);
+    const int64_t row_anchors = max64(round_up(s.anchors, kRows), round_up(s.anchors, kWidth<C>));
     const int64_t column_anchors = round_up(s.anchors, kColumns<C>);
     scores_stride = kInner ? tile * kColumns<C> : row_anchors * kColumns<C>;
     turned_stride = tile * kColumns<C>;

@@ -128,18 +128,16 @@ static void copy_rows(const S* x, int64_t row_stride, int64_t channels, int64_t 
 }
 
 // Scores in panels of positions [count / kColumns][anchors][kColumns] to panels of anchors
-// [anchors / kColumns][positions][kColumns]; panels of the two are *_stride elements apart.
+// [anchors / kColumns][positions][kColumns]; panels of the two are *_stride elements apart. Both
+// axes are padded to whole vectors.
 template <class C>
 static void transpose_panels(const C* x, int64_t x_stride, int64_t anchors, int64_t count, C* out,
                              int64_t out_stride) {
-  for (int64_t n0 = 0; n0 < count; n0 += kColumns<C>) {
-    const C* source = x + n0 / kColumns<C> * x_stride;
-    const int64_t width = min64(kColumns<C>, count - n0);
-    for (int64_t s = 0; s < anchors; ++s) {
-      C* target = out + s / kColumns<C> * out_stride + n0 * kColumns<C> + s % kColumns<C>;
-      for (int64_t n = 0; n < width; ++n) target[n * kColumns<C>] = source[s * kColumns<C> + n];
-    }
-  }
+  for (int64_t n = 0; n < count; n += kWidth<C>)
+    for (int64_t s = 0; s < anchors; s += kWidth<C>)
+      transpose_square(
+          x + n / kColumns<C> * x_stride + s * kColumns<C> + n % kColumns<C>, kColumns<C>,
+          out + s / kColumns<C> * out_stride + n * kColumns<C> + s % kColumns<C>, kColumns<C>);
 }
 
 // Rows [begin, end) of a gradient [channels, anchors]: alpha times the sum, in order, of `count`

@@ -18,18 +18,19 @@ const PoolKernels& kernels_for(DType dtype) { ATTNOPS_SELECT_KERNELS(pool_kernel
 class Axis {
  public:
   Axis(int64_t size, const std::vector<int64_t>& levels) : size_(size) {
+    std::vector<int64_t> starts, ends;
     for (const int64_t n : levels)
       for (int64_t i = 0; i < n; ++i) {
-        start_.push_back(bin_start(i, n, size));
-        end_.push_back(bin_end(i, n, size));
+        starts.push_back(bin_start(i, n, size));
+        ends.push_back(bin_end(i, n, size));
       }
-    edges_ = start_;
-    edges_.insert(edges_.end(), end_.begin(), end_.end());
+    edges_ = starts;
+    edges_.insert(edges_.end(), ends.begin(), ends.end());
     std::sort(edges_.begin(), edges_.end());
     edges_.erase(std::unique(edges_.begin(), edges_.end()), edges_.end());
-    for (size_t bin = 0; bin < start_.size(); ++bin) {
-      first_.push_back(segment_at(start_[bin]));
-      last_.push_back(segment_at(end_[bin]));
+    for (size_t bin = 0; bin < starts.size(); ++bin) {
+      first_.push_back(segment_at(starts[bin]));
+      last_.push_back(segment_at(ends[bin]));
     }
     int64_t offset = 0;
     for (const int64_t n : levels) {
@@ -45,8 +46,6 @@ class Axis {
     return {size_,
             static_cast<int64_t>(edges_.size()) - 1,
             edges_.data(),
-            start_.data(),
-            end_.data(),
             first_.data(),
             last_.data(),
             cover_first_.data(),
@@ -59,7 +58,7 @@ class Axis {
   }
 
   int64_t size_;
-  std::vector<int64_t> edges_, start_, end_, first_, last_, cover_first_, cover_last_;
+  std::vector<int64_t> edges_, first_, last_, cover_first_, cover_last_;
 };
 
 class Plan {

@@ -13,7 +13,6 @@ namespace attnops::cpu {
 struct PoolAxis {
   int64_t size, segments;
   const int64_t* edges;                     // [segments + 1] in pixels
-  const int64_t *bin_start, *bin_end;       // [bins] in pixels
   const int64_t *bin_first, *bin_last;      // [bins] in segments, half-open
   const int64_t *cover_first, *cover_last;  // [levels][segments]: bins with the segment, half-open
 };
