@@ -125,6 +125,9 @@ def score_gradient_kernel(
     b_lse = tl.load(p_lse + batch * positions + b_position, mask=inside, other=0.0)
     b_bias = tl.load(p_bias + batch * ANCHORS + b_anchor)
     weight = tl.exp(acc * scale + b_bias[None, :] - b_lse[:, None])
+    # The rounding of the saved statistic is a common factor of a row; its sum takes it out again.
+    weight *= (1.0 / tl.sum(weight, axis=1))[:, None]
+    weight = tl.where(inside[:, None], weight, 0.0)
     b_row = slab_tile * POSITIONS + tl.arange(0, POSITIONS)
     slab = item * slab_tiles * (POSITIONS * ANCHORS)
     b_slab = b_row[:, None] * ANCHORS + b_anchor[None, :]
@@ -144,7 +147,7 @@ def score_gradient_kernel(
     )
     delta = tl.sum(weight * dweight, axis=1)
     dscore = weight * (dweight - delta[:, None])
-    # Past the end the weights are exp(bias), possibly infinite, and ds is not a zero to be added.
+    # Past the end an infinite value times the zero gradient is not a zero to be added.
     dscore = tl.where(inside[:, None], dscore, 0.0)
     b_dscore = dscore.to(p_dscore.dtype.element_ty)
     tl.store(p_dscore + slab + b_slab, b_dscore)
