@@ -14,7 +14,7 @@ from ._common import TRITON_DTYPES, AotCase, Launch, known_multiple, run
 PARTIAL_PROGRAMS = 256
 MIN_SPLIT = 256  # positions that are worth a partial sum of their own
 REDUCED_ROWS = 4
-REDUCED_PARTS = 16
+REDUCED_ELEMENTS = 8192  # of a program at once: 32 a thread
 
 
 @triton.jit(
@@ -152,7 +152,8 @@ def anchor_launch(dtype: str, anchors: int, multiple: int, precision: str, inner
 
 
 def reduce_launch(anchors: int) -> Launch:
-    return Launch({"ROWS": REDUCED_ROWS, "PARTS": REDUCED_PARTS, "ANCHORS": anchors}, warps=8)
+    parts = REDUCED_ELEMENTS // (REDUCED_ROWS * anchors)
+    return Launch({"ROWS": REDUCED_ROWS, "PARTS": parts, "ANCHORS": anchors}, warps=8)
 
 
 class AnchorGradient:

@@ -14,7 +14,8 @@ from ._common import FACTORS, TRITON_DTYPES, AotCase, Launch, known_factor, roun
 MAX_ANCHORS = 512
 ANCHOR_CLASSES = (128, 256, 512)  # padded anchor counts that kernels are compiled for
 CHANNEL_MULTIPLE = 128  # packed anchors have zero rows up to this multiple: no masks on them
-PACK_ROWS = 16
+FP32_REGISTERS = 168  # of a thread: what the products on CUDA cores need at most
+PACK_ELEMENTS = 2048  # of a program: 16 a thread
 
 
 @triton.jit(
@@ -175,6 +176,7 @@ class Tile:
     chunk: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 def tile_of(dtype: str, anchors: int, multiple: int, precision: str) -> Tile:
@@ -187,15 +189,15 @@ def tile_of(dtype: str, anchors: int, multiple: int, precision: str) -> Tile:
     if dtype == "fp32" and precision == "ieee":
         # Products on CUDA cores: with longer chunks the operands would fill the registers.
         return {
-            128: Tile(64, 16, 8, 2),
-            256: Tile(32, 16, 8, 2),
-            512: Tile(16, 16, 8, 2),
+            128: Tile(64, 16, 8, 2, FP32_REGISTERS),
+            256: Tile(32, 16, 8, 2, FP32_REGISTERS),
+            512: Tile(16, 16, 8, 2, FP32_REGISTERS),
         }[anchors]
     if dtype == "fp32":
         return {
-            128: Tile(64, 32, 8, 2),
-            256: Tile(32, 32, 8, 2),
-            512: Tile(16, 16, 8, 2),
+            128: Tile(64, 32, 8, 2, FP32_REGISTERS),
+            256: Tile(32, 32, 8, 2, FP32_REGISTERS),
+            512: Tile(16, 16, 8, 2, FP32_REGISTERS),
         }[anchors]
     if multiple == 1:
         # Rows that do not start on 16 bytes are read element by element, through registers.
@@ -229,11 +231,12 @@ def tile_launch(
         "MULTIPLE": multiple,
         "PRECISION": precision,
     }
-    return Launch(constants, tile.warps, tile.stages)
+    return Launch(constants, tile.warps, tile.stages, tile.registers)
 
 
 def pack_launch(anchors: int, has_bias: bool) -> Launch:
-    return Launch({"HAS_BIAS": has_bias, "ANCHORS": anchors, "ROWS": PACK_ROWS}, warps=4)
+    rows = PACK_ELEMENTS // anchors
+    return Launch({"HAS_BIAS": has_bias, "ANCHORS": anchors, "ROWS": rows}, warps=4)
 
 
 class Anchors:
@@ -248,9 +251,10 @@ class Anchors:
         self.key = key.new_empty(batch, self.key_rows, self.padded)
         self.value = value.new_empty(batch, self.value_rows, self.padded)
         self.bias = key.new_empty(batch, self.padded, dtype=torch.float32)
+        launch = pack_launch(self.padded, bias is not None)
         run(
             pack_anchors_kernel,
-            batch * (self.key_rows + self.value_rows) // PACK_ROWS,
+            batch * (self.key_rows + self.value_rows) // launch.constants["ROWS"],
             key,
             value,
             key if bias is None else bias,
@@ -262,12 +266,14 @@ class Anchors:
             value_channels,
             self.key_rows,
             self.value_rows,
-            launch=pack_launch(self.padded, bias is not None),
+            launch=launch,
         )
 
 
 def multiple_of(query: torch.Tensor, value: torch.Tensor, inner: bool) -> int:
     """Elements that rows of query and of [B, Cv, N] maps of its layout are known multiples of."""
+    if query.dtype == torch.float32 and precision_of(query.dtype) == "ieee":
+        return 1  # products on CUDA cores take longer than 4-byte copies: no variant of their own
     if inner:
         return known_factor(query, query.shape[1], value.shape[1])
     return known_factor(query, query.shape[2])
@@ -290,5 +296,10 @@ def pack_cases() -> list[AotCase]:
 
 def variants(dtype: str) -> list[tuple[int, int, str, bool]]:
     """Padded anchors, multiple, precision, channels inner: what kernels are compiled for."""
-    precisions = ("ieee", "tf32") if dtype == "fp32" else ("ieee",)
-    return list(product(ANCHOR_CLASSES, FACTORS[dtype], precisions, (False, True)))
+    products = [("ieee", factor) for factor in FACTORS[dtype]]
+    if dtype == "fp32":
+        products = [("ieee", 1), *(("tf32", factor) for factor in FACTORS[dtype])]
+    return [
+        (anchors, factor, precision, inner)
+        for anchors, (precision, factor), inner in product(ANCHOR_CLASSES, products, (False, True))
+    ]

@@ -176,24 +176,26 @@ def cells_launch(
 ) -> Launch:
     """The configuration for a tile's columns; `wide` maps take several tiles.
 
-    Eight elements a thread of each row. Sums of channels-inner maps take twice the lines, so that
-    64 bytes of a pixel are read together; keys and elements that are read one by one leave no
-    registers for that.
+    Eight elements a thread of each row, four rows in flight. Sums of 16-bit channels-inner maps
+    take twice the lines, so that 64 bytes of a pixel are read together; keys, and elements that
+    are read one by one, leave registers for two rows.
     """
     heavy = use_max or multiple == 1
-    elements = 4096 if inner and not heavy else 2048
+    long_runs = inner and multiple == 8 and not heavy
+    # See Launch: without a bound these spill a few registers.
+    registers = 168 if inner and (columns == TILE or not long_runs) else None
     constants = {
         "SIZES": sizes,
         "EDGES": edge_capacity(sizes, wide),
-        "LINES": elements // columns,
-        "ROWS": 2 if heavy else 4,  # loads in flight
+        "LINES": (4096 if long_runs else 2048) // columns,
+        "ROWS": 2 if heavy else 4,
         "COLUMNS": columns,
         "TILE": columns if wide else 0,
         "USE_MAX": use_max,
         "INNER": inner,
         "MULTIPLE": multiple,
     }
-    return Launch(constants, warps=8)
+    return Launch(constants, warps=8, registers=255 if wide else registers)
 
 
 def reduce_to_cells(
@@ -211,7 +213,8 @@ def reduce_to_cells(
         batch * channels * row_segments * col_segments,
         dtype=torch.int64 if use_max else torch.float32,
     )
-    multiple = known_factor(x, channels if inner else width)
+    # Keys take more time than single-element loads: no variant of their own for aligned rows.
+    multiple = 1 if use_max else known_factor(x, channels if inner else width)
     columns = column_class(width)
     launch = cells_launch(columns, width > columns, sizes, use_max, inner, multiple)
     tiles = triton.cdiv(width, columns)
@@ -237,7 +240,8 @@ def cell_cases() -> list[AotCase]:
     for dtype, use_max in product(TRITON_DTYPES.values(), flags):
         pointers = {"p_x": dtype, "p_cells": "i64" if use_max else "fp32"}
         shapes = [(columns, False) for columns in COLUMN_CLASSES] + [(TILE, True)]
-        for shape, sizes, inner, multiple in product(shapes, AOT_SIZES, flags, FACTORS[dtype]):
+        factors = (1,) if use_max else FACTORS[dtype]
+        for shape, sizes, inner, multiple in product(shapes, AOT_SIZES, flags, factors):
             launch = cells_launch(*shape, sizes, use_max, inner, multiple)
             cases.append(AotCase(cells_kernel, pointers, launch))
     return cases

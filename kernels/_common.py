@@ -71,14 +71,22 @@ def aligned_storage(tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Launch:
-    """Compile-time part of a launch: constant arguments and compiler options of one kernel."""
+    """Compile-time part of a launch: constant arguments and compiler options of one kernel.
+
+    `registers` bounds the registers of a thread. Without a bound, ptxas may spill a few for the
+    sake of more resident programs; with one it uses all that are needed up to it.
+    """
 
     constants: Mapping[str, Any]
     warps: int
     stages: int = 1
+    registers: int | None = None
 
     def options(self) -> dict[str, int]:
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        options = {"num_warps": self.warps, "num_stages": self.stages}
+        if self.registers is not None and torch.version.hip is None:
+            options["maxnreg"] = self.registers
+        return options
 
 
 @dataclass(frozen=True)

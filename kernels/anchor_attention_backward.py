@@ -12,6 +12,8 @@ with them, a third sums the partial results. Constants bound the scratch, whatev
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -38,6 +40,7 @@ from ._common import (
     run,
 )
 
+SCORE_REGISTERS = 224  # bound of a thread that holds two score tiles, see Launch
 SLAB_ELEMENTS = 2**23  # of each of the two scratch tables: 65536 positions of 128 anchors
 
 
@@ -174,6 +177,8 @@ def score_gradient_kernel(
 def score_launch(dtype: str, anchors: int, multiple: int, precision: str, inner: bool) -> Launch:
     """The configuration of score_gradient_kernel for one class of inputs."""
     tile = tile_of(dtype, anchors, multiple, precision)
+    if tile.registers is not None:
+        tile = replace(tile, registers=SCORE_REGISTERS)
     return tile_launch(tile, tile.rows, tile.chunk, anchors, multiple, precision, inner)
 
 

@@ -161,7 +161,7 @@ def combine_launch(sizes: tuple[int, ...], wide: bool, use_max: bool, inner: boo
         "USE_MAX": use_max,
         "INNER": inner,
     }
-    return Launch(constants, warps=8)
+    return Launch(constants, warps=8, registers=255)
 
 
 def forward(x: torch.Tensor, sizes: list[int], use_max: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -189,7 +189,7 @@ def spread_launch(columns: int, sizes: tuple[int, ...], inner: bool, multiple: i
         "INNER": inner,
         "MULTIPLE": multiple,
     }
-    return Launch(constants, warps=8)
+    return Launch(constants, warps=8, registers=128)
 
 
 def scatter_launch(inner: bool) -> Launch:
