@@ -131,10 +131,12 @@ def score_gradient_kernel(
     # The rounding of the saved statistic is a common factor of a row; its sum takes it out again.
     weight *= (1.0 / tl.sum(weight, axis=1))[:, None]
     weight = tl.where(inside[:, None], weight, 0.0)
+    # Kept in the input dtype, as PyTorch keeps it: half the registers during the next product.
+    b_weight = weight.to(p_weight.dtype.element_ty)
     b_row = slab_tile * POSITIONS + tl.arange(0, POSITIONS)
     slab = item * slab_tiles * (POSITIONS * ANCHORS)
     b_slab = b_row[:, None] * ANCHORS + b_anchor[None, :]
-    tl.store(p_weight + slab + b_slab, weight.to(p_weight.dtype.element_ty))
+    tl.store(p_weight + slab + b_slab, b_weight)
 
     dweight = accumulate_scores(
         p_grad + batch * value_channels * positions,
@@ -148,6 +150,7 @@ def score_gradient_kernel(
         INNER,
         PRECISION,
     )
+    weight = b_weight.to(tl.float32)
     delta = tl.sum(weight * dweight, axis=1)
     dscore = weight * (dweight - delta[:, None])
     # Past the end an infinite value times the zero gradient is not a zero to be added.

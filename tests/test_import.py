@@ -26,9 +26,10 @@ print("out", out.flatten().tolist())
 RESULT = "out [11.5, 4.0, 7.0, 16.0, 19.0]"
 
 
-def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(code: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code],
+        cwd=cwd,
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -65,7 +66,7 @@ def pure_package(tmp_path, monkeypatch) -> Path:
 
 
 def test_without_compiled_libraries(pure_package):
-    done = run(REPORT, PYTHONPATH=str(pure_package), PYTHONSAFEPATH="1")
+    done = run(REPORT, cwd=pure_package, PYTHONPATH=str(pure_package))
     assert done.returncode == 0, done.stderr
     assert RESULT in done.stdout
     assert "cpu False the C++ library for cpu was not built" in done.stdout

@@ -16,7 +16,8 @@ ATTNOPS_HOST_DEVICE int64_t bin_end(int64_t i, int64_t n, int64_t size) {
   return ((i + 1) * size + n - 1) / n;
 }
 
-// First bin that contains input `p`: the smallest i with bin_end(i) > p, that is floor(p * n / size).
+// First bin that contains input `p`: the smallest i with bin_end(i) > p, that is floor(p * n /
+// size).
 ATTNOPS_HOST_DEVICE int64_t first_bin_of(int64_t p, int64_t n, int64_t size) {
   return p * n / size;
 }
