@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -148,6 +150,8 @@ def reduce_partials_kernel(
 def anchor_launch(dtype: str, anchors: int, multiple: int, precision: str, inner: bool) -> Launch:
     """The configuration of anchor_gradient_kernel: rows are channels, chunks are of positions."""
     tile = tile_of(dtype, anchors, multiple, precision)
+    if dtype != "fp32" and multiple > 1:
+        tile = replace(tile, warps=16)  # writing 64 values a thread would take 200 registers
     return tile_launch(tile, tile.chunk, tile.rows, anchors, multiple, precision, inner)
 
 
