@@ -84,6 +84,19 @@ def missing(rows: Iterable[Row], kind: str, expected: Iterable[str]) -> list[str
     return sorted(set(expected) - listed)
 
 
+def verify(rows: Sequence[Row], triton: Iterable[str], cuda: Iterable[str]) -> list[str]:
+    """What is wrong: rows with faults, and kernels of the sources (by name) without a row."""
+    faults = [f"{r.kernel} {r.arch} {r.variant}: {r.fault()}" for r in rows if r.fault()]
+    faults += [
+        f"{name}: a Triton kernel that no aot_cases() lists"
+        for name in missing(rows, "triton", triton)
+    ]
+    faults += [
+        f"{name}: a CUDA kernel that no source instantiates" for name in missing(rows, "cuda", cuda)
+    ]
+    return faults
+
+
 def markdown(rows: Sequence[Row]) -> str:
     """The table, one row a kernel, variant and architecture."""
     lines = [
@@ -154,17 +167,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 faults.append(f"{tasks[task]}: does not compile: {error}")
 
     rows.sort(key=lambda row: (row.kind, row.kernel, row.arch, row.variant))
-    faults += [f"{r.kernel} {r.arch} {r.variant}: {r.fault()}" for r in rows if r.fault()]
-    if not options.only:
-        faults += [
-            f"{name}: a Triton kernel that no aot_cases() lists"
-            for name in missing(rows, "triton", _aot_triton.kernel_names())
-        ]
-    if cuda:
-        faults += [
-            f"{name}: a CUDA kernel that no source instantiates"
-            for name in missing(rows, "cuda", _aot_cuda.global_names())
-        ]
+    faults += verify(
+        rows,
+        [] if options.only else _aot_triton.kernel_names(),
+        _aot_cuda.global_names() if cuda else [],
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "resources.md").write_text(markdown(rows))
     record = {"rows": [asdict(row) for row in rows], "faults": faults, "cuda_skipped": skipped}
@@ -175,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for fault in faults:
         print(f"FAULT {fault}")
     seconds = time.monotonic() - started
-    print(f"{len(rows)} compilations in {seconds:.0f} s; table in {options.out / 'resources.md'}")
+    print(f"{len(rows)} rows in {seconds:.0f} s: table in {options.out / 'resources.md'}")
     return 1 if faults else 0
 
 
