@@ -19,7 +19,8 @@ PACK_ELEMENTS = 2048  # of a program: 16 a thread
 
 
 @triton.jit(
-    do_not_specialize=["anchors", "key_channels", "value_channels", "key_rows", "value_rows"]
+    do_not_specialize=["anchors", "key_channels", "value_channels", "key_rows", "value_rows"],
+    do_not_specialize_on_alignment=["p_key", "p_value", "p_bias"],  # read element by element
 )
 def pack_anchors_kernel(
     p_key,

@@ -69,12 +69,14 @@ def label(case: AotCase) -> str:
 
 def _source(case: AotCase) -> ASTSource:
     signature, attributes = {}, {}
-    for position, name in enumerate(case.kernel.arg_names):
+    for parameter in case.kernel.params:
+        name = parameter.name
         if name in case.launch.constants:
             signature[name] = "constexpr"
         elif name in case.pointers:
             signature[name] = f"*{case.pointers[name]}"
-            attributes[(position,)] = [["tt.divisibility", 16]]
+            if not parameter.do_not_specialize_on_alignment:
+                attributes[(parameter.num,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = case.scalars.get(name, "i32")
     return ASTSource(case.kernel, signature, dict(case.launch.constants), attributes)
@@ -83,7 +85,8 @@ def _source(case: AotCase) -> ASTSource:
 def _ptxas(ptx: str, capability: int) -> str:
     """The report of the ptxas that Triton itself uses for the architecture."""
     tools = triton.knobs.nvidia
-    tool = tools.ptxas_blackwell if capability >= 100 else tools.ptxas
+    blackwell = getattr(tools, "ptxas_blackwell", tools.ptxas)
+    tool = blackwell if capability >= 100 else tools.ptxas
     target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)[1]
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"

@@ -83,8 +83,10 @@ class Launch:
     registers: int | None = None
 
     def options(self) -> dict[str, int]:
+        if torch.version.hip is not None:
+            return {"num_warps": self.warps, "num_stages": 1}  # 64 KB of shared memory: one stage
         options = {"num_warps": self.warps, "num_stages": self.stages}
-        if self.registers is not None and torch.version.hip is None:
+        if self.registers is not None:
             options["maxnreg"] = self.registers
         return options
 

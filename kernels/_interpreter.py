@@ -1,4 +1,4 @@
-"""Repairs of Triton's interpreter (3.4 to 3.7), used under TRITON_INTERPRET=1 only.
+"""Repairs of Triton's interpreter (as it is in 3.6), used under TRITON_INTERPRET=1 only.
 
 - Scalars are arrays of one element, and a loop bound becomes an index by int(array), which NumPy
   2.4 refuses: every kernel with a loop over an argument would fail.
@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
@@ -36,13 +37,18 @@ def _round(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
 
 
-class _Repaired:
-    """The original methods of the interpreter's builder, around which the repairs are put."""
-
-    cast_impl = interpreter.InterpreterBuilder.cast_impl
-    create_dot = interpreter.InterpreterBuilder.create_dot
-    patch_lang = staticmethod(interpreter._patch_lang)
-    patch_lang_tensor = staticmethod(interpreter._patch_lang_tensor)
+try:
+    _cast_impl = interpreter.InterpreterBuilder.cast_impl
+    _create_dot = interpreter.InterpreterBuilder.create_dot
+    _original_patch_lang = interpreter._patch_lang
+    _original_patch_lang_tensor = interpreter._patch_lang_tensor
+    _builder = interpreter.interpreter_builder
+    _scan_operations = interpreter.ScanOps
+except AttributeError as error:
+    raise ImportError(
+        f"the interpreter of triton {triton.__version__} is built differently from that of 3.6 "
+        f"({error}); unset TRITON_INTERPRET or use another version"
+    ) from error
 
 
 def _cast(builder: Any, source: Any, target: Any) -> Any:
@@ -51,13 +57,13 @@ def _cast(builder: Any, source: Any, target: Any) -> Any:
         return interpreter.TensorHandle(_widen(source.data), target.scalar)
     if pair == (tl.float32, tl.bfloat16):
         return interpreter.TensorHandle(_round(source.data), target.scalar)
-    return _Repaired.cast_impl(builder, source, target)
+    return _cast_impl(builder, source, target)
 
 
 def _dot(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
     if a.dtype.scalar == tl.bfloat16:
         a, b = (interpreter.TensorHandle(_widen(x.data), tl.float32) for x in (a, b))
-    return _Repaired.create_dot(builder, a, b, *rest)
+    return _create_dot(builder, a, b, *rest)
 
 
 def _scan(operation: Any, operands: list[Any]) -> list[Any]:
@@ -89,19 +95,19 @@ _patched_modules: set[int] = set()  # of the running launch
 def _patch_lang(kernel: Any) -> Any:
     _patched_modules.clear()
     _patched_modules.add(id(kernel.__globals__))
-    return _Repaired.patch_lang(kernel)
+    return _original_patch_lang(kernel)
 
 
 def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
     module = id(function.fn.__globals__)
     if module not in _patched_modules:
-        _Repaired.patch_lang(function.fn)
+        _original_patch_lang(function.fn)
         _patched_modules.add(module)
     return function.rewrite()(*args, **kwargs)
 
 
 def _patch_lang_tensor(tensor: Any, scope: Any) -> None:
-    _Repaired.patch_lang_tensor(tensor, scope)
+    _original_patch_lang_tensor(tensor, scope)
     scope.set_attr(tensor, "__index__", _index)
 
 
@@ -109,10 +115,9 @@ def repair() -> None:
     """Put the repairs in place, for every kernel of the process."""
     interpreter.InterpreterBuilder.cast_impl = _cast
     interpreter.InterpreterBuilder.create_dot = _dot
-    interpreter.ScanOps.generic_scan = _scan
+    _scan_operations.generic_scan = _scan
     interpreter.InterpretedFunction.__call__ = _call
-    builder = interpreter.interpreter_builder
-    if not builder.options.debug:
-        builder.options = replace(builder.options, sanitize_overflow=False)
+    if not _builder.options.debug:
+        _builder.options = replace(_builder.options, sanitize_overflow=False)
     interpreter._patch_lang = _patch_lang
     interpreter._patch_lang_tensor = _patch_lang_tensor
