@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -37,6 +38,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         device = metafunc.config.getoption("--device")
         metafunc.parametrize("backend", usable_backends(device, metafunc.module.OP), indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what torch.compile cannot do without a C++ compiler."""
+    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    if config.getoption("--device") != "cpu" or any(shutil.which(n) for n in names if n):
+        return
+    skip = pytest.mark.skip(reason="torch.compile for CPUs needs a C++ compiler")
+    for item in items:
+        if item.get_closest_marker("inductor"):
+            item.add_marker(skip)
 
 
 @pytest.fixture

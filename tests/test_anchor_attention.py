@@ -183,6 +183,7 @@ def test_gradcheck(backend, device, layout):
     assert torch.autograd.gradcheck(fused(0.8), leaves)
 
 
+@pytest.mark.inductor
 def test_compiles_whole_with_dynamic_shapes(backend, device):
     compiled = torch.compile(
         lambda q, k, v: attnops.anchor_attention(q * 2, k, v).relu(), fullgraph=True, dynamic=True

@@ -154,6 +154,7 @@ def test_non_local_is_embedded_gaussian_attention(device):
         torch.testing.assert_close(block(x), block.out(context), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.inductor
 @pytest.mark.parametrize("projection", ["bn_relu", "linear"])
 def test_apnb_compiles_whole_and_exports(backend, device, projection):
     block = randomise(APNB(12, 8, 8, projection=projection)).to(device).eval()
@@ -168,6 +169,7 @@ def test_apnb_compiles_whole_and_exports(backend, device, projection):
     torch.testing.assert_close(program.module()(other), block(other), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.inductor
 def test_apnb_trains_under_compile(backend, device):
     block = randomise(APNB(12, 8, 8, dropout=0.0)).to(device)
     twin = copy.deepcopy(block)

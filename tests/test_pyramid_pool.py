@@ -157,6 +157,7 @@ def test_gradcheck(backend, device, layout, reduce):
     assert torch.autograd.gradcheck(function, (x.requires_grad_(),))
 
 
+@pytest.mark.inductor
 @REDUCE
 def test_compiles_whole_with_dynamic_shapes(backend, device, reduce):
     compiled = torch.compile(
