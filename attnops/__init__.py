@@ -5,7 +5,10 @@ from ._dispatch import BackendError, backends, use_backend
 from ._load import load_implementations
 from ._version import __version__
 from .anchor_attention import anchor_attention
+from .group_attention import group_attention
+from .local_attention import local_attention
 from .pyramid_pool import pyramid_pool
+from .upsample_gate import upsample_gate
 
 _dispatch.read_environment()
 load_implementations()
@@ -15,8 +18,11 @@ __all__ = [
     "__version__",
     "anchor_attention",
     "backends",
+    "group_attention",
+    "local_attention",
     "nn",
     "pyramid_pool",
     "reference",
+    "upsample_gate",
     "use_backend",
 ]

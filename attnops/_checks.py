@@ -84,3 +84,40 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(
         t.to(dtype) if isinstance(t, Tensor) and t.dtype in FLOAT_DTYPES[:3] else t for t in tensors
     )
+
+
+def check_pair(op: str, name: str, value: object) -> list[int]:
+    """Two integers, from one for both or a pair.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    pair = [value, value] if isinstance(value, int) else value
+    if (
+        not isinstance(pair, Sequence)
+        or len(pair) != 2
+        or any(isinstance(item, bool) or not isinstance(item, int) for item in pair)
+    ):
+        raise TypeError(f"{op}: {name} must be an integer or a pair of integers, got {value!r}")
+    return list(pair)
+
+
+def check_number(op: str, name: str, value: object) -> float:
+    """`value` as a float.
+
+    Raises:
+        TypeError: not a number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be a number, got {value!r}")
+    return float(value)
+
+
+def check_flag(op: str, name: str, value: object) -> None:
+    """`value` is true or false.
+
+    Raises:
+        TypeError: it is not a bool.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be True or False, got {value!r}")

@@ -6,6 +6,15 @@ float32.
 """
 
 from .anchor_attention import anchor_attention
+from .group_attention import group_attention
+from .local_attention import local_attention
 from .pyramid_pool import pyramid_pool
+from .upsample_gate import upsample_gate
 
-__all__ = ["anchor_attention", "pyramid_pool"]
+__all__ = [
+    "anchor_attention",
+    "group_attention",
+    "local_attention",
+    "pyramid_pool",
+    "upsample_gate",
+]

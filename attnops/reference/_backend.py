@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,13 @@ from torch import Tensor
 from .._dispatch import register
 from .._layout import dense, is_channels_inner
 from .._op import recording_gradients
+from ..local_attention import BORDERS
+from ..upsample_gate import ACTIVATIONS, RESIDUALS
 from .anchor_attention import anchor_attention, anchor_scores
+from .group_attention import group_affinity, group_attention
+from .local_attention import local_attention, local_scores
 from .pyramid_pool import pyramid_pool
+from .upsample_gate import upsample_gate
 
 
 def _wide(x: Tensor | None) -> Tensor | None:
@@ -95,19 +100,88 @@ def _anchor_attention_backward(
     return grad_query, found[1].contiguous(), found[2].contiguous(), grad_bias
 
 
+def _map_gradients(
+    function: Callable[..., Tensor], maps: Sequence[Tensor], grad: Tensor, like: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradients of a function of maps, in the dtype and layout of `like`."""
+    with recording_gradients():
+        leaves = _leaves(*maps)
+        found = _gradients(function(*leaves), leaves, _wide(grad))
+    return tuple(dense(g.to(like.dtype), is_channels_inner(like)) for g in found)
+
+
+def _local_attention(
+    query: Tensor, key: Tensor, value: Tensor, *options: Any
+) -> tuple[Tensor, Tensor]:
+    *window, mask = options
+    wide = [_wide(x) for x in (query, key, value)]
+    out = local_attention(*wide, *window, BORDERS[mask]).to(query.dtype)
+    scores = local_scores(*wide[:2], *window, BORDERS[mask])
+    return dense(out, is_channels_inner(query)), scores.logsumexp(dim=1)
+
+
+def _local_attention_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, lse: Tensor, *options: Any
+) -> tuple[Tensor, ...]:
+    *window, mask = options
+    return _map_gradients(
+        lambda *maps: local_attention(*maps, *window, BORDERS[mask]),
+        (query, key, value),
+        grad,
+        query,
+    )
+
+
+def _gate(
+    activation: int,
+    activation_first: bool,
+    residual: int,
+    input_weight: float,
+    align_corners: bool,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, logits: upsample_gate(
+        logits,
+        x,
+        ACTIVATIONS[activation],
+        activation_first,
+        RESIDUALS[residual],
+        input_weight,
+        align_corners,
+    )
+
+
+def _upsample_gate(x: Tensor, logits: Tensor, *options: Any) -> tuple[Tensor]:
+    out = _gate(*options)(_wide(x), _wide(logits)).to(x.dtype)
+    return (dense(out, is_channels_inner(x)),)
+
+
+def _upsample_gate_backward(
+    grad: Tensor, x: Tensor, logits: Tensor, *options: Any
+) -> tuple[Tensor, ...]:
+    return _map_gradients(_gate(*options), (x, logits), grad, x)
+
+
+def _group_attention(theta: Tensor, phi: Tensor, g: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    wide = [_wide(x) for x in (theta, phi, g)]
+    out = group_attention(*wide, groups).to(theta.dtype)
+    return dense(out, is_channels_inner(theta)), group_affinity(*wide[1:], groups)
+
+
+def _group_attention_backward(
+    grad: Tensor, theta: Tensor, phi: Tensor, g: Tensor, affinity: Tensor, groups: int
+) -> tuple[Tensor, ...]:
+    return _map_gradients(
+        lambda *maps: group_attention(*maps, groups), (theta, phi, g), grad, theta
+    )
+
+
 def register_all() -> None:
     """Register the reference implementation of every op."""
-    register(
-        "pyramid_pool",
-        "reference",
-        forward=_pyramid_pool,
-        backward=_pyramid_pool_backward,
-        refuse=_refuse_nothing,
-    )
-    register(
-        "anchor_attention",
-        "reference",
-        forward=_anchor_attention,
-        backward=_anchor_attention_backward,
-        refuse=_refuse_nothing,
-    )
+    for op, forward, backward in (
+        ("pyramid_pool", _pyramid_pool, _pyramid_pool_backward),
+        ("anchor_attention", _anchor_attention, _anchor_attention_backward),
+        ("local_attention", _local_attention, _local_attention_backward),
+        ("upsample_gate", _upsample_gate, _upsample_gate_backward),
+        ("group_attention", _group_attention, _group_attention_backward),
+    ):
+        register(op, "reference", forward=forward, backward=backward, refuse=_refuse_nothing)
