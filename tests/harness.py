@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -124,3 +125,87 @@ def check_op(
         assert actual.dtype == inputs[0].dtype
         assert_within_budget(actual, wanted, limit, factor, what)
     return found
+
+
+def skip_unsupported(backend: str, dtype: torch.dtype) -> None:
+    """Skip where a backend documents that it has no such dtype."""
+    if backend == "triton" and dtype == torch.float64:
+        pytest.skip("the Triton kernels have no float64")
+
+
+def assert_layout(x: Tensor, layout: str) -> None:
+    """`x` is contiguous, or channels_last where the layout's name says so."""
+    if x.shape[1] > 1:  # one channel is both layouts at once
+        inner = layout.endswith("channels_last")
+        memory_format = torch.channels_last if inner else torch.contiguous_format
+        assert x.is_contiguous(memory_format=memory_format), x.stride()
+
+
+def check_runs_are_bit_equal(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+    """Output and gradients are the same bits in every run."""
+    grad = torch.randn_like(function(*inputs))
+    first, second = (_run(function, inputs, grad) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+def check_empty(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], shape: Sequence[int]
+) -> None:
+    """An output without elements, and gradients of zeros."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = function(*leaves)
+    assert out.shape == tuple(shape)
+    out.sum().backward()
+    for leaf in leaves:
+        assert torch.equal(leaf.grad, torch.zeros_like(leaf))
+
+
+def check_compiles(
+    op: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    draws: Sequence[Sequence[Tensor]],
+) -> None:
+    """One whole graph with dynamic shapes, between other operations, forward and backward."""
+    compiled = torch.compile(
+        lambda *xs: op(xs[0] * 2, *xs[1:]).relu(), fullgraph=True, dynamic=True
+    )
+    for inputs in draws:
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        out = compiled(*leaves)
+        expected = reference(leaves[0] * 2, *leaves[1:]).relu()
+        torch.testing.assert_close(out, expected)
+        grad = torch.randn_like(out)
+        found, wanted = (torch.autograd.grad(y, leaves, grad) for y in (out, expected))
+        torch.testing.assert_close(found, wanted)
+
+
+def check_exports(
+    op: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    example: tuple[Tensor, ...],
+    dynamic_shapes: tuple[dict | None, ...],
+    others: tuple[Tensor, ...],
+) -> None:
+    """Exported with `example`, the graph is right for `others`."""
+
+    class Call(torch.nn.Module):
+        def forward(self, *inputs):
+            return op(*inputs)
+
+    program = torch.export.export(Call(), example, dynamic_shapes=(dynamic_shapes,))
+    torch.testing.assert_close(program.module()(*others), reference(*others))
+
+
+def check_autocast(op: Callable[..., Tensor], inputs: Sequence[Tensor], backend: str) -> None:
+    """Everything in the autocast dtype, gradients in that of the inputs; float64 is left alone."""
+    leaf, *rest = (x.detach() for x in inputs)
+    leaf.requires_grad_()
+    with torch.autocast(leaf.device.type, dtype=torch.bfloat16):
+        out = op(leaf, rest[0].bfloat16(), *rest[1:])
+        if backend != "triton":
+            assert op(*(x.double() for x in inputs)).dtype == torch.float64
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out.detach(), op(*(x.detach().bfloat16() for x in inputs)))
+    out.sum().backward()
+    assert leaf.grad.dtype == torch.float32

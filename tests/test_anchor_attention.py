@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import DTYPES, LAYOUTS, check_op, in_layout
+from harness import DTYPES, LAYOUTS, check_op, in_layout, skip_unsupported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -275,8 +275,3 @@ def test_bad_input(change, error, message):
     }
     with pytest.raises(error, match=message):
         attnops.anchor_attention(**(arguments | change))
-
-
-def skip_unsupported(backend: str, dtype: torch.dtype) -> None:
-    if backend == "triton" and dtype == torch.float64:
-        pytest.skip("the Triton kernels have no float64")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import DTYPES, LAYOUTS, check_op, in_layout
+from harness import DTYPES, LAYOUTS, check_op, in_layout, skip_unsupported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -212,8 +212,3 @@ def test_autocast_keeps_the_dtype(backend, device):
 def test_bad_input(arguments, error, message):
     with pytest.raises(error, match=message):
         attnops.pyramid_pool(*arguments)
-
-
-def skip_unsupported(backend: str, dtype: torch.dtype) -> None:
-    if backend == "triton" and dtype == torch.float64:
-        pytest.skip("the Triton kernels have no float64")

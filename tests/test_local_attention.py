@@ -1,0 +1,260 @@
+"""`local_attention` on every backend against shifted maps in float64, and those against unfold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from harness import (
+    DTYPES,
+    LAYOUTS,
+    assert_layout,
+    check_autocast,
+    check_compiles,
+    check_empty,
+    check_exports,
+    check_op,
+    check_runs_are_bit_equal,
+    in_layout,
+    skip_unsupported,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import unfold
+
+import attnops
+from attnops import reference
+
+OP = "local_attention"
+BORDERS = ("zero", "mask")
+CASES = [  # (B, Ck, Cv, H, W), kernel, dilation
+    ((2, 5, 7, 9, 11), 3, 1),
+    ((1, 16, 16, 20, 37), 5, 3),
+    ((1, 3, 9, 6, 5), 7, 6),  # the window is larger than the map
+    ((2, 4, 4, 8, 10), 1, 1),
+    ((1, 33, 1, 7, 18), (3, 7), (2, 1)),
+    ((1, 1, 6, 13, 1), 5, 2),
+    ((1, 6, 5, 1, 70), 5, 4),
+    ((1, 17, 20, 3, 3), 7, 1),
+    ((1, 8, 8, 12, 16), (5, 1), (1, 6)),
+]
+
+
+def operands(device, dtype, batch, key_channels, value_channels, height, width):
+    channels = (key_channels, key_channels, value_channels)
+    return [torch.randn(batch, c, height, width, device=device).to(dtype) for c in channels]
+
+
+def fused(*options, **named):
+    return lambda q, k, v: attnops.local_attention(q, k, v, *options, **named)
+
+
+def plain(*options, **named):
+    return lambda q, k, v: reference.local_attention(q, k, v, *options, **named)
+
+
+def by_unfold(query, key, value, kernel, dilation, scale, border):
+    """GALD's equations with unfold: an independent formulation of the definition."""
+    kernel, dilation = ((p, p) if isinstance(p, int) else p for p in (kernel, dilation))
+    padding = [d * (k // 2) for k, d in zip(kernel, dilation, strict=True)]
+    batch, _, height, width = query.shape
+    count = kernel[0] * kernel[1]
+
+    def windows(x):
+        columns = unfold(x, kernel, dilation, padding)
+        return columns.view(batch, x.shape[1], count, height, width)
+
+    scores = scale * torch.einsum("bchw,bcnhw->bnhw", query, windows(key))
+    if border == "mask":
+        inside = windows(torch.ones_like(query[:, :1])).squeeze(1)
+        scores = scores.masked_fill(inside == 0, -torch.inf)
+    return torch.einsum("bnhw,bcnhw->bchw", scores.softmax(1), windows(value))
+
+
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_reference_is_the_published_attention(case, border):
+    shape, kernel, dilation = case
+    inputs = operands("cpu", torch.float64, *shape)
+    found = reference.local_attention(*inputs, kernel, dilation, 0.6, border)
+    wanted = by_unfold(*inputs, kernel, dilation, 0.6, border)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_agrees_with_float64(backend, device, case, dtype, border):
+    skip_unsupported(backend, dtype)
+    shape, kernel, dilation = case
+    options = (kernel, dilation, shape[1] ** -0.5, border)
+    inputs = operands(device, dtype, *shape)
+    for layout in ("contiguous", "channels_last"):
+        arranged = [in_layout(x, layout) for x in inputs]
+        found = check_op(fused(*options), plain(*options), arranged, grad_layout=layout)
+        if shape[1] > 1:
+            for x in found:
+                assert_layout(x, layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("grad_layout", LAYOUTS)
+def test_layouts(backend, device, layout, grad_layout):
+    query, key, value = operands(device, torch.float32, 2, 6, 5, 7, 9)
+    inputs = [in_layout(query, layout), key.mT.contiguous().mT, in_layout(value, "expanded")]
+    check_op(fused(3, 2), plain(3, 2), inputs, grad_layout=grad_layout)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 2),
+    key_channels=st.integers(1, 40),
+    value_channels=st.integers(1, 40),
+    height=st.integers(1, 12),
+    width=st.integers(1, 40),
+    kernel=st.tuples(*[st.sampled_from([1, 3, 5, 7])] * 2),
+    dilation=st.tuples(*[st.integers(1, 6)] * 2),
+    border=st.sampled_from(BORDERS),
+    layout=st.sampled_from(["contiguous", "channels_last"]),
+    scale=st.sampled_from([0.0, 0.2, -0.5]),
+)
+def test_any_shape(
+    pytestconfig,
+    batch,
+    key_channels,
+    value_channels,
+    height,
+    width,
+    kernel,
+    dilation,
+    border,
+    layout,
+    scale,
+):
+    torch.manual_seed(height * width)
+    device = pytestconfig.getoption("--device")
+    shape = (batch, key_channels, value_channels, height, width)
+    inputs = [in_layout(x, layout) for x in operands(device, torch.float32, *shape)]
+    options = (kernel, dilation, scale, border)
+    check_op(fused(*options), plain(*options), inputs, grad_layout=layout)
+
+
+def test_threads_do_not_matter(backend, device, threads):
+    inputs = operands(device, torch.float32, 2, 20, 18, 33, 35)
+    check_op(fused(5, 3, 0.2), plain(5, 3, 0.2), inputs)
+    check_runs_are_bit_equal(fused(5, 3, 0.2), inputs)
+
+
+@pytest.mark.parametrize("border", BORDERS)
+def test_large_scores_do_not_overflow(backend, device, border):
+    query, key, value = operands(device, torch.float32, 1, 8, 4, 5, 6)
+    options = (3, 2, 1.0, border)
+    check_op(fused(*options), plain(*options), [query * 40, key * 40, value])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("border", BORDERS)
+def test_nan_and_infinity_propagate_to_the_window_alone(backend, device, border, layout):
+    query, key, value = operands(device, torch.float32, 2, 4, 3, 9, 21)
+    query[0, 1, 2, 3] = torch.nan
+    key[0, 2, 7, 12] = torch.nan
+    key[1, 0, 0, 0] = torch.inf
+    value[1, 0, 5, 6] = torch.nan
+    value[1, 2, 1, 20] = torch.inf
+    inputs = [in_layout(x, layout) for x in (query, key, value)]
+    out = attnops.local_attention(*inputs, 3, 2, border=border)
+    expected = reference.local_attention(query, key, value, 3, 2, border=border)
+    torch.testing.assert_close(out, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("border", BORDERS)
+def test_constant_scores_average_the_window(backend, device, border):
+    """A hand-made answer at a corner: zero padding counts the neighbours outside, masking does
+    not.
+    """
+    value = torch.rand(1, 1, 6, 7, device=device)
+    query = torch.zeros(1, 2, 6, 7, device=device)
+    out = attnops.local_attention(query, query, value, 3, 2, border=border)
+    corner = value[0, 0, :3:2, :3:2].sum() / (9 if border == "zero" else 4)
+    torch.testing.assert_close(out[0, 0, 0, 0], corner)
+
+
+@pytest.mark.parametrize("dims", [(0, 4, 3, 5, 6), (2, 4, 3, 0, 6)], ids=str)
+def test_empty(backend, device, dims):
+    check_empty(fused(), operands(device, torch.float32, *dims), (dims[0], 3, *dims[3:]))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_opcheck(backend, device, layout):
+    leaves = [
+        in_layout(x, layout).requires_grad_()
+        for x in operands(device, torch.float32, 2, 4, 3, 5, 6)
+    ]
+    arguments = (*leaves, [3, 5], [2, 1], 0.5, True)
+    torch.library.opcheck(torch.ops.attnops.local_attention.default, arguments)
+
+
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_gradcheck(backend, device, layout, border):
+    skip_unsupported(backend, torch.float64)
+    inputs = operands(device, torch.float64, 1, 3, 2, 4, 3)
+    leaves = [in_layout(x, layout).requires_grad_() for x in inputs]
+    assert torch.autograd.gradcheck(fused(3, (1, 2), 0.8, border), leaves)
+
+
+@pytest.mark.inductor
+def test_compiles_whole_with_dynamic_shapes(backend, device):
+    draws = [
+        operands(device, torch.float32, 2, 5, 4, 7, 9),
+        [in_layout(x, "channels_last") for x in operands(device, torch.float32, 3, 6, 8, 12, 8)],
+    ]
+    check_compiles(fused(3, 2, 0.4), plain(3, 2, 0.4), draws)
+
+
+def test_exports_with_dynamic_shapes(backend, device):
+    height, width = torch.export.Dim("height", min=2), torch.export.Dim("width", min=2)
+    check_exports(
+        fused(3, 2),
+        plain(3, 2),
+        tuple(operands(device, torch.float32, 2, 5, 4, 7, 9)),
+        ({2: height, 3: width},) * 3,
+        tuple(operands(device, torch.float32, 2, 5, 4, 20, 11)),
+    )
+
+
+def test_autocast_computes_in_the_autocast_dtype(backend, device):
+    check_autocast(fused(3), operands(device, torch.float32, 1, 8, 6, 5, 7), backend)
+
+
+def test_double_backward_is_refused(backend, device):
+    leaves = [x.requires_grad_() for x in operands(device, torch.float32, 1, 2, 2, 4, 4)]
+    (grad,) = torch.autograd.grad(fused(3)(*leaves).sum(), leaves[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward is not implemented"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"query": None}, TypeError, "query must be a tensor, got NoneType"),
+        ({"key": torch.ones(2, 4, 5, 6).int()}, TypeError, "key has dtype torch.int32"),
+        ({"value": torch.ones(2, 3, 5, 6).half()}, ValueError, "but value is torch.float16"),
+        ({"query": torch.ones(2, 4, 5)}, ValueError, r"query must be \[B, Ck, H, W\]"),
+        ({"key": torch.ones(2, 3, 5, 6)}, ValueError, r"key must be \[2, 4, 5, 6\]"),
+        ({"value": torch.ones(2, 3, 5, 5)}, ValueError, r"value must be \[2, Cv, 5, 6\]"),
+        ({"value": torch.ones(2, 0, 5, 6)}, ValueError, "at least one channel"),
+        ({"kernel_size": 4}, ValueError, "odd and positive.*got 4"),
+        ({"kernel_size": (3, -1)}, ValueError, "odd and positive"),
+        ({"kernel_size": 3.0}, TypeError, "integer or a pair of integers, got 3.0"),
+        ({"dilation": 0}, ValueError, "dilation must be at least 1, got 0"),
+        ({"dilation": (1, 2, 3)}, TypeError, "dilation must be an integer or a pair"),
+        ({"scale": None}, TypeError, "scale must be a number, got None"),
+        ({"border": "reflect"}, ValueError, "border must be 'zero' or 'mask', got 'reflect'"),
+        ({"key": torch.ones(2, 4, 5, 6, device="meta")}, ValueError, "expected one device"),
+    ],
+)
+def test_bad_input(change, error, message):
+    query, key, value = operands("cpu", torch.float32, 2, 4, 3, 5, 6)
+    arguments = {"query": query, "key": key, "value": value} | change
+    with pytest.raises(error, match=message):
+        attnops.local_attention(**arguments)
