@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .._layout import is_channels_inner
+from .._layout import empty_map, is_channels_inner
 
 FORMS = ("bn_relu", "linear")
+_SLAB = 2**19  # elements of a map that are multiplied at a time
 
 
 class Projection(nn.Module):
@@ -63,26 +64,53 @@ def fold_batch_norm(
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The 1x1 convolution of a map `[B, C, H, W]` with weight `[O, C, 1, 1]`, in x's layout.
+    """The 1x1 convolution of a map `[B, C, *spatial]` with weight `[O, C, 1, 1]`, in x's layout.
 
     As a matrix product, which on CPUs is faster than the convolution.
     """
     matrix = weight.flatten(1)
+    if _may_run_in_slabs(x, weight, bias):
+        return _multiply_in_slabs(x, matrix, bias)
     if is_channels_inner(x):
-        return linear(x.permute(0, 2, 3, 1), matrix, bias).permute(0, 3, 1, 2)
-    batch, _, height, width = x.shape
+        return linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1)
     columns = x.flatten(2)
-    matrix = matrix.expand(batch, -1, -1)
+    matrix = matrix.expand(x.shape[0], -1, -1)
     if bias is None:
-        return torch.bmm(matrix, columns).unflatten(2, (height, width))
-    shift = bias[:, None].expand(batch, -1, height * width)
-    return torch.baddbmm(shift, matrix, columns).unflatten(2, (height, width))
+        return torch.bmm(matrix, columns).unflatten(2, x.shape[2:])
+    shift = bias[:, None].expand(x.shape[0], -1, columns.shape[2])
+    return torch.baddbmm(shift, matrix, columns).unflatten(2, x.shape[2:])
 
 
-def apply_to_anchors(weight: Tensor, bias: Tensor | None, anchors: Tensor) -> Tensor:
-    """The 1x1 convolution of anchors: weight `[O, C, 1, 1]`, anchors `[B, C, S]` -> `[B, O, S]`."""
-    out = weight.flatten(1) @ anchors
-    return out if bias is None else out + bias[:, None].to(out.dtype)
+def _may_run_in_slabs(x: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether the product may be written piece by piece: eagerly, on the CPU, with no gradient.
+
+    A traced loop would be unrolled for one size, and autocast does not cast where `out=` is given.
+    """
+    recorded = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, *parameters)
+    )
+    return (
+        x.device.type == "cpu"
+        and not recorded
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _multiply_in_slabs(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """`pointwise`, some positions at a time: BLAS packs its operands into buffers that grow with
+    the product, and keeps them afterwards."""
+    channels_inner = is_channels_inner(x)
+    out = empty_map((x.shape[0], matrix.shape[0], *x.shape[2:]), x, channels_inner)
+    positions = max(_SLAB // x.shape[1] // 64, 1) * 64
+    for columns, target in zip(x.flatten(2), out.flatten(2), strict=True):
+        slabs = zip(columns.split(positions, 1), target.split(positions, 1), strict=True)
+        for source, slab in slabs:
+            if bias is None:
+                torch.mm(matrix, source, out=slab)
+            else:
+                torch.addmm(bias[:, None], matrix, source, out=slab)
+    return out
 
 
 def folding_saves(positions: int, *, once: int, folded: int, unfolded: int) -> bool:

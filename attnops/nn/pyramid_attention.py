@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .._checks import check_choice
 from ..anchor_attention import anchor_attention
 from ..pyramid_pool import checked_sizes, pyramid_pool
-from ._projection import FORMS, Projection, apply_to_anchors, folding_saves, pointwise
+from ._projection import FORMS, Projection, folding_saves, pointwise
 
 
 class PyramidAttention(nn.Module):
@@ -81,32 +81,30 @@ class PyramidAttention(nn.Module):
 
         With `mix` `[M, Co, 1, 1]`, the 1x1 convolution of the context with it: `[B, M, H, W]`.
         """
-        low_anchors = None
+        key = value = query = None
         if self.reduce == "mean" and (self.key.is_linear or self.value is not None):
-            low_anchors = pyramid_pool(low, self.sizes)
-
-        query = None
-        if self.key.is_linear:
-            key = self._linear_anchors(self.key.conv, low, low_anchors)
-        else:
+            # Projected at once and dropped before a map is: they are as large as what follows.
+            pooled = pyramid_pool(low, self.sizes)
+            if self.key.is_linear:
+                key = _project(pooled, self.key.conv)
+            if self.value is not None:
+                value = _project(pooled, self.value)
+            del pooled
+        if key is None:
             projected = self.key(low)
             key = pyramid_pool(projected, self.sizes, self.reduce)
-            if self.query is None:
+            if self.query is None and not self.key.is_linear:
                 query = projected
-        value = key
-        if self.value is not None:
-            value = self._linear_anchors(self.value, low, low_anchors)
+            del projected
+        if value is None:
+            value = key
+            if self.value is not None:
+                value = pyramid_pool(_project(low, self.value), self.sizes, self.reduce)
         scale = key.shape[1] ** -0.5
         bias = None
         if query is None:
             query, key, bias = self._query(high, key, scale)
         return self._attend(query, key, value, scale, bias, mix)
-
-    def _linear_anchors(self, conv: nn.Conv2d, low: Tensor, low_anchors: Tensor | None) -> Tensor:
-        """Pooled 1x1 convolution of `low`, through the pooled input where the two commute."""
-        if low_anchors is None:
-            return pyramid_pool(pointwise(low, conv.weight, conv.bias), self.sizes, self.reduce)
-        return apply_to_anchors(conv.weight, conv.bias, low_anchors)
 
     def _query(
         self, high: Tensor, key: Tensor, scale: float
@@ -121,8 +119,8 @@ class PyramidAttention(nn.Module):
             unfolded=channels * inner + inner * anchors,
         ):
             return projection(high), key, None
-        weight, bias = projection.conv.weight.flatten(1), projection.conv.bias
-        return high, weight.t() @ key, scale * (bias @ key)
+        weight, bias = projection.conv.weight, projection.conv.bias
+        return high, pointwise(key, weight.transpose(0, 1), None), scale * (bias @ key)
 
     def _attend(
         self,
@@ -146,12 +144,16 @@ class PyramidAttention(nn.Module):
             unfolded=anchors * inner + on_map,
         ):
             for weight, shift in convolutions:
-                value = apply_to_anchors(weight, shift, value)
+                value = pointwise(weight, shift, value)
             return anchor_attention(query, key, value, scale, bias=bias)
         context = anchor_attention(query, key, value, scale, bias=bias)
         for weight, shift in convolutions:
             context = pointwise(context, weight, shift)
         return context
+
+
+def _project(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    return pointwise(x, conv.weight, conv.bias)
 
 
 def _positions(x: Tensor) -> int:
