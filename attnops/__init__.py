@@ -5,9 +5,12 @@ from ._dispatch import BackendError, backends, use_backend
 from ._load import load_implementations
 from ._version import __version__
 from .anchor_attention import anchor_attention
+from .depthwise_gelu import depthwise_gelu
 from .group_attention import group_attention
 from .local_attention import local_attention
+from .nmf import nmf
 from .pyramid_pool import pyramid_pool
+from .strip_conv import strip_conv
 from .upsample_gate import upsample_gate
 
 _dispatch.read_environment()
@@ -18,11 +21,14 @@ __all__ = [
     "__version__",
     "anchor_attention",
     "backends",
+    "depthwise_gelu",
     "group_attention",
     "local_attention",
+    "nmf",
     "nn",
     "pyramid_pool",
     "reference",
+    "strip_conv",
     "upsample_gate",
     "use_backend",
 ]

@@ -6,15 +6,21 @@ float32.
 """
 
 from .anchor_attention import anchor_attention
+from .depthwise_gelu import depthwise_gelu
 from .group_attention import group_attention
 from .local_attention import local_attention
+from .nmf import nmf
 from .pyramid_pool import pyramid_pool
+from .strip_conv import strip_conv
 from .upsample_gate import upsample_gate
 
 __all__ = [
     "anchor_attention",
+    "depthwise_gelu",
     "group_attention",
     "local_attention",
+    "nmf",
     "pyramid_pool",
+    "strip_conv",
     "upsample_gate",
 ]

@@ -12,11 +12,15 @@ from .._dispatch import register
 from .._layout import dense, is_channels_inner
 from .._op import recording_gradients
 from ..local_attention import BORDERS
+from ..nmf import RECORD_LAST, RECORD_NOTHING
 from ..upsample_gate import ACTIVATIONS, RESIDUALS
 from .anchor_attention import anchor_attention, anchor_scores
+from .depthwise_gelu import depthwise_gelu
 from .group_attention import group_affinity, group_attention
 from .local_attention import local_attention, local_scores
+from .nmf import initial_coef, nmf, update_bases, update_coef
 from .pyramid_pool import pyramid_pool
+from .strip_conv import strip_conv
 from .upsample_gate import upsample_gate
 
 
@@ -175,6 +179,106 @@ def _group_attention_backward(
     )
 
 
+def _strip_parameters(
+    taps: Tensor, shifts: Tensor, kernel: list[int], rows: list[int], columns: list[int]
+) -> tuple[Any, ...]:
+    """weight, bias and strips of `strip_conv` from the packed parameters of the op."""
+    channels = taps.shape[0]
+    shapes = [kernel]
+    for row, column in zip(rows, columns, strict=True):
+        shapes += [[1, row], [column, 1]]
+    parts = taps.split([h * w for h, w in shapes], dim=1)
+    weights = [t.view(channels, 1, *shape) for t, shape in zip(parts, shapes, strict=True)]
+    first, *pairs = zip(weights, shifts.unbind(1), strict=True)
+    return *first, list(zip(pairs[0::2], pairs[1::2], strict=True))
+
+
+def _strip_conv(x: Tensor, taps: Tensor, shifts: Tensor, *sizes: Any) -> tuple[Tensor]:
+    out = strip_conv(_wide(x), *_strip_parameters(_wide(taps), _wide(shifts), *sizes))
+    return (dense(out.to(x.dtype), is_channels_inner(x)),)
+
+
+def _strip_conv_backward(
+    grad: Tensor, x: Tensor, taps: Tensor, shifts: Tensor, *sizes: Any
+) -> tuple[Tensor, ...]:
+    with recording_gradients():
+        leaves = _leaves(x, taps, shifts)
+        out = strip_conv(leaves[0], *_strip_parameters(*leaves[1:], *sizes))
+        grad_x, *rest = (g.to(x.dtype) for g in _gradients(out, leaves, _wide(grad)))
+    return dense(grad_x, is_channels_inner(x)), *(g.contiguous() for g in rest)
+
+
+def _depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor]:
+    out = depthwise_gelu(*map(_wide, (x, weight, bias))).to(x.dtype)
+    return (dense(out, is_channels_inner(x)),)
+
+
+def _depthwise_gelu_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, ...]:
+    if bias is None:
+        bias = x.new_zeros(x.shape[1])
+    with recording_gradients():
+        leaves = _leaves(x, weight, bias)
+        found = _gradients(depthwise_gelu(*leaves), leaves, _wide(grad))
+        grad_x, *rest = (g.to(x.dtype) for g in found)
+    return dense(grad_x, is_channels_inner(x)), *(g.contiguous() for g in rest)
+
+
+def _nmf(
+    x: Tensor, bases: Tensor, steps: int, inv_t: float, eps: float, one_step: bool, record: int
+) -> tuple[Tensor, ...]:
+    wide, found = _wide(x), _wide(bases)
+    coef = initial_coef(wide, found, inv_t)
+    past_bases, past_coef = [], [coef]
+    for _ in range(steps):
+        coef = update_coef(wide, found, coef, eps)
+        found = update_bases(wide, found, coef, eps)
+        past_bases.append(found)
+        past_coef.append(coef)
+    before, coef = coef, update_coef(wide, found, coef, eps)
+    if record == RECORD_NOTHING:
+        past_bases, past_coef = found.new_empty(0), found.new_empty(0)
+    elif record == RECORD_LAST:
+        past_bases, past_coef = found[None].clone(), before[None]
+    else:
+        empty = found.new_empty((0, *found.shape))
+        past_bases = torch.stack(past_bases) if steps else empty
+        past_coef = torch.stack([*past_coef, coef])
+    out = found.clone() if steps == 0 else found
+    return out.to(x.dtype), coef.to(x.dtype).contiguous(), past_bases, past_coef
+
+
+def _nmf_backward(
+    x: Tensor,
+    bases: Tensor,
+    grad_bases: Tensor | None,
+    grad_coef: Tensor | None,
+    past_bases: Tensor,
+    past_coef: Tensor,
+    inv_t: float,
+    eps: float,
+    one_step: bool,
+) -> tuple[Tensor, Tensor]:
+    with recording_gradients():
+        source, initial = _leaves(x, bases)
+        if one_step:
+            found, coef = None, update_coef(source, past_bases[0], past_coef[0], eps)
+        else:
+            found, coef = nmf(source, initial, past_bases.shape[0], inv_t, eps)
+        pairs = [
+            (output, _wide(grad))
+            for output, grad in ((found, grad_bases), (coef, grad_coef))
+            if grad is not None
+        ]
+        outputs, grads = zip(*pairs, strict=True)
+        grad_x, grad_initial = torch.autograd.grad(
+            outputs, (source, initial), grads, allow_unused=True, materialize_grads=True
+        )
+    grad_x = dense(grad_x.to(x.dtype), is_channels_inner(x))
+    return grad_x, grad_initial.to(bases.dtype).contiguous()
+
+
 def register_all() -> None:
     """Register the reference implementation of every op."""
     for op, forward, backward in (
@@ -183,5 +287,8 @@ def register_all() -> None:
         ("local_attention", _local_attention, _local_attention_backward),
         ("upsample_gate", _upsample_gate, _upsample_gate_backward),
         ("group_attention", _group_attention, _group_attention_backward),
+        ("strip_conv", _strip_conv, _strip_conv_backward),
+        ("depthwise_gelu", _depthwise_gelu, _depthwise_gelu_backward),
+        ("nmf", _nmf, _nmf_backward),
     ):
         register(op, "reference", forward=forward, backward=backward, refuse=_refuse_nothing)

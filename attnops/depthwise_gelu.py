@@ -1,0 +1,106 @@
+"""GELU of a depthwise convolution (the middle of SegNeXt's feed-forward network)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ._checks import autocast, check_shape, check_tensors
+from ._layout import dense, empty_map, is_channels_inner
+from ._op import Op
+from .strip_conv import check_depthwise_weight
+
+NAME = "depthwise_gelu"
+
+
+def depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Exact (erf) GELU of a zero-padded depthwise convolution, in one pass.
+
+    Source: Guo et al., SegNeXt (NeurIPS 2022), the feed-forward network of figure 2, after
+    Wang et al., PVT v2 (2021).
+
+    Args:
+        x: `[B, C, H, W]`, contiguous or channels_last.
+        weight: `[C, 1, kh, kw]`, odd sides.
+        bias: `[C]` or None.
+
+    Returns:
+        `[B, C, H, W]` in the layout and dtype of `x`. Half precision is accumulated in float32. The
+        backward computes the convolution again instead of keeping it. Under autocast all arguments
+        are cast to the autocast dtype.
+
+    Raises:
+        TypeError: an argument is not a float tensor.
+        ValueError: shapes, dtypes or devices that do not match, an even kernel, no channels.
+
+    Example:
+        >>> import torch, attnops
+        >>> attnops.depthwise_gelu(torch.randn(1, 8, 24, 32), torch.randn(8, 1, 3, 3)).shape
+        torch.Size([1, 8, 24, 32])
+    """
+    given = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{NAME}: {name} must be a tensor, got {type(tensor).__name__}")
+    x, weight, bias = autocast(x, weight, bias)
+    check_tensors(NAME, **dict(zip(given, (x, weight, bias), strict=False)))
+    check_shape(NAME, "x", x, ("B", "C", "H", "W"))
+    channels = x.shape[1]
+    if channels == 0:
+        raise ValueError(f"{NAME}: needs at least one channel, got x {list(x.shape)}")
+    check_depthwise_weight(NAME, "weight", weight, channels)
+    if bias is not None:
+        check_shape(NAME, "bias", bias, (channels,))
+    return _op(x, weight, bias)[0]
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor]:
+    return (empty_map(x.shape, x, is_channels_inner(x)),)
+
+
+def _backward_fake(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x = empty_map(x.shape, x, is_channels_inner(x))
+    return grad_x, weight.new_empty(weight.shape), weight.new_empty((weight.shape[0],))
+
+
+def _prepare(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
+    return dense(x), weight.contiguous(), None if bias is None else bias.contiguous()
+
+
+def _prepare_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Any, ...]:
+    return dense(grad, is_channels_inner(x)), *_prepare(x, weight, bias)
+
+
+def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
+    x, weight, bias = inputs
+    return (x, weight) if bias is None else (x, weight, bias), ()
+
+
+def _gradient(
+    grads: tuple[Tensor | None, ...], saved: list[Tensor], kept: tuple, call: Callable[..., Any]
+) -> tuple[Tensor | None, ...]:
+    if grads[0] is None:
+        return None, None, None
+    x, weight, *rest = saved
+    bias = rest[0] if rest else None
+    *found, grad_bias = call(grads[0], x, weight, bias)
+    return *found, None if bias is None else grad_bias
+
+
+_op = Op(
+    NAME,
+    forward="(Tensor x, Tensor weight, Tensor? bias) -> (Tensor)",
+    backward="(Tensor grad, Tensor x, Tensor weight, Tensor? bias) -> (Tensor, Tensor, Tensor)",
+    fake=_fake,
+    backward_fake=_backward_fake,
+    prepare=_prepare,
+    prepare_backward=_prepare_backward,
+    setup=_setup,
+    gradient=_gradient,
+)
