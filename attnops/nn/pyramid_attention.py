@@ -144,7 +144,7 @@ class PyramidAttention(nn.Module):
             unfolded=anchors * inner + on_map,
         ):
             for weight, shift in convolutions:
-                value = pointwise(weight, shift, value)
+                value = pointwise(value, weight, shift)
             return anchor_attention(query, key, value, scale, bias=bias)
         context = anchor_attention(query, key, value, scale, bias=bias)
         for weight, shift in convolutions:
