@@ -12,7 +12,7 @@ from ..anchor_attention import MAX_FUSED_ANCHORS
 from ._load import load
 
 
-def _refuse_device(x: Tensor) -> str | None:
+def _refuse_device(x: Tensor, *args: Any) -> str | None:
     return None if x.device.type == "cpu" else f"it runs CPU tensors only, got {x.device}"
 
 
@@ -49,4 +49,11 @@ def register_all() -> None:
         forward=ops.anchor_attention.default,
         backward=ops.anchor_attention_backward.default,
         refuse=_refuse_anchor_attention,
+    )
+    register(
+        "local_attention",
+        "cpu",
+        forward=ops.local_attention.default,
+        backward=ops.local_attention_backward.default,
+        refuse=_refuse_device,
     )

@@ -6,8 +6,9 @@
 #include "isa.h"
 #include "ops.h"
 
-// Maps x, grad, query, out are dense, contiguous or with contiguous channels; everything else is
-// contiguous. Callers guarantee consistent, non-empty shapes and one dtype.
+// Maps (x, grad, query, out; all of local attention but lse) are dense, contiguous or with
+// contiguous channels; everything else is contiguous. Callers guarantee consistent, non-empty
+// shapes and one dtype.
 STABLE_TORCH_LIBRARY(attnops_cpu, m) {
   // x [B, C, H, W] -> out [B, C, S], argmax int32 [B, C, S] = h * W + w (use_max) or [0].
   m.def("pyramid_pool(Tensor x, int[] sizes, bool use_max) -> (Tensor out, Tensor argmax)");
@@ -24,6 +25,15 @@ STABLE_TORCH_LIBRARY(attnops_cpu, m) {
       "anchor_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, "
       "Tensor? bias, Tensor lse, float scale) -> "
       "(Tensor dquery, Tensor dkey, Tensor dvalue, Tensor dbias)");
+  // query, key [B, Ck, H, W], value [B, Cv, H, W], two numbers in kernel and dilation ->
+  // out [B, Cv, H, W], lse [B, H, W].
+  m.def(
+      "local_attention(Tensor query, Tensor key, Tensor value, int[] kernel, int[] dilation, "
+      "float scale, bool mask) -> (Tensor out, Tensor lse)");
+  m.def(
+      "local_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor lse, "
+      "int[] kernel, int[] dilation, float scale, bool mask) -> "
+      "(Tensor dquery, Tensor dkey, Tensor dvalue)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
@@ -31,6 +41,8 @@ STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
   m.impl("pyramid_pool_backward", TORCH_BOX(&attnops::cpu::pyramid_pool_backward));
   m.impl("anchor_attention", TORCH_BOX(&attnops::cpu::anchor_attention));
   m.impl("anchor_attention_backward", TORCH_BOX(&attnops::cpu::anchor_attention_backward));
+  m.impl("local_attention", TORCH_BOX(&attnops::cpu::local_attention));
+  m.impl("local_attention_backward", TORCH_BOX(&attnops::cpu::local_attention_backward));
 }
 
 #define ATTNOPS_STRINGIFY(x) #x

@@ -25,4 +25,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> anchor_attention_backward(Tensor grad
                                                                      std::optional<Tensor> bias,
                                                                      Tensor lse, double scale);
 
+std::tuple<Tensor, Tensor> local_attention(Tensor query, Tensor key, Tensor value,
+                                           std::vector<int64_t> kernel,
+                                           std::vector<int64_t> dilation, double scale, bool mask);
+
+std::tuple<Tensor, Tensor, Tensor> local_attention_backward(Tensor grad, Tensor query, Tensor key,
+                                                            Tensor value, Tensor lse,
+                                                            std::vector<int64_t> kernel,
+                                                            std::vector<int64_t> dilation,
+                                                            double scale, bool mask);
+
 }  // namespace attnops::cpu
