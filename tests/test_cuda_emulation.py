@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,20 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from emulation import toolchain
-from emulation.pyramid_pool import DTYPES, Failed, Problem, backward, forward
+from emulation.exchange import DTYPES, Failed
+from emulation.faults import BARRIER, barriers, faulty_csrc
+from emulation.pyramid_pool import Problem, backward, forward
+from emulation.toolchain import build
 from harness import assert_within_budget, error
 from torch import Tensor
 
 KERNELS = ("pyramid_pool_kernels.cuh", "pyramid_pool_backward_kernels.cuh")
-BARRIER = "__syncthreads();"
-
-
-def program(driver: str, sanitizer: str, **options) -> Path:
-    reason = toolchain.unavailable(sanitizer)
-    if reason:
-        pytest.skip(reason)
-    return toolchain.build(driver, sanitizer, **options)
-
 
 # The kernels against PyTorch.
 
@@ -72,7 +65,7 @@ ORDERS = ("forward", "reverse", "11")
 
 @pytest.fixture(scope="module")
 def pool() -> Path:
-    return program("pyramid_pool_driver.cpp", "address")
+    return build("pyramid_pool_driver.cpp", "address")
 
 
 def pooled(x: Tensor, problem: Problem) -> tuple[Tensor, Tensor | None]:
@@ -159,7 +152,7 @@ def test_repeated_runs_are_bitwise_equal(pool: Path, tmp_path: Path) -> None:
 
 
 def test_launch_configurations_keep_the_limits() -> None:
-    done = toolchain.run(program("pyramid_pool_schedules.cpp", "address"))
+    done = toolchain.run(build("pyramid_pool_schedules.cpp", "address"))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -202,40 +195,11 @@ WITH_BARRIERS = (
 )
 
 
-def barriers() -> list[str]:
-    """A name for every barrier of the kernels: file and position in it."""
-    sources = [(name, (toolchain.ROOT / "csrc/cuda" / name).read_text()) for name in KERNELS]
-    return [f"{name} {k}" for name, text in sources for k in range(text.count(BARRIER))]
-
-
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Builds the copy under a sanitizer; run with ATTNOPS_FAULT set, it has that fault."""
-    csrc = tmp_path_factory.mktemp("faulty") / "csrc"
-    shutil.copytree(toolchain.ROOT / "csrc", csrc)
-    for name in KERNELS:
-        path = csrc / "cuda" / name
-        text = path.read_text()
-        for fault, (file, correct, broken) in FAULTS.items():
-            if file == name:
-                assert correct in text, f"{fault}: {name} no longer holds {correct!r}"
-                text = text.replace(correct, broken.replace("FAULT", f'is_faulty("{fault}")'), 1)
-        parts = text.split(BARRIER)
-        for k in range(len(parts) - 1):
-            # The inserted condition of "thread without barrier" may already stand before it.
-            parts[k] += f'if (!is_faulty("{name} {k}")) {BARRIER}'
-        text = "".join(parts)
-        assert text != path.read_text()
-        path.write_text(text)
-    launch = csrc / "cuda" / "launch.h"
-    launch.write_text(
-        launch.read_text()
-        + "#include <cstdlib>\n#include <cstring>\n"
-        + "inline bool is_faulty(const char* fault) {\n"
-        + '  static const char* asked = std::getenv("ATTNOPS_FAULT");\n'
-        + "  return asked && !std::strcmp(asked, fault);\n}\n"
-    )
-    return lambda sanitizer: program(
+    csrc = faulty_csrc(tmp_path_factory.mktemp("faulty"), KERNELS, FAULTS)
+    return lambda sanitizer: build(
         "pyramid_pool_driver.cpp", sanitizer, csrc=csrc, defines=("FLOAT32_ONLY",)
     )
 
@@ -277,13 +241,13 @@ def is_caught(program: Path, folder: Path, fault: str, report: str, orders: Sequ
     return False
 
 
-@pytest.mark.parametrize("barrier", barriers())
+@pytest.mark.parametrize("barrier", barriers(KERNELS))
 def test_missing_barrier_is_a_race(faulty, tmp_path: Path, barrier: str) -> None:
     """Under ThreadSanitizer, in any one order of the threads."""
     assert is_caught(faulty("thread"), tmp_path, barrier, "data race", ["forward"])
 
 
-@pytest.mark.parametrize("barrier", barriers())
+@pytest.mark.parametrize("barrier", barriers(KERNELS))
 def test_missing_barrier_changes_the_result(faulty, tmp_path: Path, barrier: str) -> None:
     """In one of two opposite orders of the threads, without ThreadSanitizer."""
     assert is_caught(faulty("address"), tmp_path, barrier, "", ["forward", "reverse"])
@@ -294,7 +258,7 @@ def test_missing_barrier_changes_the_result(faulty, tmp_path: Path, barrier: str
 
 @pytest.fixture(scope="module")
 def selftest() -> Path:
-    return program("selftest_driver.cpp", "address")
+    return build("selftest_driver.cpp", "address")
 
 
 def printed(program: Path, kernel: str, **options: str) -> list[list[float]]:
@@ -365,7 +329,7 @@ def test_misuse_is_reported(selftest: Path, kernel: str, report: str) -> None:
 
 
 def test_race_without_effect_is_reported() -> None:
-    thread = program("selftest_driver.cpp", "thread")
+    thread = build("selftest_driver.cpp", "thread")
     for kernel in ("block_sum", "warp_functions", "record_order"):
         printed(thread, kernel)
     done = toolchain.run(thread, "benign_race")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import struct
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .toolchain import run
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+from .exchange import DTYPES, exchange, fields, map_to_bytes, to_bytes
 
 
 @dataclass(frozen=True)
@@ -34,15 +30,10 @@ class Problem:
         return sum(n * n for n in self.sizes)
 
     def header(self, backward: bool) -> bytes:
-        fields = (
+        return fields(
             *(DTYPES.index(self.dtype), backward, self.use_max, self.channels_last, *self.shape),
             *(self.multiprocessors, self.misalign, len(self.sizes), *self.sizes),
         )
-        return struct.pack(f"<{len(fields)}q", *fields)
-
-
-class Failed(AssertionError):
-    """The emulated program ended with an error: what a sanitizer or the emulation reported."""
 
 
 def forward(
@@ -53,14 +44,11 @@ def forward(
     Raises:
         Failed: the kernels did something they must not.
     """
-    stored = x.permute(0, 2, 3, 1) if problem.channels_last else x
-    result = _exchange(program, folder, problem.header(False) + _bytes(stored), **options)
+    request = problem.header(False) + map_to_bytes(x, problem.channels_last)
+    result = exchange(program, folder, request, **options)
     shape = (*problem.shape[:2], problem.cells)
-    split = shape[0] * shape[1] * shape[2] * x.element_size()
-    out = torch.frombuffer(result[:split], dtype=x.dtype).view(shape)
-    if not problem.use_max:
-        return out, None
-    return out, torch.frombuffer(result[split:], dtype=torch.int32).view(shape)
+    out = result.take(shape, x.dtype)
+    return out, result.take(shape, torch.int32) if problem.use_max else None
 
 
 def backward(
@@ -76,24 +64,6 @@ def backward(
     Raises:
         Failed: the kernels did something they must not.
     """
-    data = _bytes(grad) + (b"" if argmax is None else _bytes(argmax))
-    result = _exchange(program, folder, problem.header(True) + data, **options)
-    flat = torch.frombuffer(result, dtype=grad.dtype)
-    batch, channels, height, width = problem.shape
-    if problem.channels_last:
-        return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
-    return flat.view(problem.shape)
-
-
-def _bytes(x: Tensor) -> bytes:
-    return x.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def _exchange(program: Path, folder: Path, request: bytes, **options: str) -> bytearray:
-    (folder / "request").write_bytes(request)
-    done: subprocess.CompletedProcess[str] = run(
-        program, folder / "request", folder / "result", **options
-    )
-    if done.returncode != 0:
-        raise Failed(f"exit status {done.returncode}\n{done.stderr}")
-    return bytearray((folder / "result").read_bytes())
+    data = to_bytes(grad) + (b"" if argmax is None else to_bytes(argmax))
+    result = exchange(program, folder, problem.header(True) + data, **options)
+    return result.take_map(problem.shape, grad.dtype, problem.channels_last)

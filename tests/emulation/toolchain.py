@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 
 HERE = Path(__file__).resolve().parent
@@ -47,8 +48,12 @@ def build(
     """The program of tests/emulation/`driver` against the kernels of `csrc`.
 
     Programs are kept in build/emulation under a hash of all that goes into them, so that a session
-    compiles only what changed; processes that want the same one wait for the first.
+    compiles only what changed; processes that want the same one wait for the first. Skips the test
+    where none can be built.
     """
+    reason = unavailable(sanitizer)
+    if reason:
+        pytest.skip(reason)
     flags = [*FLAGS, *SANITIZERS[sanitizer], *(f"-D{name}" for name in defines)]
     digest = hashlib.sha256()
     for text in (*flags, torch.__version__, _compiler_version()):

@@ -1,0 +1,85 @@
+"""Sends local_attention problems to the emulated CUDA kernels (local_attention_driver.cpp)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .exchange import DTYPES, exchange, fields, map_to_bytes, to_bytes
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A local_attention problem and how the device looks: many multiprocessors make tiles small,
+    and `misalign` elements off a 16-byte boundary rule out wide accesses.
+    """
+
+    key_shape: tuple[int, int, int, int]
+    value_channels: int
+    kernel: tuple[int, int] = (3, 3)
+    dilation: tuple[int, int] = (1, 1)
+    scale: float = 0.5
+    mask: bool = False
+    channels_last: bool = False
+    dtype: torch.dtype = torch.float32
+    multiprocessors: int = 1
+    misalign: int = 0
+
+    @property
+    def value_shape(self) -> tuple[int, int, int, int]:
+        batch, _, height, width = self.key_shape
+        return batch, self.value_channels, height, width
+
+    @property
+    def statistics(self) -> torch.dtype:
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def request(self, backward: bool, maps: Sequence[Tensor], lse: Tensor | None = None) -> bytes:
+        batch, channels, height, width = self.key_shape
+        header = fields(
+            *(DTYPES.index(self.dtype), backward, self.mask, self.channels_last),
+            *(batch, channels, self.value_channels, height, width, *self.kernel, *self.dilation),
+            *(self.multiprocessors, self.misalign),
+        )
+        data = b"".join(map_to_bytes(x, self.channels_last) for x in maps)
+        scale = struct.pack("<d", self.scale)
+        return header + scale + data + (b"" if lse is None else to_bytes(lse))
+
+
+def forward(
+    program: Path, folder: Path, problem: Problem, inputs: Sequence[Tensor], **options: str
+) -> tuple[Tensor, Tensor]:
+    """out `[B, Cv, H, W]` and lse `[B, H, W]` of query, key, value.
+
+    Raises:
+        Failed: the kernels did something they must not.
+    """
+    result = exchange(program, folder, problem.request(False, inputs), **options)
+    out = result.take_map(problem.value_shape, problem.dtype, problem.channels_last)
+    batch, _, height, width = problem.key_shape
+    return out, result.take((batch, height, width), problem.statistics)
+
+
+def backward(
+    program: Path,
+    folder: Path,
+    problem: Problem,
+    grad: Tensor,
+    inputs: Sequence[Tensor],
+    lse: Tensor,
+    **options: str,
+) -> tuple[Tensor, ...]:
+    """Gradients of query, key, value.
+
+    Raises:
+        Failed: the kernels did something they must not.
+    """
+    request = problem.request(True, (grad, *inputs), lse)
+    result = exchange(program, folder, request, **options)
+    shapes = (problem.key_shape, problem.key_shape, problem.value_shape)
+    return tuple(result.take_map(s, problem.dtype, problem.channels_last) for s in shapes)
