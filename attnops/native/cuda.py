@@ -13,11 +13,15 @@ from ._load import load
 # Limits of the kernels' tables and 32-bit indices (csrc/cuda/pyramid_pool_plan.h).
 _MAX_LEVELS, _MAX_BINS_AN_AXIS = 16, 64
 _MAX_PIXELS, _MAX_PLANES = 2**31 - 1 - 4096, 2**31 - 1
+# Windows whose tiles fit the shared memory (csrc/cuda/local_attention_plan.h).
+_MAX_KERNEL, _MAX_TAPS = 63, 441
+
+
+def _refuse_device(x: Tensor) -> str | None:
+    return None if x.device.type == "cuda" else f"it runs CUDA tensors only, got {x.device}"
 
 
 def _refuse_pyramid_pool(x: Tensor, sizes: list[int], *args: Any) -> str | None:
-    if x.device.type != "cuda":
-        return f"it runs CUDA tensors only, got {x.device}"
     if len(sizes) > _MAX_LEVELS or sum(sizes) > _MAX_BINS_AN_AXIS:
         return (
             f"it has room for {_MAX_LEVELS} levels of {_MAX_BINS_AN_AXIS} bins an axis in all, "
@@ -29,7 +33,20 @@ def _refuse_pyramid_pool(x: Tensor, sizes: list[int], *args: Any) -> str | None:
             f"it indexes up to {_MAX_PLANES} planes of {_MAX_PIXELS} pixels, got "
             f"{batch * channels} of {height}x{width}"
         )
-    return None
+    return _refuse_device(x)
+
+
+def _refuse_local_attention(
+    query: Tensor, key: Tensor, value: Tensor, kernel: list[int], *args: Any
+) -> str | None:
+    if max(kernel) > _MAX_KERNEL or kernel[0] * kernel[1] > _MAX_TAPS:
+        return (
+            f"it takes windows of up to {_MAX_KERNEL} an axis and {_MAX_TAPS} in all, got "
+            f"{kernel[0]}x{kernel[1]}"
+        )
+    if query.shape[2] * query.shape[3] >= 2**31:
+        return f"it indexes maps of less than 2^31 pixels, got {tuple(query.shape)}"
+    return _refuse_device(query)
 
 
 def register_all() -> None:
@@ -48,4 +65,11 @@ def register_all() -> None:
         forward=ops.pyramid_pool.default,
         backward=ops.pyramid_pool_backward.default,
         refuse=_refuse_pyramid_pool,
+    )
+    register(
+        "local_attention",
+        "cuda",
+        forward=ops.local_attention.default,
+        backward=ops.local_attention_backward.default,
+        refuse=_refuse_local_attention,
     )

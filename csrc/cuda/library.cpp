@@ -6,4 +6,10 @@ STABLE_TORCH_LIBRARY(attnops_cuda, m) {
   m.def(
       "pyramid_pool_backward(Tensor grad, Tensor argmax, int height, int width, int[] sizes, "
       "bool use_max, bool channels_last) -> Tensor");
+  m.def(
+      "local_attention(Tensor query, Tensor key, Tensor value, int[] kernel, int[] dilation, "
+      "float scale, bool mask) -> (Tensor, Tensor)");
+  m.def(
+      "local_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor lse, "
+      "int[] kernel, int[] dilation, float scale, bool mask) -> (Tensor, Tensor, Tensor)");
 }

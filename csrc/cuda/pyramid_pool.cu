@@ -1,33 +1,13 @@
 // Host entries of pyramid pooling on CUDA: checks, allocation, choice of the element type.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <tuple>
 
+#include "host.h"
 #include "pyramid_pool_launch.cuh"
 
 namespace attnops::cuda {
 namespace {
-
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-cudaStream_t current_stream(int32_t device) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-int count_multiprocessors(int device) {
-  int count = 0;
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
-        "cudaDeviceGetAttribute");
-  return count;
-}
 
 PoolProblem make_problem(int64_t batch, int64_t channels, int64_t height, int64_t width,
                          const std::vector<int64_t>& sizes, bool use_max, bool channels_last,
@@ -39,24 +19,6 @@ PoolProblem make_problem(int64_t batch, int64_t channels, int64_t height, int64_
                   " pixels, got ", height, "x", width);
   return {batch,   channels,      static_cast<int>(height),     static_cast<int>(width), sizes,
           use_max, channels_last, count_multiprocessors(device)};
-}
-
-// Calls function(T{}) with the element type of the tensors.
-template <typename Function>
-void dispatch(ScalarType dtype, const Function& function) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return function(float{});
-    case ScalarType::Half:
-      return function(__half{});
-    case ScalarType::BFloat16:
-      return function(__nv_bfloat16{});
-    case ScalarType::Double:
-      return function(double{});
-    default:
-      STD_TORCH_CHECK(false, "pyramid_pool: expected float32, float16, bfloat16 or float64, got ",
-                      torch::headeronly::toString(dtype));
-  }
 }
 
 std::tuple<Tensor, Tensor> pyramid_pool(const Tensor& x, std::vector<int64_t> sizes, bool use_max) {
@@ -71,7 +33,7 @@ std::tuple<Tensor, Tensor> pyramid_pool(const Tensor& x, std::vector<int64_t> si
                                                      ScalarType::Int)
                           : torch::stable::new_empty(x, {0}, ScalarType::Int);
   if (x.numel() == 0) return {out, argmax};
-  dispatch(x.scalar_type(), [&](auto element) {
+  dispatch("pyramid_pool", x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     const T* input = static_cast<const T*>(x.const_data_ptr());
     const PoolSchedule schedule = schedule_forward<T>(problem, is_aligned(input));
@@ -99,12 +61,9 @@ Tensor pyramid_pool_backward(const Tensor& grad, const Tensor& argmax, int64_t h
   STD_TORCH_CHECK(!use_max || (argmax.numel() == grad.numel() && argmax.is_contiguous() &&
                                argmax.scalar_type() == ScalarType::Int),
                   "pyramid_pool_backward: argmax must be a contiguous int32 of the shape of grad");
-  Tensor grad_x =
-      torch::stable::empty({problem.batch, problem.channels, height, width}, grad.scalar_type(),
-                           std::nullopt, grad.device(), std::nullopt,
-                           channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  Tensor grad_x = empty_map(grad, problem.batch, problem.channels, height, width, channels_last);
   if (grad.numel() == 0) return grad_x;
-  dispatch(grad.scalar_type(), [&](auto element) {
+  dispatch("pyramid_pool_backward", grad.scalar_type(), [&](auto element) {
     using T = decltype(element);
     pool_backward<T>(problem, static_cast<const T*>(grad.const_data_ptr()),
                      use_max ? static_cast<const int32_t*>(argmax.const_data_ptr()) : nullptr,

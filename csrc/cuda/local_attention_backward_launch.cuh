@@ -1,0 +1,31 @@
+// Starts the kernels of local attention's backward, as local_attention_launch.cuh the forward's.
+#pragma once
+
+#include "local_attention_backward_kernels.cuh"
+#include "local_attention_launch.cuh"
+
+namespace attnops::cuda {
+
+// Gradients in the layout of the maps; delta `[B, H, W]` is scratch.
+template <typename T>
+void local_backward(const LocalProblem& problem, const T* grad, const T* query, const T* key,
+                    const T* value, const accumulator_t<T>* lse, accumulator_t<T>* delta, T* dquery,
+                    T* dkey, T* dvalue, cudaStream_t stream) {
+  using Acc = accumulator_t<T>;
+  detail::with_span<T>(problem, [&](auto span) {
+    constexpr int SPAN = decltype(span)::value;
+    const LocalPlan plan = detail::plan_local_kernel<T, SPAN>(
+        problem, 2, {grad, query, key, value, dquery, dkey, dvalue});
+    const dim3 grid = detail::local_grid(problem, plan);
+    const dim3 block(local_threads(plan, SPAN));
+    const size_t shared_bytes = local_shared_bytes(plan, 2, sizeof(Acc));
+    const Acc scale = static_cast<Acc>(problem.scale);
+    ATTNOPS_LAUNCH((local_backward_query_kernel<T, SPAN>), grid, block, shared_bytes, stream, grad,
+                   query, key, value, lse, dquery, delta, scale, plan);
+    ATTNOPS_LAUNCH((local_backward_key_kernel<T, SPAN>), grid, block, shared_bytes, stream, grad,
+                   query, key, value, lse, static_cast<const Acc*>(delta), dkey, dvalue, scale,
+                   plan);
+  });
+}
+
+}  // namespace attnops::cuda

@@ -1,0 +1,184 @@
+// How local attention divides a map into tiles, and what a tile takes of shared memory.
+//
+// With dilation (dh, dw) a map is dh * dw interleaved images: position (y, x) belongs to image (y
+// mod dh, x mod dw) and sees positions of that image only, in a dense window. A block owns
+// tile_rows rows of tile_columns positions of one image, or of tile_images images side by side
+// (residues of x one after another), whose columns then alternate: where the columns of a map are
+// contiguous in memory, a row of the tile is as well. The tile with its window's margin is the
+// "halo".
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "common/host_device.h"
+
+namespace attnops::cuda {
+
+// Positions along a row of an image that one thread has scores for.
+constexpr int RUN = 4;
+// 16-byte vectors of channels that a position has in shared memory at a time.
+constexpr int STAGED = 4;
+constexpr int LOCAL_THREADS = 256;
+// Shared memory of a block: two of them fit a multiprocessor of sm_90, one any since sm_80.
+constexpr size_t LOCAL_SHARED_LIMIT = 96 * 1024;
+
+// Any kernel within these has a tile that fits the shared memory.
+constexpr int64_t MAX_KERNEL = 63;  // along an axis
+constexpr int64_t MAX_TAPS = 441;   // 21 x 21
+constexpr int64_t MAX_MAP_PIXELS = INT32_MAX;
+constexpr int64_t MAX_MAP_CHANNELS = INT32_MAX / 2;
+
+struct LocalProblem {
+  int64_t batch;
+  int64_t key_channels;
+  int64_t value_channels;
+  int64_t height;
+  int64_t width;
+  int64_t kernel_height;
+  int64_t kernel_width;
+  int64_t dilation_height;
+  int64_t dilation_width;
+  double scale;
+  bool mask;
+  bool channels_last;
+  int multiprocessors;  // of the device; small maps get small tiles to occupy
+                        // them all
+};
+
+inline bool local_attention_supported(const LocalProblem& problem) {
+  return std::max(problem.kernel_height, problem.kernel_width) <= MAX_KERNEL &&
+         problem.kernel_height * problem.kernel_width <= MAX_TAPS &&
+         problem.height <= MAX_MAP_PIXELS / problem.width &&
+         std::max(problem.key_channels, problem.value_channels) <= MAX_MAP_CHANNELS;
+}
+
+// Passed to the kernels by value.
+struct LocalPlan {
+  int key_channels;
+  int value_channels;
+  int height;
+  int width;
+  int kernel_height;
+  int kernel_width;
+  int dilation_height;  // at most the height: a larger one sees as little
+  int dilation_width;   // at most the width
+  bool mask;
+  bool channels_last;
+  bool wide_keys;    // query and key are read 16 bytes at a time
+  bool wide_values;  // value (and its gradient) likewise
+
+  int tile_rows;
+  int tile_columns;  // of one image; a multiple of RUN
+  int tile_images;
+  int row_tiles;     // in an image
+  int column_tiles;  // in an image
+  int image_tiles;   // along the residues of x
+
+  // Positions in shared memory: rows of the halo, then rows of the tile's own; the length of such
+  // rows, and of a plane, which holds one vector of every position.
+  int halo_pitch;
+  int own_pitch;
+  int plane;
+
+  ATTNOPS_HOST_DEVICE int64_t pixels() const { return static_cast<int64_t>(height) * width; }
+  ATTNOPS_HOST_DEVICE int taps() const { return kernel_height * kernel_width; }
+  ATTNOPS_HOST_DEVICE int runs() const { return tile_rows * (tile_columns / RUN) * tile_images; }
+  ATTNOPS_HOST_DEVICE int own_positions() const { return tile_rows * own_pitch; }
+  ATTNOPS_HOST_DEVICE int halo_positions() const {
+    return (tile_rows + kernel_height - 1) * halo_pitch;
+  }
+};
+
+namespace detail {
+
+constexpr int VECTOR_BYTES = 16;
+
+// Threads that read one vector each from consecutive rows hit different banks if a row is an odd
+// number of vectors, and so do two rows by four planes if a plane is 2 (mod 8) of them.
+inline void set_pitches(LocalPlan& plan) {
+  plan.halo_pitch = (plan.tile_columns + plan.kernel_width - 1) * plan.tile_images | 1;
+  plan.own_pitch = plan.tile_columns * plan.tile_images | 1;
+  plan.plane = (plan.halo_positions() + plan.own_positions() + 5) / 8 * 8 + 2;
+}
+
+inline int ceil_divide(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+
+}  // namespace detail
+
+// `weight_arrays` of one number a position and tap, of `weight_bytes` each.
+inline size_t local_shared_bytes(const LocalPlan& plan, int weight_arrays, size_t weight_bytes) {
+  const size_t weights = static_cast<size_t>(weight_arrays) * plan.taps() * plan.runs() * RUN;
+  return static_cast<size_t>(plan.plane) * (STAGED * detail::VECTOR_BYTES + sizeof(int)) +
+         weights * weight_bytes;
+}
+
+inline int64_t local_blocks(const LocalProblem& problem, const LocalPlan& plan) {
+  return problem.batch * plan.dilation_height * plan.row_tiles * plan.image_tiles *
+         plan.column_tiles;
+}
+
+// Chooses the tile. `span`: columns of the window that one thread works on; `image_limit`: images
+// worth having side by side; weights as for local_shared_bytes.
+inline LocalPlan plan_local_attention(const LocalProblem& problem, int span, int weight_arrays,
+                                      size_t weight_bytes) {
+  using detail::ceil_divide;
+  constexpr int MOST_ROWS = 8;    // as many as rule out bank conflicts
+  constexpr int MOST_IMAGES = 8;  // contiguous columns of a contiguous map
+  LocalPlan plan{};
+  plan.key_channels = static_cast<int>(problem.key_channels);
+  plan.value_channels = static_cast<int>(problem.value_channels);
+  plan.height = static_cast<int>(problem.height);
+  plan.width = static_cast<int>(problem.width);
+  plan.kernel_height = static_cast<int>(problem.kernel_height);
+  plan.kernel_width = static_cast<int>(problem.kernel_width);
+  plan.dilation_height = static_cast<int>(std::min(problem.dilation_height, problem.height));
+  plan.dilation_width = static_cast<int>(std::min(problem.dilation_width, problem.width));
+  plan.mask = problem.mask;
+  plan.channels_last = problem.channels_last;
+
+  const int rows = ceil_divide(plan.height, plan.dilation_height);
+  const int runs = ceil_divide(ceil_divide(plan.width, plan.dilation_width), RUN);
+  const int units = plan.kernel_height * (plan.kernel_width / span);  // threads a run
+  const auto fits = [&](bool threads) {
+    detail::set_pitches(plan);
+    return local_shared_bytes(plan, weight_arrays, weight_bytes) <= LOCAL_SHARED_LIMIT &&
+           (!threads || plan.runs() * units <= LOCAL_THREADS);
+  };
+  plan.tile_rows = MOST_ROWS;
+  while (plan.tile_rows / 2 >= rows) plan.tile_rows /= 2;
+  plan.tile_columns = RUN;
+  const int image_tiles =
+      problem.channels_last ? plan.dilation_width : ceil_divide(plan.dilation_width, MOST_IMAGES);
+  plan.tile_images = ceil_divide(plan.dilation_width, image_tiles);
+  while (!fits(true) && plan.tile_images > 1) plan.tile_images /= 2;
+  while (!fits(false) && plan.tile_rows > 1) plan.tile_rows /= 2;
+
+  // The longest rows that fit, in equal parts; shorter ones where blocks are few.
+  int most = 1;
+  while (most < runs) {
+    plan.tile_columns = (most + 1) * RUN;
+    if (!fits(true)) break;
+    ++most;
+  }
+  for (;;) {
+    plan.column_tiles = ceil_divide(runs, most);
+    plan.tile_columns = ceil_divide(runs, plan.column_tiles) * RUN;
+    plan.row_tiles = ceil_divide(rows, plan.tile_rows);
+    plan.image_tiles = ceil_divide(plan.dilation_width, plan.tile_images);
+    if (most <= 2 || local_blocks(problem, plan) >= 2 * problem.multiprocessors) break;
+    most = ceil_divide(most, 2);
+  }
+  detail::set_pitches(plan);
+  return plan;
+}
+
+// Threads of a block: one for every run and part of the window, enough for the other phases.
+inline int local_threads(const LocalPlan& plan, int span) {
+  const int64_t units = int64_t{plan.runs()} * plan.kernel_height * (plan.kernel_width / span);
+  const int64_t wanted = std::max<int64_t>(units, int64_t{plan.runs()} * STAGED);
+  return static_cast<int>(std::min<int64_t>((wanted + 31) / 32 * 32, LOCAL_THREADS));
+}
+
+}  // namespace attnops::cuda
