@@ -86,3 +86,10 @@ def poisoned_allocations():
     yield
     torch.utils.deterministic.fill_uninitialized_memory = before
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def without_onednn():
+    """Convolutions without oneDNN, whose bfloat16 backward of a depthwise 1x21 never returns."""
+    with torch.backends.mkldnn.flags(enabled=False):
+        yield
