@@ -13,7 +13,7 @@ from emulation.exchange import DTYPES, Failed
 from emulation.faults import BARRIER, barriers, faulty_csrc
 from emulation.local_attention import Problem, backward, forward
 from emulation.toolchain import build
-from harness import check_op
+from harness import check_op, error
 from torch import Tensor
 
 from attnops import reference
@@ -65,17 +65,16 @@ PROBLEMS += [
 ORDERS = ("forward", "reverse", "11")
 
 
-def emulated(program: Path, folder: Path, problem: Problem, **options: str) -> Callable[..., Tensor]:
+def emulated(
+    program: Path, folder: Path, problem: Problem, **options: str
+) -> Callable[..., Tensor]:
     """The op of query, key and value as the kernels compute it; checks its log-sum-exp as well."""
 
     class Emulated(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *inputs: Tensor) -> Tensor:
             out, lse = forward(program, folder, problem, inputs, **options)
-            if all(x.isfinite().all() for x in inputs):
-                query, key, _ = (x.double() for x in inputs)
-                scores = local_scores(query, key, *window(problem))
-                torch.testing.assert_close(lse, scores.logsumexp(dim=1).to(lse.dtype))
+            check_lse(problem, *inputs[:2], lse)
             ctx.save_for_backward(*inputs, lse)
             return out
 
@@ -87,10 +86,22 @@ def emulated(program: Path, folder: Path, problem: Problem, **options: str) -> C
     return Emulated.apply
 
 
+def check_lse(problem: Problem, query: Tensor, key: Tensor, lse: Tensor) -> None:
+    """Within the rounding of a sum of as many products as there are channels."""
+    query, key = query.double(), key.double()
+    if not (query.isfinite().all() and key.isfinite().all()):
+        return
+    expected = local_scores(query, key, *window(problem)).logsumexp(dim=1)
+    products = local_scores(query.abs(), key.abs(), *window(problem)).abs()
+    largest = products.masked_fill(products.isinf(), 0.0).max().item()
+    roundings = query.shape[1] + 4
+    assert error(lse, expected) <= roundings * torch.finfo(lse.dtype).eps * max(largest, 1.0)
+
+
 def window(problem: Problem) -> tuple:
     """Arguments of the reference after query, key and value."""
-    border = "mask" if problem.mask else "zero"
-    return problem.kernel, problem.dilation, problem.scale, border
+    dilation = tuple(min(d, 50) for d in problem.dilation)  # beyond any map; the reference pads
+    return problem.kernel, dilation, problem.scale, "mask" if problem.mask else "zero"
 
 
 def make_inputs(problem: Problem) -> list[Tensor]:
@@ -98,14 +109,19 @@ def make_inputs(problem: Problem) -> list[Tensor]:
     return [torch.randn(shape).to(problem.dtype) for shape in shapes]
 
 
-def check(program: Path, folder: Path, problem: Problem, **options: str) -> None:
+def check(
+    program: Path,
+    folder: Path,
+    problem: Problem,
+    inputs: Sequence[Tensor] | None = None,
+    **options: str,
+) -> None:
     """Output and gradients of `problem` agree with the reference."""
-    bounded = tuple(min(d, 50) for d in problem.dilation)  # the reference pads by it
-
-    def plain(*inputs: Tensor) -> Tensor:
-        return reference.local_attention(*inputs, *window(replace(problem, dilation=bounded)))
-
-    check_op(emulated(program, folder, problem, **options), plain, make_inputs(problem))
+    check_op(
+        emulated(program, folder, problem, **options),
+        lambda *xs: reference.local_attention(*xs, *window(problem)),
+        make_inputs(problem) if inputs is None else inputs,
+    )
 
 
 def describe(problem: Problem) -> str:
@@ -124,3 +140,145 @@ def attention() -> Path:
 @pytest.mark.parametrize("k", range(len(PROBLEMS)), ids=lambda k: describe(PROBLEMS[k]))
 def test_matches_the_reference(attention: Path, tmp_path: Path, k: int) -> None:
     check(attention, tmp_path, PROBLEMS[k], order=ORDERS[k % len(ORDERS)])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("mask", [False, True])
+def test_special_values_reach_their_windows_alone(
+    attention: Path, tmp_path: Path, mask: bool, channels_last: bool
+) -> None:
+    problem = Problem((2, 4, 9, 21), 3, (3, 3), (2, 2), mask=mask, channels_last=channels_last)
+    query, key, value = make_inputs(problem)
+    query[0, 1, 2, 3] = torch.nan
+    key[0, 2, 7, 12] = torch.nan
+    key[1, 0, 0, 0] = torch.inf
+    value[1, 0, 5, 6] = torch.nan
+    value[1, 2, 1, 20] = torch.inf
+    check(attention, tmp_path, problem, (query, key, value), order="17")
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_large_scores_do_not_overflow(attention: Path, tmp_path: Path, mask: bool) -> None:
+    problem = Problem((1, 8, 5, 6), 4, (3, 3), (2, 2), scale=1.0, mask=mask)
+    query, key, value = make_inputs(problem)
+    check(attention, tmp_path, problem, (query * 40, key * 40, value))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_tiles_and_orders_do_not_change_a_bit(
+    attention: Path, tmp_path: Path, channels_last: bool
+) -> None:
+    problem = Problem((1, 20, 13, 37), 9, (5, 5), (1, 2), channels_last=channels_last)
+    inputs = make_inputs(problem)
+    grad = torch.randn(problem.value_shape)
+    found = []
+    for multiprocessors, order in ((1, "forward"), (132, "3")):
+        tiled = replace(problem, multiprocessors=multiprocessors)
+        out, lse = forward(attention, tmp_path, tiled, inputs, order=order)
+        grads = backward(attention, tmp_path, tiled, grad, inputs, lse, order=order)
+        found.append((out, lse, *grads))
+    for first, second in zip(*found, strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "fits"),
+    [((63, 7), True), ((7, 63), True), ((1, 63), True), ((65, 1), False), ((21, 23), False)],
+)
+def test_windows_are_refused_by_library_and_python_alike(
+    attention: Path, tmp_path: Path, kernel: tuple[int, int], fits: bool
+) -> None:
+    from attnops.native.cuda import _refuse_local_attention
+
+    problem = Problem((1, 2, 2, 3), 1, kernel, dtype=torch.float64)
+    reason = _refuse_local_attention(*make_inputs(problem), list(kernel))
+    if fits:
+        assert reason == "it runs CUDA tensors only, got cpu"
+        check(attention, tmp_path, problem)
+        return
+    assert "windows of up to 63 an axis and 441 in all" in reason
+    with pytest.raises(Failed, match="unsupported window"):
+        check(attention, tmp_path, problem)
+
+
+def test_plans_keep_the_limits() -> None:
+    done = toolchain.run(build("local_attention_plans.cpp", "address"))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# Faults in the kernels: a copy of them in which the environment turns each fault on.
+
+KERNELS = (
+    "local_attention_tile.cuh",
+    "local_attention_products.cuh",
+    "local_attention_kernels.cuh",
+    "local_attention_backward_kernels.cuh",
+)
+FAULTS = {
+    "shared index": (
+        KERNELS[0],
+        "*s_to = loaded;",
+        "s_to[FAULT ? STAGED * plan.plane : 0] = loaded;",
+    ),
+    "global read": (KERNELS[0], "e < count ? p[", "e < count + FAULT ? p["),
+    "global write": (KERNELS[0], "if (pixel < 0) return;", "if (pixel < 0 && !FAULT) return;"),
+    "window too wide": (
+        KERNELS[1],
+        "for (int row = 0; row < plan.kernel_height; ++row)",
+        "for (int row = 0; row < plan.kernel_height + 99 * FAULT; ++row)",
+    ),
+    "thread without barrier": (
+        KERNELS[1],
+        BARRIER,
+        f"if (threadIdx.x != 5 || !FAULT) {BARRIER}",
+    ),
+}
+# More channels than are staged at a time, in parts: it passes every barrier more than once.
+WITH_BARRIERS = Problem((1, 20, 6, 9), 21)
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Builds the copy under a sanitizer; run with ATTNOPS_FAULT set, it has that fault."""
+    csrc = faulty_csrc(tmp_path_factory.mktemp("faulty"), KERNELS, FAULTS)
+    return lambda sanitizer: build(
+        "local_attention_driver.cpp", sanitizer, csrc=csrc, defines=("FLOAT32_ONLY",)
+    )
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_copy_without_fault_passes(
+    faulty, tmp_path: Path, sanitizer: str, channels_last: bool
+) -> None:
+    check(faulty(sanitizer), tmp_path, replace(WITH_BARRIERS, channels_last=channels_last))
+
+
+@pytest.mark.parametrize(
+    ("fault", "report"),
+    [
+        ("shared index", "heap-buffer-overflow"),
+        ("global read", "heap-buffer-overflow"),
+        ("global write", "heap-buffer-overflow"),
+        ("window too wide", "heap-buffer-overflow"),
+        ("thread without barrier", r"and waits, but thread \(5, 0, 0\) is at __sync"),
+    ],
+)
+def test_fault_is_reported(faulty, tmp_path: Path, fault: str, report: str) -> None:
+    with pytest.raises(Failed, match=report):
+        check(faulty("address"), tmp_path, WITH_BARRIERS, ATTNOPS_FAULT=fault)
+
+
+@pytest.mark.parametrize("barrier", barriers(KERNELS))
+def test_missing_barrier_is_a_race(faulty, tmp_path: Path, barrier: str) -> None:
+    """Under ThreadSanitizer, in any one order of the threads."""
+    with pytest.raises(Failed, match="data race"):
+        check(faulty("thread"), tmp_path, WITH_BARRIERS, ATTNOPS_FAULT=barrier)
+
+
+@pytest.mark.parametrize("barrier", barriers(KERNELS))
+def test_missing_barrier_changes_the_result(faulty, tmp_path: Path, barrier: str) -> None:
+    """In one of two opposite orders of the threads, without ThreadSanitizer."""
+    with pytest.raises(AssertionError):
+        for order in ("forward", "reverse"):
+            check(faulty("address"), tmp_path, WITH_BARRIERS, order=order, ATTNOPS_FAULT=barrier)

@@ -69,7 +69,6 @@ __global__ void __launch_bounds__(LOCAL_THREADS, 2)
     });
     p_delta[pixel] = delta;
   }
-  __syncthreads();
   const SampleLayout keys = tile.layout(true);
   const int64_t first = tile.sample * keys.size();
   aggregate<T, SPAN>(tile, keys, s_gradients, p_key + first, p_dquery + first);
@@ -106,7 +105,6 @@ __global__ void __launch_bounds__(LOCAL_THREADS, 2)
       s_gradients[weight] = p;
     });
   }
-  __syncthreads();
 #pragma unroll 1
   for (int which = 0; which < 2; ++which) {
     const bool keys = which == 0;

@@ -62,7 +62,6 @@ __global__ void __launch_bounds__(LOCAL_THREADS, 2)
 
   correlate<T, SPAN>(tile, keys, p_query + first_key, p_key + first_key, scale, tile.s_weights);
   normalise(tile, p_lse);
-  __syncthreads();
   aggregate<T, SPAN>(tile, values, tile.s_weights, p_value + first_value, p_out + first_value);
 }
 

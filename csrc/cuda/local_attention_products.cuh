@@ -120,7 +120,8 @@ __device__ __forceinline__ void add_neighbours(const Vector<accumulator_t<T>, RU
 
 // `out` at the tile's positions <- neighbours in `b` weighted by s_weights [taps, runs, RUN]. A
 // thread owns a run and one vector of channels, over all taps. The sums go through s_own, so that
-// both layouts are written as they are read. Starts after a barrier; calls may follow each other.
+// both layouts are written as they are read. Its first barrier also stands between whoever wrote
+// the weights and their use; calls may follow each other.
 template <typename T, int SPAN>
 __device__ __forceinline__ void aggregate(const Tile<T>& tile, const SampleLayout& layout,
                                           const accumulator_t<T>* s_weights, const T* p_b,
