@@ -8,9 +8,12 @@ from .anchor_attention import anchor_attention
 from .depthwise_gelu import depthwise_gelu
 from .group_attention import group_attention
 from .local_attention import local_attention
+from .merge_scales import merge_scales
 from .nmf import nmf
 from .pyramid_pool import pyramid_pool
 from .strip_conv import strip_conv
+from .upsample_argmax import upsample_argmax
+from .upsample_cross_entropy import upsample_cross_entropy
 from .upsample_gate import upsample_gate
 
 _dispatch.read_environment()
@@ -24,11 +27,14 @@ __all__ = [
     "depthwise_gelu",
     "group_attention",
     "local_attention",
+    "merge_scales",
     "nmf",
     "nn",
     "pyramid_pool",
     "reference",
     "strip_conv",
+    "upsample_argmax",
+    "upsample_cross_entropy",
     "upsample_gate",
     "use_backend",
 ]

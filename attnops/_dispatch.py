@@ -34,12 +34,13 @@ class Implementation:
     """One op on one backend.
 
     `refuse` gets the op's forward arguments and returns why it cannot run them, or None.
+    `backward` is None for ops without a gradient.
     """
 
     op: str
     backend: str
     forward: Callable[..., Any]
-    backward: Callable[..., Any]
+    backward: Callable[..., Any] | None
     refuse: Callable[..., str | None]
 
 
@@ -76,7 +77,7 @@ def register(
     backend: str,
     *,
     forward: Callable[..., Any],
-    backward: Callable[..., Any],
+    backward: Callable[..., Any] | None,
     refuse: Callable[..., str | None],
 ) -> None:
     """Register the implementation of `op` for `backend`; see `Implementation`."""

@@ -34,6 +34,11 @@ def _make_trace(backend: str, device: torch.device) -> Tensor:
     return torch.empty_strided((0,), (code,), dtype=torch.uint8, device=device)
 
 
+def _first_tensor(args: tuple[Any, ...]) -> Tensor:
+    """The tensor that says device and emptiness: the first argument, or the first in its list."""
+    return args[0] if isinstance(args[0], Tensor) else args[0][0]
+
+
 def _fake_trace(like: Tensor) -> Tensor:
     return like.new_empty((0,), dtype=torch.uint8)
 
@@ -57,7 +62,8 @@ class Op:
     Args:
         name: public name.
         forward: schema of the forward without name and trace, "(Tensor x, ...) -> (Tensor, ...)".
-        backward: schema of the backward without name and trace.
+        backward: schema of the backward without name and trace; None, with `backward_fake`,
+            `prepare_backward`, `setup` and `gradient`: the op has no gradient.
         fake: shapes, strides and dtypes of the forward's outputs, from its arguments.
         backward_fake: likewise for the backward.
         prepare: brings the forward's arguments into the layouts that implementations may rely on.
@@ -74,13 +80,13 @@ class Op:
         name: str,
         *,
         forward: str,
-        backward: str,
         fake: Callable[..., tuple[Tensor, ...]],
-        backward_fake: Callable[..., Any],
         prepare: Callable[..., tuple[Any, ...]],
-        prepare_backward: Callable[..., tuple[Any, ...]],
-        setup: Callable[..., tuple[tuple[Tensor, ...], tuple[Any, ...]]],
-        gradient: Callable[..., tuple[Any, ...]],
+        backward: str | None = None,
+        backward_fake: Callable[..., Any] | None = None,
+        prepare_backward: Callable[..., tuple[Any, ...]] | None = None,
+        setup: Callable[..., tuple[tuple[Tensor, ...], tuple[Any, ...]]] | None = None,
+        gradient: Callable[..., tuple[Any, ...]] | None = None,
         restore: Callable[..., tuple[Tensor, ...]] | None = None,
     ) -> None:
         self.name = name
@@ -94,14 +100,21 @@ class Op:
         _dispatch.add_op(name)
         arguments, returns = forward.split(" -> ")
         _library.define(f"{name}{arguments} -> {returns[:-1]}, Tensor)", tags=_TAGS)
-        arguments, returns = backward.split(" -> ")
-        _library.define(f"{name}_backward{arguments[:-1]}, Tensor trace) -> {returns}", tags=_TAGS)
         _library.impl(name, self._run, "CompositeExplicitAutograd")
-        _library.impl(f"{name}_backward", self._run_backward, "CompositeExplicitAutograd")
-        qualified = f"attnops::{name}"
-        torch.library.register_fake(qualified, self._run_fake, lib=_library)
+        torch.library.register_fake(f"attnops::{name}", self._run_fake, lib=_library)
+        self._call = getattr(torch.ops.attnops, name).default
+        if backward is not None:
+            self._add_gradient(backward)
+
+    def _add_gradient(self, backward: str) -> None:
+        qualified = f"attnops::{self.name}"
+        arguments, returns = backward.split(" -> ")
+        _library.define(
+            f"{self.name}_backward{arguments[:-1]}, Tensor trace) -> {returns}", tags=_TAGS
+        )
+        _library.impl(f"{self.name}_backward", self._run_backward, "CompositeExplicitAutograd")
         torch.library.register_fake(
-            f"{qualified}_backward", lambda *args: backward_fake(*args[:-1]), lib=_library
+            f"{qualified}_backward", lambda *args: self._backward_fake(*args[:-1]), lib=_library
         )
         torch.library.register_autograd(
             qualified, self._differentiate, setup_context=self._setup_context, lib=_library
@@ -109,18 +122,18 @@ class Op:
         torch.library.register_autograd(
             f"{qualified}_backward", self._refuse_double_backward, lib=_library
         )
-        self._call = getattr(torch.ops.attnops, name).default
-        self._call_backward = getattr(torch.ops.attnops, f"{name}_backward").default
+        self._call_backward = getattr(torch.ops.attnops, f"{self.name}_backward").default
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         """Run the op; returns its outputs without the trace."""
         return self._call(*args)[:-1]
 
     def _run(self, *args: Any) -> tuple[Tensor, ...]:
-        device = args[0].device
+        first = _first_tensor(args)
+        device = first.device
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
             implementation = _dispatch.select(self.name, device, *args)
-            if args[0].numel() == 0:
+            if first.numel() == 0:
                 outputs = self._fake(*args)
             else:
                 outputs = implementation.forward(*self._prepare(*args))
@@ -138,7 +151,7 @@ class Op:
             return outputs if self._restore is None else self._restore(args, outputs)
 
     def _run_fake(self, *args: Any) -> tuple[Tensor, ...]:
-        return (*self._fake(*args), _fake_trace(args[0]))
+        return (*self._fake(*args), _fake_trace(_first_tensor(args)))
 
     def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         *outputs, trace = output

@@ -14,6 +14,14 @@ from .._op import recording_gradients
 from ..local_attention import BORDERS
 from ..nmf import RECORD_LAST, RECORD_NOTHING
 from ..upsample_gate import ACTIVATIONS, RESIDUALS
+from ._precision import as_leaves, gradients_of, widened
+from ._score_maps import (
+    argmax_forward,
+    cross_entropy_backward,
+    cross_entropy_forward,
+    merge_backward,
+    merge_forward,
+)
 from .anchor_attention import anchor_attention, anchor_scores
 from .depthwise_gelu import depthwise_gelu
 from .group_attention import group_affinity, group_attention
@@ -24,21 +32,6 @@ from .strip_conv import strip_conv
 from .upsample_gate import upsample_gate
 
 
-def _wide(x: Tensor | None) -> Tensor | None:
-    """Half precision in float32, where the ops accumulate."""
-    if x is None or x.dtype in (torch.float32, torch.float64):
-        return x
-    return x.float()
-
-
-def _gradients(output: Tensor, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(output, inputs, grad)
-
-
-def _leaves(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if t is None else _wide(t).detach().requires_grad_() for t in tensors]
-
-
 def _refuse_nothing(*args: Any) -> None:
     return None
 
@@ -46,12 +39,12 @@ def _refuse_nothing(*args: Any) -> None:
 def _pyramid_pool(x: Tensor, sizes: list[int], use_max: bool) -> tuple[Tensor, Tensor]:
     if use_max:
         pooled = [
-            torch.nn.functional.adaptive_max_pool2d(_wide(x), size, return_indices=True)
+            torch.nn.functional.adaptive_max_pool2d(widened(x), size, return_indices=True)
             for size in sizes
         ]
         out, argmax = (torch.cat([p[i].flatten(2) for p in pooled], dim=2) for i in (0, 1))
         return out.to(x.dtype), argmax.int()
-    out = pyramid_pool(_wide(x), sizes, "mean").to(x.dtype).contiguous()
+    out = pyramid_pool(widened(x), sizes, "mean").to(x.dtype).contiguous()
     return out, x.new_empty((0,), dtype=torch.int32)
 
 
@@ -64,7 +57,7 @@ def _pyramid_pool_backward(
     use_max: bool,
     channels_last: bool,
 ) -> Tensor:
-    wide = _wide(grad)
+    wide = widened(grad)
     shape = (*grad.shape[:2], height, width)
     if use_max:
         found = wide.new_zeros((*shape[:2], height * width))
@@ -72,14 +65,14 @@ def _pyramid_pool_backward(
     else:
         with recording_gradients():
             x = wide.new_zeros(shape).requires_grad_()
-            (found,) = _gradients(pyramid_pool(x, sizes), [x], wide)
+            (found,) = gradients_of(pyramid_pool(x, sizes), [x], wide)
     return dense(found.to(grad.dtype), channels_last)
 
 
 def _anchor_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    query_, key_, value_, bias_ = map(_wide, (query, key, value, bias))
+    query_, key_, value_, bias_ = map(widened, (query, key, value, bias))
     scores = anchor_scores(query_, key_, scale, bias_)
     out = value_ @ scores.softmax(dim=2).transpose(1, 2)
     return dense(out.to(query.dtype), is_channels_inner(query)), scores.logsumexp(dim=2)
@@ -95,10 +88,10 @@ def _anchor_attention_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with recording_gradients():
-        query_, key_, value_, bias_ = _leaves(query, key, value, bias)
+        query_, key_, value_, bias_ = as_leaves(query, key, value, bias)
         out = anchor_attention(query_, key_, value_, scale, bias=bias_)
         inputs = [t for t in (query_, key_, value_, bias_) if t is not None]
-        found = [g.to(query.dtype) for g in _gradients(out, inputs, _wide(grad))]
+        found = [g.to(query.dtype) for g in gradients_of(out, inputs, widened(grad))]
     grad_query = dense(found[0], is_channels_inner(query))
     grad_bias = found[3] if bias is not None else key.new_empty((0,))
     return grad_query, found[1].contiguous(), found[2].contiguous(), grad_bias
@@ -109,8 +102,8 @@ def _map_gradients(
 ) -> tuple[Tensor, ...]:
     """Gradients of a function of maps, in the dtype and layout of `like`."""
     with recording_gradients():
-        leaves = _leaves(*maps)
-        found = _gradients(function(*leaves), leaves, _wide(grad))
+        leaves = as_leaves(*maps)
+        found = gradients_of(function(*leaves), leaves, widened(grad))
     return tuple(dense(g.to(like.dtype), is_channels_inner(like)) for g in found)
 
 
@@ -118,7 +111,7 @@ def _local_attention(
     query: Tensor, key: Tensor, value: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor]:
     *window, mask = options
-    wide = [_wide(x) for x in (query, key, value)]
+    wide = [widened(x) for x in (query, key, value)]
     out = local_attention(*wide, *window, BORDERS[mask]).to(query.dtype)
     scores = local_scores(*wide[:2], *window, BORDERS[mask])
     return dense(out, is_channels_inner(query)), scores.logsumexp(dim=1)
@@ -155,7 +148,7 @@ def _gate(
 
 
 def _upsample_gate(x: Tensor, logits: Tensor, *options: Any) -> tuple[Tensor]:
-    out = _gate(*options)(_wide(x), _wide(logits)).to(x.dtype)
+    out = _gate(*options)(widened(x), widened(logits)).to(x.dtype)
     return (dense(out, is_channels_inner(x)),)
 
 
@@ -166,7 +159,7 @@ def _upsample_gate_backward(
 
 
 def _group_attention(theta: Tensor, phi: Tensor, g: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    wide = [_wide(x) for x in (theta, phi, g)]
+    wide = [widened(x) for x in (theta, phi, g)]
     out = group_attention(*wide, groups).to(theta.dtype)
     return dense(out, is_channels_inner(theta)), group_affinity(*wide[1:], groups)
 
@@ -194,7 +187,7 @@ def _strip_parameters(
 
 
 def _strip_conv(x: Tensor, taps: Tensor, shifts: Tensor, *sizes: Any) -> tuple[Tensor]:
-    out = strip_conv(_wide(x), *_strip_parameters(_wide(taps), _wide(shifts), *sizes))
+    out = strip_conv(widened(x), *_strip_parameters(widened(taps), widened(shifts), *sizes))
     return (dense(out.to(x.dtype), is_channels_inner(x)),)
 
 
@@ -202,14 +195,14 @@ def _strip_conv_backward(
     grad: Tensor, x: Tensor, taps: Tensor, shifts: Tensor, *sizes: Any
 ) -> tuple[Tensor, ...]:
     with recording_gradients():
-        leaves = _leaves(x, taps, shifts)
+        leaves = as_leaves(x, taps, shifts)
         out = strip_conv(leaves[0], *_strip_parameters(*leaves[1:], *sizes))
-        grad_x, *rest = (g.to(x.dtype) for g in _gradients(out, leaves, _wide(grad)))
+        grad_x, *rest = (g.to(x.dtype) for g in gradients_of(out, leaves, widened(grad)))
     return dense(grad_x, is_channels_inner(x)), *(g.contiguous() for g in rest)
 
 
 def _depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor]:
-    out = depthwise_gelu(*map(_wide, (x, weight, bias))).to(x.dtype)
+    out = depthwise_gelu(*map(widened, (x, weight, bias))).to(x.dtype)
     return (dense(out, is_channels_inner(x)),)
 
 
@@ -219,8 +212,8 @@ def _depthwise_gelu_backward(
     if bias is None:
         bias = x.new_zeros(x.shape[1])
     with recording_gradients():
-        leaves = _leaves(x, weight, bias)
-        found = _gradients(depthwise_gelu(*leaves), leaves, _wide(grad))
+        leaves = as_leaves(x, weight, bias)
+        found = gradients_of(depthwise_gelu(*leaves), leaves, widened(grad))
         grad_x, *rest = (g.to(x.dtype) for g in found)
     return dense(grad_x, is_channels_inner(x)), *(g.contiguous() for g in rest)
 
@@ -228,7 +221,7 @@ def _depthwise_gelu_backward(
 def _nmf(
     x: Tensor, bases: Tensor, steps: int, inv_t: float, eps: float, one_step: bool, record: int
 ) -> tuple[Tensor, ...]:
-    wide, found = _wide(x), _wide(bases)
+    wide, found = widened(x), widened(bases)
     coef = initial_coef(wide, found, inv_t)
     past_bases, past_coef = [], [coef]
     for _ in range(steps):
@@ -261,13 +254,13 @@ def _nmf_backward(
     one_step: bool,
 ) -> tuple[Tensor, Tensor]:
     with recording_gradients():
-        source, initial = _leaves(x, bases)
+        source, initial = as_leaves(x, bases)
         if one_step:
             found, coef = None, update_coef(source, past_bases[0], past_coef[0], eps)
         else:
             found, coef = nmf(source, initial, past_bases.shape[0], inv_t, eps)
         pairs = [
-            (output, _wide(grad))
+            (output, widened(grad))
             for output, grad in ((found, grad_bases), (coef, grad_coef))
             if grad is not None
         ]
@@ -290,5 +283,8 @@ def register_all() -> None:
         ("strip_conv", _strip_conv, _strip_conv_backward),
         ("depthwise_gelu", _depthwise_gelu, _depthwise_gelu_backward),
         ("nmf", _nmf, _nmf_backward),
+        ("merge_scales", merge_forward, merge_backward),
+        ("upsample_cross_entropy", cross_entropy_forward, cross_entropy_backward),
+        ("upsample_argmax", argmax_forward, None),
     ):
         register(op, "reference", forward=forward, backward=backward, refuse=_refuse_nothing)

@@ -1,0 +1,83 @@
+"""The reference functions on score maps as a backend: merging, labels and losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from .._layout import dense, is_channels_inner
+from .._op import recording_gradients
+from ..merge_scales import REDUCTIONS
+from ._precision import as_leaves, gradients_of, widened
+from .merge_scales import merge_at
+from .upsample_argmax import upsample_argmax
+
+
+def merge_forward(
+    scores: list[Tensor],
+    logits: Tensor | None,
+    height: int,
+    width: int,
+    reduce: int,
+    align_corners: bool,
+) -> tuple[Tensor]:
+    maps = [widened(s) for s in scores]
+    out = merge_at(maps, widened(logits), (height, width), REDUCTIONS[reduce], align_corners)
+    return (dense(out.to(scores[0].dtype), is_channels_inner(scores[0])),)
+
+
+def merge_backward(
+    grad: Tensor, scores: list[Tensor], logits: Tensor | None, reduce: int, align_corners: bool
+) -> tuple[Tensor, Tensor]:
+    inner, dtype = is_channels_inner(scores[0]), scores[0].dtype
+    with recording_gradients():
+        inputs = as_leaves(*scores, *(() if logits is None else (logits,)))
+        maps, rest = inputs[: len(scores)], inputs[len(scores) :]
+        weights = rest[0] if rest else None
+        out = merge_at(maps, weights, grad.shape[2:], REDUCTIONS[reduce], align_corners)
+        found = [g.to(dtype) for g in gradients_of(out, inputs, widened(grad))]
+    order = (0, 2, 3, 1) if inner else (0, 1, 2, 3)
+    packed = torch.cat([g.permute(order).flatten() for g in found[: len(scores)]])
+    if logits is None:
+        return packed, packed.new_empty((0,))
+    return packed, dense(found[-1], inner)
+
+
+def argmax_forward(logits: Tensor, height: int, width: int, align_corners: bool) -> tuple[Tensor]:
+    return (upsample_argmax(widened(logits), (height, width), align_corners),)
+
+
+def _losses(
+    logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool
+) -> tuple[Tensor, Tensor]:
+    """Unweighted losses `[B, H, W]`, NaN for labels that are no class, and their statistics."""
+    full = interpolate(logits, target.shape[1:], mode="bilinear", align_corners=align_corners)
+    largest = full.amax(dim=1).detach()
+    shifted = full - largest.unsqueeze(1)
+    rest = shifted.exp().sum(dim=1).log()
+    true = target.clamp(0, logits.shape[1] - 1).unsqueeze(1)
+    loss = rest - shifted.gather(1, true).squeeze(1)
+    loss = torch.where(target == true.squeeze(1), loss, torch.nan)
+    return torch.where(target == ignore_index, 0, loss), torch.stack([largest, rest])
+
+
+def cross_entropy_forward(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return _losses(widened(logits), *args)
+
+
+def cross_entropy_backward(
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    statistics: Tensor,
+    ignore_index: int,
+    align_corners: bool,
+) -> Tensor:
+    with recording_gradients():
+        inputs = as_leaves(logits)
+        loss, _ = _losses(inputs[0], target, ignore_index, align_corners)
+        (found,) = gradients_of(loss, inputs, grad)
+    return dense(found.to(logits.dtype), is_channels_inner(logits))

@@ -1,0 +1,85 @@
+"""Labels at full resolution without full-resolution logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._checks import check_flag, check_shape, check_tensors
+from ._layout import dense
+from ._op import Op
+
+NAME = "upsample_argmax"
+
+
+def upsample_argmax(
+    logits: Tensor, size: Sequence[int] | int, align_corners: bool = False
+) -> Tensor:
+    """The class with the largest bilinearly resized logit at every pixel.
+
+    Args:
+        logits: `[B, K, h, w]`, contiguous or channels_last.
+        size: (H, W), or one number for both.
+        align_corners: of the resize, as in torch.nn.functional.interpolate.
+
+    Returns:
+        `[B, H, W]`, int64. Among equal logits the first class wins, among NaNs the first NaN. Half
+        precision is interpolated in float32. Not differentiable.
+
+    Raises:
+        TypeError: logits are not a float tensor, or `size` not one or two integers.
+        ValueError: another shape, no classes, an empty map, a size below 1.
+
+    Example:
+        >>> import torch, attnops
+        >>> attnops.upsample_argmax(torch.randn(2, 19, 16, 32), (128, 256)).shape
+        torch.Size([2, 128, 256])
+    """
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"{NAME}: logits must be a tensor, got {type(logits).__name__}")
+    check_tensors(NAME, logits=logits)
+    check_shape(NAME, "logits", logits, ("B", "K", "h", "w"))
+    height, width = checked_size(NAME, size)
+    check_flag(NAME, "align_corners", align_corners)
+    if 0 in logits.shape[1:]:
+        raise ValueError(f"{NAME}: logits are empty: {list(logits.shape)}")
+    return _op(logits.detach(), height, width, align_corners)[0]
+
+
+def checked_size(op: str, size: Sequence[int] | int) -> tuple[int, int]:
+    """(H, W) of a map to make; symbolic sizes pass.
+
+    Raises:
+        TypeError: not one or two integers.
+        ValueError: a size below 1.
+    """
+    whole = (int, torch.SymInt)
+    pair = (size, size) if isinstance(size, whole) else size
+    if (
+        not isinstance(pair, Sequence)
+        or len(pair) != 2
+        or any(isinstance(n, bool) or not isinstance(n, whole) for n in pair)
+    ):
+        raise TypeError(f"{op}: size must be an integer or a pair (H, W), got {size!r}")
+    if pair[0] < 1 or pair[1] < 1:
+        raise ValueError(f"{op}: size must be at least 1, got {size}")
+    return pair[0], pair[1]
+
+
+def _fake(logits: Tensor, height: int, width: int, align_corners: bool) -> tuple[Tensor]:
+    return (logits.new_empty((logits.shape[0], height, width), dtype=torch.int64),)
+
+
+def _prepare(logits: Tensor, *options: Any) -> tuple[Any, ...]:
+    return dense(logits), *options
+
+
+_op = Op(
+    NAME,
+    forward="(Tensor logits, SymInt height, SymInt width, bool align_corners) -> (Tensor)",
+    fake=_fake,
+    prepare=_prepare,
+)
