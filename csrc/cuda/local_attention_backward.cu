@@ -31,8 +31,8 @@ std::tuple<Tensor, Tensor, Tensor> local_attention_backward(const Tensor& grad, 
   Tensor dkey = like(key);
   Tensor dvalue = like(value);
   if (value.numel() == 0) return {dquery, dkey, dvalue};
-  const Tensor delta = torch::stable::new_empty(
-      query, {problem.batch, problem.height, problem.width}, statistics_type(query));
+  const Tensor statistics = torch::stable::new_empty(
+      query, {problem.batch, problem.height, problem.width, 2}, statistics_type(query));
   dispatch("local_attention_backward", query.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using Acc = accumulator_t<T>;
@@ -40,7 +40,8 @@ std::tuple<Tensor, Tensor, Tensor> local_attention_backward(const Tensor& grad, 
         problem, static_cast<const T*>(grad.const_data_ptr()),
         static_cast<const T*>(query.const_data_ptr()), static_cast<const T*>(key.const_data_ptr()),
         static_cast<const T*>(value.const_data_ptr()),
-        static_cast<const Acc*>(lse.const_data_ptr()), static_cast<Acc*>(delta.mutable_data_ptr()),
+        static_cast<const Acc*>(lse.const_data_ptr()),
+        static_cast<QueryStatistics<Acc>*>(statistics.mutable_data_ptr()),
         static_cast<T*>(dquery.mutable_data_ptr()), static_cast<T*>(dkey.mutable_data_ptr()),
         static_cast<T*>(dvalue.mutable_data_ptr()), current_stream(device));
   });

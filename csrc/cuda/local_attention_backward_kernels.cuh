@@ -1,14 +1,16 @@
 // Backward of local attention, from grad = d out and the forward's lse. With s, p as in the forward
 // and neighbours j = i + o(n):
-//   dp[i, n] = <grad[i], value[j]>,  delta[i] = sum_n p dp,  ds = p (dp -
-//   delta) dquery[i] = scale * sum_n ds[i, n] key[j] dkey[j] = scale * sum over
-//   i that see j of ds[i, j] query[i];  dvalue[j] = sum p[i, j] grad[i]
-// The window is symmetric: the positions that see j are j's own window, and the sums at j are the
+//
+//   dp[i, n] = <grad[i], value[j]>      delta[i] = sum_n p dp      ds = p (dp - delta)
+//   dquery[i] = scale * sum_n ds[i, n] key[j]
+//   dkey[j] = scale * sum_i ds[i, j] query[i]      dvalue[j] = sum_i p[i, j] grad[i]
+//
+// The window is symmetric: the positions i that see j are j's own window, and the sums at j are the
 // forward's with query and grad in the role of key and value. So both kernels gather, without
 // atomics, and compute the scores again: nothing of kh * kw elements a position leaves the block.
 //
-// Maps as in the forward, grad and dvalue like value, the other gradients like query; lse, delta
-// `[B, H, W]`. Grid as in the forward.
+// Maps as in the forward, grad and dvalue like value, the other gradients like query; lse
+// `[B, H, W]`, statistics `[B, H, W, 2]`. Grid as in the forward.
 #pragma once
 
 #include <cmath>
@@ -35,14 +37,23 @@ __device__ __forceinline__ void correlate_both(const Tile<T>& tile, const T* p_k
   }
 }
 
-// dquery and delta, at the positions of queries. Moved per position, with r as in the forward: Ck
-// (1 + 2 r) + Cv (1 + r) elements in, Ck out, lse and delta.
+// What a query position keeps of the first kernel for the second. lse is rounded in proportion to
+// the scores; so exp(s - lse) is divided by its own sum, and p adds up to 1 however large they are.
+template <typename Acc>
+struct alignas(2 * sizeof(Acc)) QueryStatistics {
+  Acc sum;
+  Acc delta;
+};
+
+// dquery and statistics, at the positions of queries. Moved per position, with r as in the forward:
+// Ck (1 + 2 r) + Cv (1 + r) elements in, Ck out, lse and statistics.
 template <typename T, int SPAN>
 __global__ void __launch_bounds__(LOCAL_THREADS, 2)
     local_backward_query_kernel(const T* __restrict__ p_grad, const T* __restrict__ p_query,
                                 const T* __restrict__ p_key, const T* __restrict__ p_value,
                                 const accumulator_t<T>* __restrict__ p_lse,
-                                T* __restrict__ p_dquery, accumulator_t<T>* __restrict__ p_delta,
+                                T* __restrict__ p_dquery,
+                                QueryStatistics<accumulator_t<T>>* __restrict__ p_statistics,
                                 accumulator_t<T> scale, const __grid_constant__ LocalPlan plan) {
   using Acc = accumulator_t<T>;
   ATTNOPS_DYNAMIC_SHARED(shared);
@@ -52,22 +63,27 @@ __global__ void __launch_bounds__(LOCAL_THREADS, 2)
   Acc* s_weights = tile.s_weights;                // scores, then p
   Acc* s_gradients = s_weights + tile.weights();  // dp, then scale * ds
   p_lse += tile.sample * plan.pixels();
-  p_delta += tile.sample * plan.pixels();
+  p_statistics += tile.sample * plan.pixels();
   for (int index = threadIdx.x; index < tile.tap_stride(); index += blockDim.x) {
     const int pixel = tile.own_pixel(index);
     if (pixel < 0) continue;
     const Acc lse = p_lse[pixel];
-    Acc delta = 0;
+    QueryStatistics<Acc> found{0, 0};
     tile.for_each_tap(index, [&](int weight, int neighbour) {
       const bool counts = !plan.mask || neighbour >= 0;
-      const Acc p = counts ? std::exp(s_weights[weight] - lse) : Acc(0);
-      s_weights[weight] = p;
-      delta += p * s_gradients[weight];
+      const Acc exponential = counts ? std::exp(s_weights[weight] - lse) : Acc(0);
+      s_weights[weight] = exponential;
+      found.sum += exponential;
     });
     tile.for_each_tap(index, [&](int weight, int) {
-      s_gradients[weight] = scale * s_weights[weight] * (s_gradients[weight] - delta);
+      const Acc p = s_weights[weight] / found.sum;
+      s_weights[weight] = p;
+      found.delta += p * s_gradients[weight];
     });
-    p_delta[pixel] = delta;
+    tile.for_each_tap(index, [&](int weight, int) {
+      s_gradients[weight] = scale * s_weights[weight] * (s_gradients[weight] - found.delta);
+    });
+    p_statistics[pixel] = found;
   }
   const SampleLayout keys = tile.layout(true);
   const int64_t first = tile.sample * keys.size();
@@ -75,15 +91,16 @@ __global__ void __launch_bounds__(LOCAL_THREADS, 2)
 }
 
 // dkey and dvalue, at the positions of keys; the neighbours of a tap are the queries that see them.
-// Moved per position: (Ck + Cv) (1 + 2 r) elements in, Ck + Cv out; lse and delta of every tap.
+// Moved per position: (Ck + Cv) (1 + 2 r) elements in, Ck + Cv out; lse and statistics of every
+// tap.
 template <typename T, int SPAN>
 __global__ void __launch_bounds__(LOCAL_THREADS, 2)
     local_backward_key_kernel(const T* __restrict__ p_grad, const T* __restrict__ p_query,
                               const T* __restrict__ p_key, const T* __restrict__ p_value,
                               const accumulator_t<T>* __restrict__ p_lse,
-                              const accumulator_t<T>* __restrict__ p_delta, T* __restrict__ p_dkey,
-                              T* __restrict__ p_dvalue, accumulator_t<T> scale,
-                              const __grid_constant__ LocalPlan plan) {
+                              const QueryStatistics<accumulator_t<T>>* __restrict__ p_statistics,
+                              T* __restrict__ p_dkey, T* __restrict__ p_dvalue,
+                              accumulator_t<T> scale, const __grid_constant__ LocalPlan plan) {
   using Acc = accumulator_t<T>;
   ATTNOPS_DYNAMIC_SHARED(shared);
   const Tile<T> tile = make_tile<T>(plan, 2, shared);
@@ -92,14 +109,15 @@ __global__ void __launch_bounds__(LOCAL_THREADS, 2)
   Acc* s_weights = tile.s_weights;                // scores, then scale * ds
   Acc* s_gradients = s_weights + tile.weights();  // dp, then p
   p_lse += tile.sample * plan.pixels();
-  p_delta += tile.sample * plan.pixels();
+  p_statistics += tile.sample * plan.pixels();
   for (int index = threadIdx.x; index < tile.tap_stride(); index += blockDim.x) {
     tile.for_each_tap(index, [&](int weight, int query_pixel) {
       Acc p = 0;
       Acc ds = 0;
       if (query_pixel >= 0) {
-        p = std::exp(s_weights[weight] - p_lse[query_pixel]);
-        ds = scale * p * (s_gradients[weight] - p_delta[query_pixel]);
+        const QueryStatistics<Acc> of_query = p_statistics[query_pixel];
+        p = std::exp(s_weights[weight] - p_lse[query_pixel]) / of_query.sum;
+        ds = scale * p * (s_gradients[weight] - of_query.delta);
       }
       s_weights[weight] = ds;
       s_gradients[weight] = p;

@@ -6,11 +6,12 @@
 
 namespace attnops::cuda {
 
-// Gradients in the layout of the maps; delta `[B, H, W]` is scratch.
+// Gradients in the layout of the maps; statistics `[B, H, W]` are scratch.
 template <typename T>
 void local_backward(const LocalProblem& problem, const T* grad, const T* query, const T* key,
-                    const T* value, const accumulator_t<T>* lse, accumulator_t<T>* delta, T* dquery,
-                    T* dkey, T* dvalue, cudaStream_t stream) {
+                    const T* value, const accumulator_t<T>* lse,
+                    QueryStatistics<accumulator_t<T>>* statistics, T* dquery, T* dkey, T* dvalue,
+                    cudaStream_t stream) {
   using Acc = accumulator_t<T>;
   detail::with_span<T>(problem, [&](auto span) {
     constexpr int SPAN = decltype(span)::value;
@@ -21,10 +22,10 @@ void local_backward(const LocalProblem& problem, const T* grad, const T* query, 
     const size_t shared_bytes = local_shared_bytes(plan, 2, sizeof(Acc));
     const Acc scale = static_cast<Acc>(problem.scale);
     ATTNOPS_LAUNCH((local_backward_query_kernel<T, SPAN>), grid, block, shared_bytes, stream, grad,
-                   query, key, value, lse, dquery, delta, scale, plan);
+                   query, key, value, lse, dquery, statistics, scale, plan);
     ATTNOPS_LAUNCH((local_backward_key_kernel<T, SPAN>), grid, block, shared_bytes, stream, grad,
-                   query, key, value, lse, static_cast<const Acc*>(delta), dkey, dvalue, scale,
-                   plan);
+                   query, key, value, lse, static_cast<const QueryStatistics<Acc>*>(statistics),
+                   dkey, dvalue, scale, plan);
   });
 }
 

@@ -1,15 +1,17 @@
 // Forward of local attention. At every position i, with neighbours i + o(n):
-//   p[n] = softmax over n of scale * <query[i], key[i + o(n)]>,  out[i] = sum_n
-//   p[n] value[i + o(n)]
-// Neighbours outside the map: score and value 0, or left out (mask).
+//
+//   p[n] = softmax over n of scale * <query[i], key[i + o(n)]>
+//   out[i] = sum over n of p[n] * value[i + o(n)]
+//
+// A neighbour outside the map has score and value 0, or is left out (mask).
 //
 // query, key `[B, Ck, H, W]`, value, out `[B, Cv, H, W]`: contiguous or channels_last; lse
-// `[B, H, W]`: log of the softmax's denominator, with its maximum.
+// `[B, H, W]`: logarithm of the softmax's denominator.
 //
 // Grid: one block a tile (local_attention_plan.h), all channels of it; scores and weights of the
 // tile stay in shared memory. Moved per position: Ck (1 + r) + Cv (1 + r) elements and lse, where r
-// is the size of the halo over that of the tile; what r has above 1 comes from L2 mostly, because
-// neighbouring tiles run at the same time.
+// is the size of the halo over that of the tile, about 1.8 to 2.5; what r has above 1 comes from L2
+// mostly, because neighbouring tiles run at the same time.
 //
 // Source: Li et al., Global Aggregation then Local Distribution (TIP 2021), eq. (6) and (7).
 #pragma once

@@ -1,11 +1,10 @@
 // How local attention divides a map into tiles, and what a tile takes of shared memory.
 //
-// With dilation (dh, dw) a map is dh * dw interleaved images: position (y, x) belongs to image (y
-// mod dh, x mod dw) and sees positions of that image only, in a dense window. A block owns
-// tile_rows rows of tile_columns positions of one image, or of tile_images images side by side
-// (residues of x one after another), whose columns then alternate: where the columns of a map are
-// contiguous in memory, a row of the tile is as well. The tile with its window's margin is the
-// "halo".
+// With dilation (dh, dw) a map is dh * dw interleaved images: the position (y, x) belongs to image
+// (y mod dh, x mod dw) and sees positions of that image alone, in a dense window. A block owns a
+// tile of tile_rows x tile_columns positions of one image. Of contiguous maps, whose columns are
+// side by side in memory, it owns the same tile of tile_images images that are neighbours along x;
+// their columns alternate. The tile with the margin that its windows reach is its "halo".
 #pragma once
 
 #include <algorithm>
@@ -21,7 +20,7 @@ constexpr int RUN = 4;
 // 16-byte vectors of channels that a position has in shared memory at a time.
 constexpr int STAGED = 4;
 constexpr int LOCAL_THREADS = 256;
-// Shared memory of a block: two of them fit a multiprocessor of sm_90, one any since sm_80.
+// Shared memory of a block, which any device since sm_80 can give to one; sm_90 runs two at a time.
 constexpr size_t LOCAL_SHARED_LIMIT = 96 * 1024;
 
 // Any kernel within these has a tile that fits the shared memory.
@@ -43,8 +42,7 @@ struct LocalProblem {
   double scale;
   bool mask;
   bool channels_last;
-  int multiprocessors;  // of the device; small maps get small tiles to occupy
-                        // them all
+  int multiprocessors;  // of the device; small maps get small tiles to occupy them all
 };
 
 inline bool local_attention_supported(const LocalProblem& problem) {
@@ -119,8 +117,8 @@ inline int64_t local_blocks(const LocalProblem& problem, const LocalPlan& plan) 
          plan.column_tiles;
 }
 
-// Chooses the tile. `span`: columns of the window that one thread works on; `image_limit`: images
-// worth having side by side; weights as for local_shared_bytes.
+// Chooses the tile. `span`: columns of the window that one thread works on, a divisor of the
+// kernel's width; weights as for local_shared_bytes. wide_keys and wide_values are left false.
 inline LocalPlan plan_local_attention(const LocalProblem& problem, int span, int weight_arrays,
                                       size_t weight_bytes) {
   using detail::ceil_divide;

@@ -1,9 +1,10 @@
 // The two sums of local attention over a tile, in forward and backward alike. With o(n) the offset
-// of tap n:
+// of tap n, and b zero outside the map:
+//
 //   correlate:  weights[n, i] = scale * sum over c of a[c, i] * b[c, i + o(n)]
-//   aggregate:  out[c, i]     = sum over n of weights[n, i] * b[c, i + o(n)]
-// b is 0 outside the map. Channels pass through shared memory, STAGED vectors of 16 bytes at a
-// time.
+//   aggregate:  out[c, i] = sum over n of weights[n, i] * b[c, i + o(n)]
+//
+// Channels pass through shared memory, STAGED vectors of 16 bytes of every position at a time.
 #pragma once
 
 #include "local_attention_tile.cuh"
@@ -119,9 +120,9 @@ __device__ __forceinline__ void add_neighbours(const Vector<accumulator_t<T>, RU
 }
 
 // `out` at the tile's positions <- neighbours in `b` weighted by s_weights [taps, runs, RUN]. A
-// thread owns a run and one vector of channels, over all taps. The sums go through s_own, so that
-// both layouts are written as they are read. Its first barrier also stands between whoever wrote
-// the weights and their use; calls may follow each other.
+// thread owns a run and one vector of channels, over all taps. The sums go through shared
+// memory, so that both layouts are written as they are read. Its first barrier also stands between
+// whoever wrote the weights and their use; calls may follow each other.
 template <typename T, int SPAN>
 __device__ __forceinline__ void aggregate(const Tile<T>& tile, const SampleLayout& layout,
                                           const accumulator_t<T>* s_weights, const T* p_b,

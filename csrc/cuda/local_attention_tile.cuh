@@ -21,8 +21,7 @@ using Channels = Vector<T, WIDTH<T>>;
 // One sample of a map `[C, H, W]`, contiguous or channels_last.
 struct SampleLayout {
   int channels;
-  bool wide;  // 16-byte accesses: channels_last, aligned, channels a multiple of
-              // WIDTH
+  bool wide;  // 16-byte accesses: channels_last, aligned, a multiple of WIDTH channels
   bool channels_last;
   int64_t pixels;
 

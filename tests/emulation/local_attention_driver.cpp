@@ -31,7 +31,7 @@ void run(const Request& request, const LocalProblem& problem, const char* input,
   const size_t values = pixels * request.value_channels;
   Array<T> query(keys, request.misalign), key(keys, request.misalign);
   Array<T> value(values, request.misalign), out(values, request.misalign);
-  Array<Acc> lse(pixels), delta(pixels);
+  Array<Acc> lse(pixels);
   if (!request.backward) {
     input = value.read(key.read(query.read(input)));
     local_forward<T>(problem, query.data(), key.data(), value.data(), out.data(), lse.data(),
@@ -42,10 +42,11 @@ void run(const Request& request, const LocalProblem& problem, const char* input,
   }
   Array<T> dquery(keys, request.misalign), dkey(keys, request.misalign);
   Array<T> dvalue(values, request.misalign);
+  Array<QueryStatistics<Acc>> statistics(pixels);
   input = out.read(input);  // its gradient
   lse.read(value.read(key.read(query.read(input))));
   local_backward<T>(problem, out.data(), query.data(), key.data(), value.data(), lse.data(),
-                    delta.data(), dquery.data(), dkey.data(), dvalue.data(), nullptr);
+                    statistics.data(), dquery.data(), dkey.data(), dvalue.data(), nullptr);
   dquery.write(file);
   dkey.write(file);
   dvalue.write(file);
