@@ -192,7 +192,7 @@ def test_windows_are_refused_by_library_and_python_alike(
 ) -> None:
     from attnops.native.cuda import _refuse_local_attention
 
-    problem = Problem((1, 2, 2, 3), 1, kernel, dtype=torch.float64)
+    problem = Problem((1, 2, 2, 3), 1, kernel)
     reason = _refuse_local_attention(*make_inputs(problem), list(kernel))
     if fits:
         assert reason == "it runs CUDA tensors only, got cpu"
