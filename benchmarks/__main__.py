@@ -6,12 +6,24 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+OPS = (
+    "pyramid_pool",
+    "anchor_attention",
+    "local_attention",
+    "upsample_gate",
+    "group_attention",
+    "strip_conv",
+    "depthwise_gelu",
+    "nmf",
+    "merge_scales",
+    "upsample_cross_entropy",
+    "upsample_argmax",
+)
 # name -> (module with main(arguments) -> exit status, what it does)
 COMMANDS = {
     "apnb-table": ("apnb_table", "table 1 of the ANN paper: time, memory, operations"),
     "figure2": ("figure2", "figure 2 of the ANN paper: time by kind of operation"),
-    "pyramid_pool": ("microbench", "microbenchmarks of the op (pytest-benchmark)"),
-    "anchor_attention": ("microbench", "microbenchmarks of the op (pytest-benchmark)"),
+    **dict.fromkeys(OPS, ("microbench", "microbenchmarks of the op (pytest-benchmark)")),
     "demo": ("demo", "attention on a photograph, the table and figure 2, in demo/"),
     "gpu": ("gpu", "tests and all benchmarks on the CUDA device, into one report"),
     "report": ("report", "the committed result files as one Markdown text"),

@@ -65,3 +65,19 @@ def check_same(name: str, found: Tensor, expected: Tensor, strays: float = 0.0) 
             f"expected at most {allowed:.0e} ({POSITION * allowed:.0e})"
         )
     return whole
+
+
+def check_labels(name: str, found: Tensor, expected: Tensor) -> float:
+    """The share of labels that differ, if it is as small as ties within rounding explain.
+
+    Raises:
+        Disagreement: shapes differ, or more than one label in ten thousand does.
+    """
+    if found.shape != expected.shape:
+        raise Disagreement(
+            f"{name}: output is {list(found.shape)}, expected {list(expected.shape)}"
+        )
+    share = (found != expected).float().mean().item()
+    if share > 1e-4:
+        raise Disagreement(f"{name}: {100 * share:.3f} % of the labels differ")
+    return share

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from attnops.nn import APNB, NonLocal
 
 from . import counts
 from .counts import Block
+from .definitions._definition import Draw
 from .memory import Case
 from .peers import eager_apnb, eager_non_local, randomise
 
@@ -135,14 +135,9 @@ def floor_macs(function: str, block: Block) -> int:
 def make_input(
     block: Block, device: torch.device, dtype: torch.dtype, layout: str, seed: int = 1
 ) -> Tensor:
-    """A map with noise on smooth structure: pooled noise alone would make all anchors alike."""
-    generator = torch.Generator(device).manual_seed(seed)
-    coarse = torch.randn(block.batch, block.channels, 8, 8, generator=generator, device=device)
-    x = interpolate(coarse, (block.height, block.width), mode="bilinear")
-    for sample in x:  # one at a time: the noise of a whole batch may be gigabytes
-        sample.add_(torch.randn(sample.shape, generator=generator, device=device), alpha=0.5)
-    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    return x.to(dtype).contiguous(memory_format=memory_format)
+    """The map that every contender gets."""
+    draw = Draw(device, dtype, layout, seed)
+    return draw.structured_map(block.batch, block.channels, block.height, block.width)
 
 
 def make_module(

@@ -37,7 +37,7 @@ def grids(rows: Sequence[Row]) -> Iterator[Grid]:
 
 
 def _grid(rows: list[Row], key: tuple) -> Grid:
-    _, shape, dtype, layout, direction, device = key
+    _, shape, dtype, layout, direction, device, _ = key
     where = device if rows[0].threads is None else f"{device}, {rows[0].threads} threads"
     title = f"APNB {list(shape)}, {dtype}, {layout}, {direction}: {where}"
     notes: list[str] = []

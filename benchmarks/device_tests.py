@@ -13,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .definitions import DEFINITIONS
+
 OUTCOME = re.compile(r"^(?P<id>\S+::.+?) (?P<outcome>PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 STARTED = re.compile(r"^(?P<id>tests/\S+::.+?)\s*$")
 COLLECTION_ERROR = re.compile(r"^ERROR (?P<id>\S+\.py)(?: - (?P<why>.*))?$")
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-OPS = ("pyramid_pool", "anchor_attention")
 
 
 @dataclass
@@ -90,7 +91,7 @@ def _run_file(root: Path, file: Path, deadline: float) -> Outcomes:
 def suite_files(root: Path) -> list[Path]:
     """The suite's files, those about ops and modules first."""
     files = sorted((root / "tests").rglob("test_*.py"))
-    return sorted(files, key=lambda file: not any(op in file.name for op in (*OPS, "nn_")))
+    return sorted(files, key=lambda file: not any(op in file.name for op in (*DEFINITIONS, "nn_")))
 
 
 def run_tests(root: Path, seconds: float, jobs: int = 6) -> Outcomes:
@@ -113,7 +114,7 @@ def refusals(outcomes: Outcomes) -> dict[str, dict[str, str]]:
     """
     refused: dict[str, dict[str, str]] = {}
     for name in (*outcomes.failures, *outcomes.crashed):
-        targets = [op for op in OPS if op in name] or (["nn"] if "test_nn" in name else [])
+        targets = [op for op in DEFINITIONS if op in name] or (["nn"] if "test_nn" in name else [])
         parameters = re.search(r"\[(.*)\]", name)
         words = re.split(r"[-_,]", parameters[1]) if parameters else []
         backends = [backend for backend in BACKENDS if backend in words] or list(BACKENDS)

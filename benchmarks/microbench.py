@@ -20,13 +20,21 @@ from .apnb_run import rates_of, say
 from .arguments import DTYPES, first_device
 from .floor import exact_float32
 from .memory import Case, MemoryUnknown, measure_cpu, measure_cuda
-from .op_cases import COMPILED, EAGER, FUNCTIONS, OURS, SDPA, OpCase, checked_step, facts
+from .op_cases import (
+    COMPILED,
+    EAGER,
+    FUNCTIONS,
+    OURS,
+    REFERENCES,
+    OpCase,
+    case_of,
+    checked_step,
+    facts,
+)
 from .present import Grid, markdown, number, show
 from .record import Document, Row, put_ratios, why, write_whole
 from .timing import Budget, Timing, time_cuda, time_cuda_graph
 from .used import in_words, recorded_backends
-
-REFERENCES = (EAGER, COMPILED, SDPA)
 
 
 def row_of(document: Document, case: OpCase, contender: str, device: torch.device) -> Row:
@@ -94,7 +102,7 @@ def _time_on_cuda(
             with recorded_backends() as used:
                 step, row.relative_error = checked_step(case, contender, inputs)
             row.backend = in_words(used)
-            row.checked_against = EAGER
+            row.checked_against = "" if row.relative_error is None else EAGER
             row.put_timing(time_cuda(step))
             row.put_memory(measure_cuda(Case(step, step)))
             row.put_timing(time_cuda_graph(step), prefix="graph_")
@@ -109,9 +117,7 @@ def rows_from_pytest(document: Document, data: dict) -> list[Row]:
     rows = []
     for entry in data["benchmarks"]:
         info = entry["extra_info"]
-        case = OpCase(
-            info["op"], tuple(info["shape"]), info["dtype"], info["layout"], info["direction"]
-        )
+        case = case_of(info["op"], info)
         row = row_of(document, case, info["contender"], torch.device("cpu"))
         row.put_timing(Timing.of([1e3 * seconds for seconds in entry["stats"]["data"]]))
         row.backend = info["backend"]
@@ -125,7 +131,7 @@ def rows_from_pytest(document: Document, data: dict) -> list[Row]:
 
 def put_cpu_memory(rows: Iterable[Row]) -> None:
     for row in rows:
-        case = OpCase(row.table, tuple(row.shape), row.dtype, row.layout, row.direction)
+        case = case_of(row.table, vars(row))
         try:
             row.put_memory(
                 measure_cpu(op_cases.memory_case, timeout=300, case=case, contender=row.name)
@@ -146,6 +152,7 @@ def grids(rows: Iterable[Row]) -> Iterable[Grid]:
         "x eager",
         "x compiled",
         "x sdpa",
+        "x natten",
         "% of floor",
         "% of copy",
         "note",
@@ -159,7 +166,7 @@ def grids(rows: Iterable[Row]) -> Iterable[Grid]:
                 time = f"{number(row.p50)} [{number(row.p20)}, {number(row.p80)}]"
             grid.cells.append(
                 (
-                    f"{'x'.join(map(str, row.shape))}, {row.layout}, {row.direction}",
+                    _input_of(row),
                     row.name,
                     row.backend,
                     time,
@@ -172,6 +179,11 @@ def grids(rows: Iterable[Row]) -> Iterable[Grid]:
                 )
             )
         yield grid.without_empty_columns()
+
+
+def _input_of(row: Row) -> str:
+    words = case_of(row.table, vars(row)).words()
+    return ", ".join(["x".join(map(str, row.shape)), *words, row.layout, row.direction])
 
 
 def as_markdown(rows: Iterable[Row]) -> str:

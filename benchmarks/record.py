@@ -35,6 +35,7 @@ class Row:
     dtype: str
     layout: str = "contiguous"
     direction: str = "forward"
+    options: list[list[Any]] = field(default_factory=list)  # name and value pairs
     backend: str = ""  # of attnops: what ran, per op where ops differ
     device: str = ""
     driver: str | None = None
@@ -85,7 +86,8 @@ class Row:
     @property
     def input(self) -> tuple[Any, ...]:
         """What rows must have in common to be compared."""
-        return self.table, tuple(self.shape), self.dtype, self.layout, self.direction, self.device
+        fields = (self.table, tuple(self.shape), self.dtype, self.layout, self.direction)
+        return *fields, self.device, str(self.options)
 
 
 def put_ratios(rows: Iterable[Row], references: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from attnops.benchmarks import (
     used,
     whole_report,
 )
+from attnops.benchmarks.__main__ import OPS
 from attnops.benchmarks.counts import Block
 from attnops.nn import pyramid_attention
 
@@ -163,14 +165,56 @@ def test_disagreeing_op_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         op_cases.checked_step(case, op_cases.OURS, inputs)
 
 
+SMALL = {
+    "nmf": ((2, 16, 60), {"rank": 4, "steps": 2, "grad": "unrolled"}),
+    "local_attention": ((2, 16, 19, 23), {"kernel": 3, "dilation": 2}),
+    "upsample_gate": ((2, 16, 19, 23), {"side": 4}),
+    "merge_scales": ((2, 6, 19, 19), {"sides": (9, 5)}),
+    "upsample_cross_entropy": ((2, 6, 9, 7), {"factor": 3}),
+    "upsample_argmax": ((2, 6, 9, 7), {"factor": 3}),
+}
+
+
+def small_case(op: str, layout: str = "contiguous") -> op_cases.OpCase:
+    shape, options = SMALL.get(op, ((2, 16, 19, 23), {}))
+    has_gradient = op_cases.DEFINITIONS[op].differentiable > 0
+    direction = op_cases.DIRECTIONS[has_gradient]
+    return op_cases.OpCase(op, shape, "float32", layout, direction, tuple(options.items()))
+
+
 @pytest.mark.parametrize("op", op_cases.FUNCTIONS)
 @pytest.mark.parametrize("layout", op_cases.LAYOUTS)
-def test_op_contenders_agree(op: str, layout: str) -> None:
-    case = op_cases.OpCase(op, (2, 16, 19, 23), layout=layout, direction="forward+backward")
+def test_op_contenders_agree(monkeypatch: pytest.MonkeyPatch, op: str, layout: str) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    case = small_case(op, layout)
     for contender in op_cases.FUNCTIONS[op]:
-        if contender != op_cases.COMPILED:
+        if contender != op_cases.NATTEN:
             _, error = op_cases.checked_step(case, contender, case.inputs(CPU))
             assert error < 2e-5
+    assert case.moved_bytes() > 0 and case.macs() >= 0
+
+
+def test_every_op_has_a_benchmark() -> None:
+    assert set(OPS) == set(op_cases.DEFINITIONS) == set(attnops.backends())
+    folder = Path(op_cases.__file__).parent / "ops"
+    assert all((folder / f"bench_{op}.py").is_file() for op in OPS)
+
+
+@pytest.mark.parametrize("op", op_cases.FUNCTIONS)
+def test_cases_survive_json(op: str) -> None:
+    for case in op_cases.all_cases(op):
+        described = json.loads(json.dumps(op_cases.facts(case)))
+        assert op_cases.case_of(op, described) == case
+
+
+def test_labels_that_differ_are_a_disagreement() -> None:
+    labels = torch.zeros(1, 100, 100, dtype=torch.long)
+    other = labels.clone()
+    other[0, 0, 0] = 1
+    assert agree.check_labels("x", other, labels) == pytest.approx(1e-4)
+    other[0, 0, 1] = 1
+    with pytest.raises(agree.Disagreement, match=r"0\.020 %"):
+        agree.check_labels("x", other, labels)
 
 
 def test_refused_blocks_are_not_run() -> None:

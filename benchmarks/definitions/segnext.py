@@ -1,0 +1,147 @@
+"""The ops of SegNeXt: strip convolutions, the feed-forward's middle, the Hamburger's NMF."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, gelu, normalize
+
+import attnops
+
+from ._definition import COMPILED, EAGER, OURS, Definition, Draw, Shape, size_of, variant
+
+LOCAL, STRIPS = 5, (7, 11, 21)
+TAPS = LOCAL**2 + 2 * sum(STRIPS)
+
+
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    padding = tuple(k // 2 for k in weight.shape[2:])
+    return conv2d(x, weight, bias, padding=padding, groups=x.shape[1])
+
+
+def _strips_of(parameters: tuple[Tensor, ...]) -> list[tuple[tuple, tuple]]:
+    pairs = list(zip(parameters[0::2], parameters[1::2], strict=True))
+    return list(zip(pairs[0::2], pairs[1::2], strict=True))
+
+
+def eager_strips(x: Tensor, weight: Tensor, bias: Tensor, *parameters: Tensor) -> Tensor:
+    """The published gating unit's seven convolutions and their sum."""
+    local = _depthwise(x, weight, bias)
+    out = local
+    for horizontal, vertical in _strips_of(parameters):
+        out = out + _depthwise(_depthwise(local, *horizontal), *vertical)
+    return out
+
+
+def fused_strips(x: Tensor, weight: Tensor, bias: Tensor, *parameters: Tensor) -> Tensor:
+    return attnops.strip_conv(x, weight, bias, _strips_of(parameters))
+
+
+def _strip_inputs(draw: Draw, shape: Shape) -> list[Tensor]:
+    channels = shape[1]
+    sides = [(LOCAL, LOCAL)]
+    for k in STRIPS:
+        sides += [(1, k), (k, 1)]
+    inputs = [draw.map(*shape)]
+    for h, w in sides:
+        inputs += [draw.normal(channels, 1, h, w) / (h * w) ** 0.5, draw.normal(channels)]
+    return inputs
+
+
+def eager_depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return gelu(_depthwise(x, weight, bias))
+
+
+def _depthwise_inputs(draw: Draw, shape: Shape) -> list[Tensor]:
+    return [draw.map(*shape), draw.normal(shape[1], 1, 3, 3) / 3, draw.normal(shape[1])]
+
+
+def eager_nmf(x: Tensor, bases: Tensor, rank: int, steps: int, grad: str) -> Tensor:
+    """The published loop; the one-step gradient as the Hamburger's authors have it."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and grad == "unrolled"):
+        coef = torch.softmax(torch.bmm(x.transpose(1, 2), bases), dim=-1)
+        for _ in range(steps):
+            coef = _update_coef(x, bases, coef)
+            numerator = torch.bmm(x, coef)
+            denominator = bases.bmm(coef.transpose(1, 2).bmm(coef))
+            bases = bases * numerator / (denominator + 1e-6)
+    return _update_coef(x, bases, coef)
+
+
+def _update_coef(x: Tensor, bases: Tensor, coef: Tensor) -> Tensor:
+    numerator = torch.bmm(x.transpose(1, 2), bases)
+    denominator = coef.bmm(bases.transpose(1, 2).bmm(bases))
+    return coef * numerator / (denominator + 1e-6)
+
+
+def fused_nmf(x: Tensor, bases: Tensor, rank: int, steps: int, grad: str) -> Tensor:
+    return attnops.nmf(x, bases, steps, grad=grad)[1]
+
+
+def _nmf_inputs(draw: Draw, shape: Shape, rank: int, **options: Any) -> list[Tensor]:
+    batch, channels, positions = shape
+    x = draw.normal(batch, channels, positions).relu()
+    return [x, normalize(draw.normal(batch, channels, rank).abs(), dim=1)]
+
+
+def _nmf_elements(shape: Shape, backward: bool, steps: int, **options: Any) -> int:
+    """x once a step (the coefficients are small), and its gradient."""
+    passes = steps + 1
+    return size_of(shape) * (2 * passes + 1 if backward else passes)
+
+
+def _nmf_macs(shape: Shape, backward: bool, rank: int, steps: int, grad: str) -> int:
+    """The products with x of the definition; the backward takes two for each."""
+    batch, channels, positions = shape
+    product = batch * channels * positions * rank
+    forward = (2 * steps + 2) * product
+    if not backward:
+        return forward
+    return forward + (2 * product if grad == "one_step" else 2 * forward)
+
+
+STRIP_CONV = Definition(
+    functions={EAGER: eager_strips, COMPILED: eager_strips, OURS: fused_strips},
+    variants=(
+        variant(1, 64, 128, 128),
+        variant(1, 32, 128, 128),
+        variant(1, 160, 32, 32),
+        variant(8, 64, 64, 64),
+    ),
+    inputs=_strip_inputs,
+    elements=lambda shape, backward: (5 if backward else 2) * size_of(shape),
+    macs=lambda shape, backward: (3 if backward else 1) * size_of(shape) * TAPS,
+    differentiable=3 + 4 * len(STRIPS),
+)
+
+DEPTHWISE_GELU = Definition(
+    functions={
+        EAGER: eager_depthwise_gelu,
+        COMPILED: eager_depthwise_gelu,
+        OURS: attnops.depthwise_gelu,
+    },
+    variants=(variant(1, 512, 64, 64), variant(1, 256, 128, 128), variant(8, 640, 32, 32)),
+    inputs=_depthwise_inputs,
+    elements=lambda shape, backward: (5 if backward else 2) * size_of(shape),
+    macs=lambda shape, backward: (4 if backward else 1) * size_of(shape) * 9,
+    differentiable=3,
+)
+
+_UNROLLED = {"steps": 6, "grad": "unrolled"}
+NMF = Definition(
+    functions={EAGER: eager_nmf, COMPILED: eager_nmf, OURS: fused_nmf},
+    variants=(
+        variant(1, 512, 4096, rank=64, **_UNROLLED),
+        variant(1, 512, 4096, rank=64, steps=6, grad="one_step"),
+        variant(1, 256, 4096, rank=16, **_UNROLLED),
+        variant(1, 512, 16384, rank=64, **_UNROLLED),
+        variant(8, 512, 4096, rank=64, **_UNROLLED),
+    ),
+    inputs=_nmf_inputs,
+    elements=_nmf_elements,
+    macs=_nmf_macs,
+    differentiable=1,
+    layouts=("contiguous",),
+)
