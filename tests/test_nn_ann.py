@@ -14,8 +14,9 @@ from torch.nn.functional import relu
 
 import attnops
 from attnops import reference
-from attnops.nn import AFNB, APNB, NonLocal
-from attnops.nn._projection import folding_saves
+from attnops.benchmarks import apnb_cases, counts, memory
+from attnops.nn import AFNB, APNB, NonLocal, _projection
+from attnops.nn._projection import folding_saves, pointwise
 
 OP = "anchor_attention"
 
@@ -215,6 +216,63 @@ def test_the_linear_block_never_projects_the_map(device):
         block(x)
     anchors, channels, inner = 110, 256, 128
     assert counter.get_total_flops() <= 2 * (4 * channels * inner + channels) * anchors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("affine", ["", "bias", "factor", "bias factor"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "channel slice", "crop"])
+def test_slabs_join_to_the_whole_product(monkeypatch, layout, affine, dtype):
+    """4 slabs an item, the last one short."""
+    monkeypatch.setattr(_projection, "_SLAB", 0)
+    monkeypatch.setattr(_projection, "_SLAB_POSITIONS", 64)
+    x = torch.randn(2, 12, 15, 17)
+    if layout == "channel slice":
+        x = in_layout(torch.randn(2, 20, 15, 17), "channels_last")[:, 3:15]
+    elif layout == "crop":
+        x = torch.randn(2, 12, 20, 20)[:, :, 2:17, 1:18]
+    else:
+        x = in_layout(x, layout)
+    weight, bias, factor = torch.randn(7, 12, 1, 1), torch.randn(7), torch.randn(7)
+    bias = bias if "bias" in affine else None
+    factor = factor if "factor" in affine else None
+    x, weight, bias, factor = (t if t is None else t.to(dtype) for t in (x, weight, bias, factor))
+    with torch.no_grad():
+        found = pointwise(x, weight, bias, factor)
+    whole = pointwise(x, weight.clone().requires_grad_(), bias, factor).detach()
+    assert found.stride() == whole.stride()
+    wide = torch.einsum("oc,bchw->bohw", weight[:, :, 0, 0].double(), x.double())
+    if factor is not None:
+        wide = wide * factor.double()[:, None, None]
+    if bias is not None:
+        wide = wide + bias.double()[:, None, None]
+    assert_within_budget(found, wide, error(whole, wide), 2.0)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_apnb_needs_little_more_than_its_projected_map(layout):
+    """8 MiB of map; the products' buffers and the anchors have to do with 3."""
+    if not attnops.backends()["anchor_attention"]["cpu"]:
+        pytest.skip("the compiled CPU kernels are not here")
+    block = counts.Block(128, 128, 1, channels=1024, hidden=128)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        use = memory.measure_cpu(
+            apnb_cases.memory_case,
+            timeout=100,
+            name=apnb_cases.OURS_RELEASED,
+            block=block,
+            dtype=torch.float32,
+            layout=layout,
+            direction="forward",
+            compile_modes=(),
+        )
+    except memory.MemoryUnknown as unknown:
+        pytest.skip(str(unknown))
+    finally:
+        torch.set_num_threads(before)
+    projected = 4 * block.batch * block.hidden * block.positions
+    assert use.above_inputs_and_output <= projected + 3 * memory.MIB
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from torch.nn.functional import linear
 from .._layout import empty_map, is_channels_inner
 
 FORMS = ("bn_relu", "linear")
-_SLAB = 2**19  # elements of a map that are multiplied at a time
+_SLAB = 2**17  # elements of a map that are multiplied at a time, but
+_SLAB_POSITIONS = 256  # at least so many positions: fewer would slow a product down
 
 
 class Projection(nn.Module):
@@ -38,7 +39,7 @@ class Projection(nn.Module):
             return pointwise(x, weight, bias)
         if not has_fixed_statistics(self.bn):
             return torch.relu_(self.bn(pointwise(x, weight, bias)))
-        return torch.relu_(pointwise(x, *fold_batch_norm(weight, bias, self.bn)))
+        return torch.relu_(pointwise(x, weight, *fold_batch_norm(bias, self.bn)))
 
 
 def has_fixed_statistics(bn: nn.Module) -> bool:
@@ -50,27 +51,35 @@ def has_fixed_statistics(bn: nn.Module) -> bool:
     )
 
 
-def fold_batch_norm(
-    weight: Tensor, bias: Tensor | None, bn: nn.BatchNorm2d
-) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that equals convolution, then `bn` in evaluation."""
+def fold_batch_norm(bias: Tensor | None, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """`bn` in evaluation after W·x + bias: shift and factor `[O]` of factor·(W·x) + shift."""
     factor = torch.rsqrt(bn.running_var + bn.eps)
     if bn.weight is not None:
         factor = factor * bn.weight
     shift = -bn.running_mean * factor if bias is None else (bias - bn.running_mean) * factor
     if bn.bias is not None:
         shift = shift + bn.bias
-    return weight * factor.to(weight.dtype)[:, None, None, None], shift.to(weight.dtype)
+    return shift, factor
 
 
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The 1x1 convolution of a map `[B, C, *spatial]` with weight `[O, C, 1, 1]`, in x's layout.
+def scale_outputs(weight: Tensor, factor: Tensor) -> Tensor:
+    """The weight `[O, C, 1, 1]` of a convolution whose outputs are multiplied by factor `[O]`."""
+    return weight * factor.to(weight.dtype)[:, None, None, None]
 
-    As a matrix product, which on CPUs is faster than the convolution.
+
+def pointwise(
+    x: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor | None = None
+) -> Tensor:
+    """factor·(W·x) + bias of a map `[B, C, *spatial]` with W `[O, C, 1, 1]`, in x's layout.
+
+    The 1x1 convolution as a matrix product, which on CPUs is faster than the convolution.
     """
+    if _may_run_in_slabs(x, weight, bias, factor):
+        return _multiply_in_slabs(x, weight, bias, factor)
+    if factor is not None:
+        weight = scale_outputs(weight, factor)
+        bias = None if bias is None else bias.to(weight.dtype)
     matrix = weight.flatten(1)
-    if _may_run_in_slabs(x, weight, bias):
-        return _multiply_in_slabs(x, matrix, bias)
     if is_channels_inner(x):
         return linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1)
     columns = x.flatten(2)
@@ -92,25 +101,36 @@ def _may_run_in_slabs(x: Tensor, *parameters: Tensor | None) -> bool:
     return (
         x.device.type == "cpu"
         and not recorded
-        and not torch.compiler.is_compiling()
+        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
         and not torch.is_autocast_enabled("cpu")
     )
 
 
-def _multiply_in_slabs(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    """`pointwise`, some positions at a time: BLAS packs its operands into buffers that grow with
-    the product, and keeps them afterwards."""
-    channels_inner = is_channels_inner(x)
-    out = empty_map((x.shape[0], matrix.shape[0], *x.shape[2:]), x, channels_inner)
-    positions = max(_SLAB // x.shape[1] // 64, 1) * 64
+def _multiply_in_slabs(
+    x: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor | None
+) -> Tensor:
+    """`pointwise`, some positions at a time.
+
+    BLAS packs its operands into buffers that grow with the product, and keeps them afterwards. A
+    slab is scaled while it is in cache, which spares a scaled copy of the weight.
+    """
+    matrix = weight.flatten(1)
+    out = empty_map((x.shape[0], matrix.shape[0], *x.shape[2:]), x, is_channels_inner(x))
+    positions = max(_SLAB // x.shape[1], _SLAB_POSITIONS)
     for columns, target in zip(x.flatten(2), out.flatten(2), strict=True):
         slabs = zip(columns.split(positions, 1), target.split(positions, 1), strict=True)
         for source, slab in slabs:
-            if bias is None:
-                torch.mm(matrix, source, out=slab)
-            else:
-                torch.addmm(bias[:, None], matrix, source, out=slab)
+            torch.mm(matrix, source, out=slab)
+            if factor is not None:
+                slab.mul_(factor[:, None])
+            if bias is not None:
+                slab.add_(bias[:, None])
     return out
+
+
+def apply_to_anchors(weight: Tensor, bias: Tensor | None, anchors: Tensor) -> Tensor:
+    """The 1x1 convolution of anchors: weight `[O, C, 1, 1]`, anchors `[B, C, S]` -> `[B, O, S]`."""
+    return pointwise(anchors, weight, bias)
 
 
 def folding_saves(positions: int, *, once: int, folded: int, unfolded: int) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_shape, check_tensors
-from ._projection import fold_batch_norm, has_fixed_statistics, pointwise
+from ._projection import fold_batch_norm, has_fixed_statistics, pointwise, scale_outputs
 from .pyramid_attention import PyramidAttention
 
 
@@ -38,12 +38,12 @@ class Fusion(nn.Module):
 
     def forward(self, attention: PyramidAttention, low: Tensor, high: Tensor) -> Tensor:
         """Result `[B, out_channels, H, W]` for high `[B, C, H, W]`."""
-        weight, bias, bn = self.conv.weight, self.conv.bias, self.bn
+        mix, weight = self.conv.weight.tensor_split([self.context_channels], dim=1)
+        bias, bn, factor = self.conv.bias, self.bn, None
         if has_fixed_statistics(bn):
-            weight, bias = fold_batch_norm(weight, bias, bn)
-            bn = None
-        mix = weight[:, : self.context_channels]
-        out = pointwise(high, weight[:, self.context_channels :], bias)
+            bias, factor = fold_batch_norm(bias, bn)
+            mix, bn = scale_outputs(mix, factor), None
+        out = pointwise(high, weight, bias, factor)
         out = out + attention(low, high, mix)
         if bn is not None:
             out = bn(out)

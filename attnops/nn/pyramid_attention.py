@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .._checks import check_choice
 from ..anchor_attention import anchor_attention
 from ..pyramid_pool import checked_sizes, pyramid_pool
-from ._projection import FORMS, Projection, folding_saves, pointwise
+from ._projection import FORMS, Projection, apply_to_anchors, folding_saves, pointwise
 
 
 class PyramidAttention(nn.Module):
@@ -81,30 +81,39 @@ class PyramidAttention(nn.Module):
 
         With `mix` `[M, Co, 1, 1]`, the 1x1 convolution of the context with it: `[B, M, H, W]`.
         """
-        key = value = query = None
-        if self.reduce == "mean" and (self.key.is_linear or self.value is not None):
-            # Projected at once and dropped before a map is: they are as large as what follows.
-            pooled = pyramid_pool(low, self.sizes)
-            if self.key.is_linear:
-                key = _project(pooled, self.key.conv)
-            if self.value is not None:
-                value = _project(pooled, self.value)
-            del pooled
+        key, value = self._linear_anchors(low)
+        query = None
         if key is None:
             projected = self.key(low)
             key = pyramid_pool(projected, self.sizes, self.reduce)
-            if self.query is None and not self.key.is_linear:
-                query = projected
+            query = projected if self.query is None else None
             del projected
         if value is None:
             value = key
-            if self.value is not None:
-                value = pyramid_pool(_project(low, self.value), self.sizes, self.reduce)
         scale = key.shape[1] ** -0.5
         bias = None
         if query is None:
             query, key, bias = self._query(high, key, scale)
         return self._attend(query, key, value, scale, bias, mix)
+
+    def _linear_anchors(self, low: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Anchors of key and value where these are linear, else None.
+
+        Through the pooled input where pooling and convolution commute; it is dropped on return,
+        since it may be larger than the anchors.
+        """
+        convolutions = (self.key.conv if self.key.is_linear else None, self.value)
+        if self.reduce == "max":
+            return tuple(
+                conv and pyramid_pool(pointwise(low, conv.weight, conv.bias), self.sizes, "max")
+                for conv in convolutions
+            )
+        if not any(convolutions):
+            return None, None
+        pooled = pyramid_pool(low, self.sizes)
+        return tuple(
+            conv and apply_to_anchors(conv.weight, conv.bias, pooled) for conv in convolutions
+        )
 
     def _query(
         self, high: Tensor, key: Tensor, scale: float
@@ -120,7 +129,7 @@ class PyramidAttention(nn.Module):
         ):
             return projection(high), key, None
         weight, bias = projection.conv.weight, projection.conv.bias
-        return high, pointwise(key, weight.transpose(0, 1), None), scale * (bias @ key)
+        return high, apply_to_anchors(weight.transpose(0, 1), None, key), scale * (bias @ key)
 
     def _attend(
         self,
@@ -144,16 +153,12 @@ class PyramidAttention(nn.Module):
             unfolded=anchors * inner + on_map,
         ):
             for weight, shift in convolutions:
-                value = pointwise(value, weight, shift)
+                value = apply_to_anchors(weight, shift, value)
             return anchor_attention(query, key, value, scale, bias=bias)
         context = anchor_attention(query, key, value, scale, bias=bias)
         for weight, shift in convolutions:
             context = pointwise(context, weight, shift)
         return context
-
-
-def _project(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    return pointwise(x, conv.weight, conv.bias)
 
 
 def _positions(x: Tensor) -> int:

@@ -101,8 +101,8 @@ std::tuple<Tensor, Tensor> anchor_attention(Tensor query, Tensor key, Tensor val
     for_each_worker(workers, [&](int64_t worker) {
       for (int64_t unit; (unit = next.fetch_add(1)) < items * tiles;) {
         const int64_t item = unit / tiles, start = unit % tiles * tile;
-        kernels.forward(shape, packed.at(item * packed_bytes), queries[first + item],
-                        outs[first + item], norms[first + item], start,
+        kernels.forward(shape, packed.at(item * packed_bytes), values[first + item],
+                        queries[first + item], outs[first + item], norms[first + item], start,
                         std::min(tile, shape.positions - start),
                         scratch.at(worker * scratch_bytes));
       }

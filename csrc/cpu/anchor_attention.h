@@ -30,9 +30,10 @@ struct AnchorKernels {
   void (*pack)(const AnchorShape&, bool backward, const void* key, const void* value,
                const void* bias, void* packed, int64_t part, int64_t parts);
 
-  // Positions [first, first + count): out and lse.
-  void (*forward)(const AnchorShape&, const void* packed, const void* query, void* out, void* lse,
-                  int64_t first, int64_t count, void* scratch);
+  // Positions [first, first + count): out and lse. The value may be read from `packed` or where it
+  // is.
+  void (*forward)(const AnchorShape&, const void* packed, const void* value, const void* query,
+                  void* out, void* lse, int64_t first, int64_t count, void* scratch);
 
   // Positions [first, first + count): dquery, and their share of the anchors' gradients added to
   // partial, which starts as zeros.

@@ -115,10 +115,11 @@ void accumulate_anchors(const C* map, int64_t map_rows, const C* weights, int64_
 }
 
 template <class S, bool kInner>
-void forward_tile(const AnchorShape& shape, const Compute<S>* packed, const S* query, S* out,
-                  Compute<S>* lse, int64_t first, int64_t count, Compute<S>* scratch) {
+void forward_tile(const AnchorShape& shape, const Compute<S>* packed, const S* value,
+                  const S* query, S* out, Compute<S>* lse, int64_t first, int64_t count,
+                  Compute<S>* scratch) {
   using C = Compute<S>;
-  const PackedLayout<C, kInner> layout(shape, false);
+  const PackedLayout<S, kInner> layout(shape, false);
   const ScratchLayout<C, kInner> buffers(shape, false);
   C* scores = scratch + buffers.scores;
   const C* bias = packed + layout.bias;
@@ -129,6 +130,15 @@ void forward_tile(const AnchorShape& shape, const Compute<S>* packed, const S* q
     softmax_rows(scores, buffers.scores_stride, shape.anchors, count, bias, lse + first);
   else
     softmax_columns(scores, buffers.scores_stride, shape.anchors, count, bias, lse + first);
+  if constexpr (value_may_stay<S, kInner>) {
+    if (value_in_place<S, kInner>(shape)) {
+      const int64_t anchors = shape.anchors;
+      multiply_out<S, 0, 1, true>({value, 0, anchors, 0, anchors}, {scores, buffers.scores_stride},
+                                  out + first, shape.positions, shape.value_channels, count,
+                                  anchors);
+      return;
+    }
+  }
   anchors_times_weights<S, kInner>(packed + layout.value_out, scores, buffers.scores_stride,
                                    shape.value_channels, shape, first, count, out);
 }
@@ -138,7 +148,7 @@ void backward_tile(const AnchorShape& shape, const Compute<S>* packed, const S* 
                    const S* query, const Compute<S>* lse, S* dquery, Compute<S>* partial,
                    int64_t first, int64_t count, Compute<S>* scratch) {
   using C = Compute<S>;
-  const PackedLayout<C, kInner> layout(shape, true);
+  const PackedLayout<S, kInner> layout(shape, true);
   const ScratchLayout<C, kInner> buffers(shape, true);
   const PartialLayout<C> sums(shape);
   const C* bias = packed + layout.bias;
@@ -182,14 +192,15 @@ void pack_part(const AnchorShape& shape, bool backward, const S* key, const S* v
                Compute<S>* packed, int64_t part, int64_t parts) {
   using C = Compute<S>;
   constexpr int64_t panel = kPanel<C, kInner>;
-  const PackedLayout<C, kInner> layout(shape, backward);
+  const PackedLayout<S, kInner> layout(shape, backward);
   pack_anchors<S>(key, shape.key_channels, shape.anchors, shape.key_channels * part / parts,
                   shape.key_channels * (part + 1) / parts, static_cast<C>(shape.scale), panel,
                   packed + layout.key_scores, backward ? packed + layout.key_out : nullptr);
-  pack_anchors<S>(value, shape.value_channels, shape.anchors, shape.value_channels * part / parts,
-                  shape.value_channels * (part + 1) / parts, (C)1, panel,
-                  backward ? packed + layout.value_scores : nullptr,
-                  backward ? nullptr : packed + layout.value_out);
+  if (backward || !value_in_place<S, kInner>(shape))
+    pack_anchors<S>(value, shape.value_channels, shape.anchors, shape.value_channels * part / parts,
+                    shape.value_channels * (part + 1) / parts, (C)1, panel,
+                    backward ? packed + layout.value_scores : nullptr,
+                    backward ? nullptr : packed + layout.value_out);
   if (part > 0) return;
   C* target = packed + layout.bias;
   for (int64_t s = 0; s < round_up(shape.anchors, kColumns<C>); ++s)
@@ -203,8 +214,8 @@ struct Table {
   using C = Compute<S>;
 
   static int64_t packed_bytes(const AnchorShape& s, bool backward) {
-    const int64_t count = s.channels_inner ? PackedLayout<C, true>(s, backward).total
-                                           : PackedLayout<C, false>(s, backward).total;
+    const int64_t count = s.channels_inner ? PackedLayout<S, true>(s, backward).total
+                                           : PackedLayout<S, false>(s, backward).total;
     return round_up(count * static_cast<int64_t>(sizeof(C)), 64);
   }
   static int64_t scratch_bytes(const AnchorShape& s, bool backward) {
@@ -223,13 +234,14 @@ struct Table {
                                              static_cast<const S*>(bias), static_cast<C*>(packed),
                                              part, parts);
   }
-  static void forward(const AnchorShape& s, const void* packed, const void* query, void* out,
-                      void* lse, int64_t first, int64_t count, void* scratch) {
-    (s.channels_inner ? forward_tile<S, true>
-                      : forward_tile<S, false>)(s, static_cast<const C*>(packed),
-                                                static_cast<const S*>(query), static_cast<S*>(out),
-                                                static_cast<C*>(lse), first, count,
-                                                static_cast<C*>(scratch));
+  static void forward(const AnchorShape& s, const void* packed, const void* value,
+                      const void* query, void* out, void* lse, int64_t first, int64_t count,
+                      void* scratch) {
+    (s.channels_inner
+         ? forward_tile<S, true>
+         : forward_tile<S, false>)(s, static_cast<const C*>(packed), static_cast<const S*>(value),
+                                   static_cast<const S*>(query), static_cast<S*>(out),
+                                   static_cast<C*>(lse), first, count, static_cast<C*>(scratch));
   }
   static void backward(const AnchorShape& s, const void* packed, const void* grad,
                        const void* query, const void* lse, void* dquery, void* partial,

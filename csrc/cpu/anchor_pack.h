@@ -1,6 +1,8 @@
 // Rearranging anchors and map tiles into the operands of gemm.h, and adding up partial gradients.
 #pragma once
 
+#include <type_traits>
+
 #include "anchor_attention.h"
 #include "gemm.h"
 
@@ -18,13 +20,23 @@ constexpr int kChunkStride = kChunk + 16;
 template <class C, bool kInner>
 constexpr int64_t kPanel = kInner ? kColumns<C> : kRows;
 
-// Packed anchors of one batch item, elements of C. Forward: key_scores, value_out, bias. Backward:
-// key_scores, value_scores, key_out, bias.
+// Whether forward reads the value [channels, anchors] where it is: as the left operand it needs no
+// panels, and a packed copy would be as large as the value itself, C S elements.
+template <class S, bool kInner>
+constexpr bool value_may_stay = !kInner && std::is_same_v<S, Compute<S>>;
+template <class S, bool kInner>
+constexpr bool value_in_place(const AnchorShape& s) {
+  return value_may_stay<S, kInner> && s.value_channels >= kRows;
+}
+
+// Packed anchors of one batch item of type S, elements of C. Forward: key_scores, value_out unless
+// the value stays in place, bias. Backward: key_scores, value_scores, key_out, bias.
 //   *_scores  panels over anchors  [anchors / kPanel][channels][kPanel]
 //   *_out     panels over channels [channels / kPanel][anchors][kPanel]
 //   bias      [anchors], padded with -inf: padding gets probability 0
-template <class C, bool kInner>
+template <class S, bool kInner>
 struct PackedLayout {
+  using C = Compute<S>;
   int64_t key_scores = 0, value_scores, key_out, value_out, bias, total;
 
   PackedLayout(const AnchorShape& s, bool backward) {
@@ -34,7 +46,9 @@ struct PackedLayout {
     key_out = value_scores + (backward ? round_up(anchors * s.value_channels, 16) : 0);
     value_out =
         key_out + (backward ? round_up(round_up(s.key_channels, panel) * s.anchors, 16) : 0);
-    bias = value_out + (backward ? 0 : round_up(round_up(s.value_channels, panel) * s.anchors, 16));
+    const bool packs_value = !backward && !value_in_place<S, kInner>(s);
+    bias =
+        value_out + (packs_value ? round_up(round_up(s.value_channels, panel) * s.anchors, 16) : 0);
     total = bias + round_up(s.anchors, kColumns<C>);
   }
 };

@@ -7,6 +7,7 @@
 //   A  any layout whose strides are compile-time constants: element (m, k) of a block at
 //      a[m * kRowStride + k * kDepthStride], so that all addresses are one pointer plus constants.
 //      After `run` values of k the pointer moves by `jump`, which walks panels along k.
+//      kRowStride 0 stands for a row stride known at run time only: a matrix taken as it is.
 #pragma once
 
 #include "vec.h"
@@ -32,8 +33,9 @@ constexpr int64_t kChain = 128;
 template <class C>
 struct Left {
   const C* data;
-  int64_t block_stride;  // elements from one block of kRows rows to the next
-  int64_t run, jump;     // `run` values of k per panel, then `jump` elements onwards
+  int64_t block_stride;    // elements from one block of kRows rows to the next
+  int64_t run, jump;       // `run` values of k per panel, then `jump` elements onwards
+  int64_t row_stride = 0;  // where kRowStride is 0
 };
 
 template <class C>
@@ -49,7 +51,7 @@ struct Block {
 
 template <class C, int kUsed, int kRowStride, int kDepthStride>
 ATTNOPS_INLINE void multiply(Block<C, kUsed>& block, const C* a, int64_t run, int64_t jump,
-                             const C* b, int64_t depth) {
+                             const C* b, int64_t depth, int64_t row_stride = kRowStride) {
   for (int64_t first = 0; first < depth; first += run, a += jump) {
     const int64_t count = min64(run, depth - first);
     const C* row = a;
@@ -59,7 +61,7 @@ ATTNOPS_INLINE void multiply(Block<C, kUsed>& block, const C* a, int64_t run, in
       for (int j = 0; j < kUsed; ++j) right[j] = load(b + j * kWidth<C>);
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
-        const C left = row[i * kRowStride];
+        const C left = row[i * row_stride];
 #pragma GCC unroll 4
         for (int j = 0; j < kUsed; ++j) block.v[i][j] += left * right[j];
       }
@@ -106,18 +108,21 @@ static void multiply_panels(Left<C> a, Panels<const C> b, Panels<C> c, int64_t r
 
 // One block of a product that leaves as rows of S: out[m * row_stride + n].
 template <class S, int kUsed, int kRowStride, int kDepthStride>
-static void multiply_block_out(const Compute<S>* a, int64_t run, int64_t jump, const Compute<S>* b,
-                               int64_t depth, S* out, int64_t row_stride, int64_t rows,
-                               int64_t columns) {
+static void multiply_block_out(const Left<Compute<S>>& operand, const Compute<S>* a,
+                               const Compute<S>* b, int64_t depth, S* out, int64_t row_stride,
+                               int64_t rows, int64_t columns) {
   using C = Compute<S>;
+  const int64_t run = operand.run, jump = operand.jump;
+  const int64_t left_stride = kRowStride ? kRowStride : operand.row_stride;
   Block<C, kUsed> block = {};
   const int64_t chain = run < kChain ? (kChain + run - 1) / run * run : kChain;
-  multiply<C, kUsed, kRowStride, kDepthStride>(block, a, run, jump, b, min64(chain, depth));
+  multiply<C, kUsed, kRowStride, kDepthStride>(block, a, run, jump, b, min64(chain, depth),
+                                               left_stride);
   for (int64_t k = chain; k < depth; k += chain) {
     const C* left = run < kChain ? a + k / run * jump : a + k * kDepthStride;
     Block<C, kUsed> link = {};
     multiply<C, kUsed, kRowStride, kDepthStride>(link, left, run, jump, b + k * kColumns<C>,
-                                                 min64(chain, depth - k));
+                                                 min64(chain, depth - k), left_stride);
     for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
       for (int j = 0; j < kUsed; ++j) block.v[i][j] += link.v[i][j];
@@ -136,7 +141,8 @@ static void multiply_block_out(const Compute<S>* a, int64_t run, int64_t jump, c
 }
 
 // Product into rows of S. kRowsOuter: a block of rows of `out` is finished across all columns
-// before the next one starts (few, long rows); otherwise a panel of b is.
+// before the next one starts (few, long rows); otherwise a panel of b is. With kRowStride 0 there
+// are at least kRows rows: the last block overlaps the one before, since nothing pads the matrix.
 template <class S, int kRowStride, int kDepthStride, bool kRowsOuter>
 static void multiply_out(Left<Compute<S>> a, Panels<const Compute<S>> b, S* out, int64_t row_stride,
                          int64_t rows, int64_t columns, int64_t depth) {
@@ -146,20 +152,21 @@ static void multiply_out(Left<Compute<S>> a, Panels<const Compute<S>> b, S* out,
   for (int64_t index = 0; index < row_blocks * panels; ++index) {
     const int64_t block = kRowsOuter ? index / panels : index % row_blocks;
     const int64_t panel = kRowsOuter ? index % panels : index / row_blocks;
-    const int64_t m = block * kRows, n = panel * kColumns<C>;
-    const C* left = a.data + block * a.block_stride;
+    const int64_t m = kRowStride ? block * kRows : min64(block * kRows, rows - kRows);
+    const int64_t n = panel * kColumns<C>;
+    const C* left = a.data + (kRowStride ? block * a.block_stride : m * a.row_stride);
     const C* right = b.data + panel * b.stride;
     S* target = out + m * row_stride + n;
     const int64_t vectors = (columns - n + kWidth<C> - 1) / kWidth<C>;
     if (kVectors >= 3 && vectors >= 3)
-      multiply_block_out<S, kVectors, kRowStride, kDepthStride>(
-          left, a.run, a.jump, right, depth, target, row_stride, rows - m, columns - n);
+      multiply_block_out<S, kVectors, kRowStride, kDepthStride>(a, left, right, depth, target,
+                                                                row_stride, rows - m, columns - n);
     else if (vectors >= 2)
-      multiply_block_out<S, 2, kRowStride, kDepthStride>(left, a.run, a.jump, right, depth, target,
-                                                         row_stride, rows - m, columns - n);
+      multiply_block_out<S, 2, kRowStride, kDepthStride>(a, left, right, depth, target, row_stride,
+                                                         rows - m, columns - n);
     else
-      multiply_block_out<S, 1, kRowStride, kDepthStride>(left, a.run, a.jump, right, depth, target,
-                                                         row_stride, rows - m, columns - n);
+      multiply_block_out<S, 1, kRowStride, kDepthStride>(a, left, right, depth, target, row_stride,
+                                                         rows - m, columns - n);
   }
 }
 
