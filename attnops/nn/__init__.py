@@ -6,16 +6,23 @@ from .gald import CGNL, GALDBlock
 from .local_distribution import DynamicLocalDistribution, LocalDistribution
 from .non_local import NonLocal
 from .pyramid_attention import PyramidAttention
+from .scale_attention import ScaleAttention
+from .segnext import MSCA, Hamburger
+from .squeeze_attention import SqueezeAttention
 
 __all__ = [
     "AFNB",
     "APNB",
     "ASPP",
     "CGNL",
+    "MSCA",
     "DynamicLocalDistribution",
     "GALDBlock",
+    "Hamburger",
     "LocalDistribution",
     "NonLocal",
     "PyramidAttention",
     "PyramidPooling",
+    "ScaleAttention",
+    "SqueezeAttention",
 ]

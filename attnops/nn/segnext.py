@@ -1,0 +1,179 @@
+"""SegNeXt's gating unit and its Hamburger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from .._checks import check_choice, check_shape, check_tensors
+from .._layout import is_channels_inner
+from ..nmf import GRADIENTS, nmf
+from ..strip_conv import strip_conv
+from ._projection import apply_to_anchors, pointwise
+
+
+class MSCA(nn.Module):
+    """Multi-scale convolutional attention: strip convolutions make a gate for the map itself.
+
+    y = mix(strip_conv(x)) · x, with `attnops.strip_conv` and a 1x1 convolution `mix`; the gate is
+    raw, without sigmoid or softmax.
+
+    Source: Guo et al., SegNeXt (NeurIPS 2022), section 3.1, eq. (1) and (2).
+
+    Args:
+        channels: C of the map.
+        local_kernel: odd side of the first, square convolution.
+        strips: odd lengths of the pairs of strip convolutions.
+
+    Shapes: `[B, C, H, W]` -> `[B, C, H, W]`.
+
+    Raises:
+        ValueError: an even kernel; an input of another shape.
+
+    Example:
+        >>> import torch
+        >>> from attnops.nn import MSCA
+        >>> MSCA(16)(torch.randn(2, 16, 24, 32)).shape
+        torch.Size([2, 16, 24, 32])
+    """
+
+    def __init__(
+        self, channels: int, local_kernel: int = 5, strips: Sequence[int] = (7, 11, 21)
+    ) -> None:
+        super().__init__()
+        for k in (local_kernel, *strips):
+            if k < 1 or k % 2 == 0:
+                raise ValueError(f"MSCA: kernels must be odd and positive, got {k}")
+        self.channels = channels
+
+        def depthwise(height: int, width: int) -> nn.Conv2d:
+            padding = (height // 2, width // 2)
+            return nn.Conv2d(channels, channels, (height, width), padding=padding, groups=channels)
+
+        self.local = depthwise(local_kernel, local_kernel)
+        self.rows = nn.ModuleList(depthwise(1, k) for k in strips)
+        self.columns = nn.ModuleList(depthwise(k, 1) for k in strips)
+        self.mix = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_tensors("MSCA", x=x)
+        check_shape("MSCA", "x", x, ("B", self.channels, "H", "W"))
+        strips = [
+            ((row.weight, row.bias), (column.weight, column.bias))
+            for row, column in zip(self.rows, self.columns, strict=True)
+        ]
+        gate = strip_conv(x, self.local.weight, self.local.bias, strips)
+        return pointwise(gate, self.mix.weight, self.mix.bias) * x
+
+
+class Hamburger(nn.Module):
+    """Global context as a low-rank reconstruction between two 1x1 convolutions.
+
+    h = ReLU(ham_in(x)) is factorised by `attnops.nmf` into bases A and coefficients C;
+    y = ReLU(x + GroupNorm(ham_out(A·Cᵀ))). As ham_out is linear, it is applied to the R bases, not
+    to the N positions. The factorisation runs in float32 in half-precision models and autocast
+    regions too, where its sums over positions would overflow or its coefficients vanish.
+
+    Source: Geng et al., Is Attention Better Than Matrix Decomposition? (ICLR 2021), section 3, as
+    in SegNeXt's LightHamHead (Guo et al., NeurIPS 2022, section 3.2).
+
+    Args:
+        channels: C of the map.
+        rank: R, number of bases.
+        train_steps: updates in training.
+        eval_steps: updates in evaluation.
+        grad: "unrolled" (as published) or "one_step".
+        seed: draws the bases once from this seed; None: anew in every forward, from PyTorch's
+            default generator of the CPU, different for each sample, as published.
+        norm_groups: groups of the GroupNorm, a divisor of C.
+
+    Attributes:
+        bases: `[1 or B, C, R]`, used as given when assigned (assigning None takes it back); else
+            what `seed` gave, or None. Never part of the state dict.
+
+    Shapes: `[B, C, H, W]` -> `[B, C, H, W]`.
+
+    Raises:
+        ValueError: an unknown `grad`, a rank or steps out of range, `norm_groups` that does not
+            divide C; inputs or bases of another shape.
+
+    Example:
+        >>> import torch
+        >>> from attnops.nn import Hamburger
+        >>> Hamburger(64, rank=16, seed=0)(torch.randn(2, 64, 16, 16)).shape
+        torch.Size([2, 64, 16, 16])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        rank: int = 64,
+        train_steps: int = 6,
+        eval_steps: int = 7,
+        grad: str = "unrolled",
+        seed: int | None = None,
+        norm_groups: int = 32,
+    ) -> None:
+        super().__init__()
+        check_choice("Hamburger", "grad", grad, GRADIENTS)
+        if rank < 1 or train_steps < 0 or eval_steps < 0:
+            raise ValueError(
+                "Hamburger: rank must be at least 1 and steps not negative, got "
+                f"rank={rank}, train_steps={train_steps}, eval_steps={eval_steps}"
+            )
+        if norm_groups < 1 or channels % norm_groups:
+            raise ValueError(
+                f"Hamburger: norm_groups must divide channels, got norm_groups={norm_groups}, "
+                f"channels={channels}"
+            )
+        self.channels, self.rank, self.grad = channels, rank, grad
+        self.train_steps, self.eval_steps = train_steps, eval_steps
+        self.ham_in = nn.Conv2d(channels, channels, 1)
+        self.ham_out = nn.Conv2d(channels, channels, 1, bias=False)
+        self.norm = nn.GroupNorm(norm_groups, channels)
+        self._assigned: Tensor | None = None
+        self._seeded: Tensor | None = None
+        if seed is not None:
+            generator = torch.Generator().manual_seed(seed)
+            drawn = torch.rand(1, channels, rank, generator=generator, device="cpu")
+            self._seeded = normalize(drawn, dim=1)
+
+    @property
+    def bases(self) -> Tensor | None:
+        return self._seeded if self._assigned is None else self._assigned
+
+    @bases.setter
+    def bases(self, value: Tensor | None) -> None:
+        if value is not None:
+            check_tensors("Hamburger", bases=value)
+            check_shape("Hamburger", "bases", value, ("1 or B", self.channels, self.rank))
+        self._assigned = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_tensors("Hamburger", x=x)
+        check_shape("Hamburger", "x", x, ("B", self.channels, "H", "W"))
+        ham = torch.relu(pointwise(x, self.ham_in.weight, self.ham_in.bias))
+        with torch.autocast(x.device.type, enabled=False):
+            source = (ham if ham.dtype == torch.float64 else ham.float()).flatten(2)
+            steps = self.train_steps if self.training else self.eval_steps
+            bases, coef = nmf(source, self._initial_bases(source), steps, grad=self.grad)
+            mixed = apply_to_anchors(self.ham_out.weight.to(bases.dtype), None, bases)
+            inner = is_channels_inner(x)
+            rebuilt = (coef @ mixed.mT).mT if inner else mixed @ coef.mT
+        out = rebuilt.unflatten(2, x.shape[2:]).to(ham.dtype)
+        return torch.relu(x + self.norm(out).to(x.dtype))
+
+    def _initial_bases(self, source: Tensor) -> Tensor:
+        batch = source.shape[0]
+        bases = self.bases
+        if bases is None:
+            bases = normalize(torch.rand(batch, self.channels, self.rank, device="cpu"), dim=1)
+        elif bases.shape[0] not in (1, batch):
+            raise ValueError(
+                f"Hamburger: bases are for {bases.shape[0]} samples, the input has {batch}; "
+                f"expected [1 or {batch}, {self.channels}, {self.rank}]"
+            )
+        return bases.to(source).expand(batch, -1, -1)
