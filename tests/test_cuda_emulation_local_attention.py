@@ -219,10 +219,10 @@ KERNELS = (
 FAULTS = {
     "shared index": (
         KERNELS[0],
-        "*s_to = loaded;",
-        "s_to[FAULT ? STAGED * plan.plane : 0] = loaded;",
+        "s_channels[vector * plan.plane + position] = gather",
+        "s_channels[(vector + FAULT * STAGED) * plan.plane + position] = gather",
     ),
-    "global read": (KERNELS[0], "e < count ? p[", "e < count + FAULT ? p["),
+    "global read": (KERNELS[0], "if (count >= WIDTH<T>)", "if (count >= WIDTH<T> || FAULT)"),
     "global write": (KERNELS[0], "if (pixel < 0) return;", "if (pixel < 0 && !FAULT) return;"),
     "window too wide": (
         KERNELS[1],

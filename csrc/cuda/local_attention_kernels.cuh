@@ -44,7 +44,8 @@ __device__ __forceinline__ void normalise(const Tile<T>& tile, accumulator_t<T>*
       s_weights[weight] = exponential;
       sum += exponential;
     });
-    tile.for_each_tap(index, [&](int weight, int) { s_weights[weight] /= sum; });
+    const Acc inverse = 1 / sum;
+    tile.for_each_tap(index, [&](int weight, int) { s_weights[weight] *= inverse; });
     p_lse[tile.sample * tile.plan.pixels() + pixel] = largest + std::log(sum);
   }
 }

@@ -117,12 +117,46 @@ inline int64_t local_blocks(const LocalProblem& problem, const LocalPlan& plan) 
          plan.column_tiles;
 }
 
+namespace detail {
+
+// Chooses the length of the tile's rows, for `runs` runs in a row of an image: the longest that
+// fits, in equal parts; shorter where blocks are few, but no shorter than two runs, and only where
+// the last part then reaches little beyond the map.
+template <typename Fits>
+void divide_columns(const LocalProblem& problem, LocalPlan& plan, int runs, const Fits& fits) {
+  int most = 1;
+  while (most < runs) {
+    plan.tile_columns = (most + 1) * RUN;
+    if (!fits()) break;
+    ++most;
+  }
+  const int fewest = ceil_divide(runs, most);
+  for (int tiles = fewest; tiles <= runs; ++tiles) {
+    const int length = ceil_divide(runs, tiles);
+    const int padded = ceil_divide(runs, length) * length;
+    if (tiles > fewest && (length < 2 || padded > runs + runs / 8)) continue;
+    plan.column_tiles = padded / length;
+    plan.tile_columns = length * RUN;
+    if (local_blocks(problem, plan) >= 2 * problem.multiprocessors) break;
+  }
+}
+
+// The next number of images below tile_images of which tiles reach little beyond the last image.
+inline void take_fewer_images(LocalPlan& plan) {
+  const int images = plan.dilation_width;
+  do {
+    --plan.tile_images;
+  } while (ceil_divide(images, plan.tile_images) * plan.tile_images > images + images / 8);
+}
+
+}  // namespace detail
+
 // Chooses the tile. `span`: columns of the window that one thread works on, a divisor of the
 // kernel's width; weights as for local_shared_bytes. wide_keys and wide_values are left false.
 inline LocalPlan plan_local_attention(const LocalProblem& problem, int span, int weight_arrays,
                                       size_t weight_bytes) {
   using detail::ceil_divide;
-  constexpr int MOST_ROWS = 8;    // as many as rule out bank conflicts
+  constexpr int MOST_ROWS = 8;    // like half as many, they rule out bank conflicts
   constexpr int MOST_IMAGES = 8;  // contiguous columns of a contiguous map
   LocalPlan plan{};
   plan.key_channels = static_cast<int>(problem.key_channels);
@@ -136,37 +170,33 @@ inline LocalPlan plan_local_attention(const LocalProblem& problem, int span, int
   plan.mask = problem.mask;
   plan.channels_last = problem.channels_last;
 
-  const int rows = ceil_divide(plan.height, plan.dilation_height);
-  const int runs = ceil_divide(ceil_divide(plan.width, plan.dilation_width), RUN);
   const int units = plan.kernel_height * (plan.kernel_width / span);  // threads a run
-  const auto fits = [&](bool threads) {
+  const auto fits_shared = [&] {
     detail::set_pitches(plan);
-    return local_shared_bytes(plan, weight_arrays, weight_bytes) <= LOCAL_SHARED_LIMIT &&
-           (!threads || plan.runs() * units <= LOCAL_THREADS);
+    return local_shared_bytes(plan, weight_arrays, weight_bytes) <= LOCAL_SHARED_LIMIT;
   };
+  const auto fits = [&] { return fits_shared() && plan.runs() * units <= LOCAL_THREADS; };
+  const int rows = ceil_divide(plan.height, plan.dilation_height);
   plan.tile_rows = MOST_ROWS;
   while (plan.tile_rows / 2 >= rows) plan.tile_rows /= 2;
+  // A quarter of the work saved is worth the larger halo.
+  if (rows > MOST_ROWS && rows <= MOST_ROWS * 3 / 2) plan.tile_rows = MOST_ROWS / 2;
   plan.tile_columns = RUN;
-  const int image_tiles =
-      problem.channels_last ? plan.dilation_width : ceil_divide(plan.dilation_width, MOST_IMAGES);
-  plan.tile_images = ceil_divide(plan.dilation_width, image_tiles);
-  while (!fits(true) && plan.tile_images > 1) plan.tile_images /= 2;
-  while (!fits(false) && plan.tile_rows > 1) plan.tile_rows /= 2;
-
-  // The longest rows that fit, in equal parts; shorter ones where blocks are few.
-  int most = 1;
-  while (most < runs) {
-    plan.tile_columns = (most + 1) * RUN;
-    if (!fits(true)) break;
-    ++most;
+  plan.tile_images = 1;
+  if (!problem.channels_last) {
+    plan.tile_images =
+        ceil_divide(plan.dilation_width, ceil_divide(plan.dilation_width, MOST_IMAGES));
   }
+  while (plan.tile_images > 1 && !fits()) detail::take_fewer_images(plan);
+  while (plan.tile_rows > 1 && !fits_shared()) plan.tile_rows /= 2;
+  plan.row_tiles = ceil_divide(rows, plan.tile_rows);
+
+  const int runs = ceil_divide(ceil_divide(plan.width, plan.dilation_width), RUN);
   for (;;) {
-    plan.column_tiles = ceil_divide(runs, most);
-    plan.tile_columns = ceil_divide(runs, plan.column_tiles) * RUN;
-    plan.row_tiles = ceil_divide(rows, plan.tile_rows);
     plan.image_tiles = ceil_divide(plan.dilation_width, plan.tile_images);
-    if (most <= 2 || local_blocks(problem, plan) >= 2 * problem.multiprocessors) break;
-    most = ceil_divide(most, 2);
+    detail::divide_columns(problem, plan, runs, fits);
+    if (plan.tile_images == 1 || local_blocks(problem, plan) >= problem.multiprocessors) break;
+    detail::take_fewer_images(plan);
   }
   detail::set_pitches(plan);
   return plan;

@@ -11,11 +11,27 @@
 
 namespace attnops::cuda {
 
+// The whole vector is read at once.
 template <typename T>
-__device__ __forceinline__ void widen_channels(const Channels<T>& channels,
+__device__ __forceinline__ void widen_channels(const Channels<T>* s_from,
                                                accumulator_t<T> (&wide)[WIDTH<T>]) {
+  const Channels<T> channels = *s_from;
 #pragma unroll
   for (int e = 0; e < WIDTH<T>; ++e) wide[e] = widen(channels.value[e]);
+}
+
+// bfloat16 is the upper half of a float: one operation an element, on pairs of them.
+template <>
+__device__ __forceinline__ void widen_channels<__nv_bfloat16>(const Channels<__nv_bfloat16>* s_from,
+                                                              float (&wide)[WIDTH<__nv_bfloat16>]) {
+  const Channels<__nv_bfloat16> channels = *s_from;
+#pragma unroll
+  for (int e = 0; e < WIDTH<__nv_bfloat16>; e += 2) {
+    unsigned pair;
+    memcpy(&pair, channels.value + e, sizeof(pair));
+    wide[e] = __uint_as_float(pair << 16);
+    wide[e + 1] = __uint_as_float(pair & 0xFFFF0000u);
+  }
 }
 
 // 16-byte vectors of channels that are left, at most those of one stage.
@@ -32,11 +48,11 @@ __device__ __forceinline__ void add_products(const Channels<T>* s_own, const Cha
   using Acc = accumulator_t<T>;
   Acc own[RUN][WIDTH<T>];
 #pragma unroll
-  for (int i = 0; i < RUN; ++i) widen_channels<T>(s_own[i * step], own[i]);
+  for (int i = 0; i < RUN; ++i) widen_channels<T>(s_own + i * step, own[i]);
 #pragma unroll
   for (int t = 0; t < RUN + SPAN - 1; ++t) {
     Acc neighbour[WIDTH<T>];
-    widen_channels<T>(s_halo[t * step], neighbour);
+    widen_channels<T>(s_halo + t * step, neighbour);
 #pragma unroll
     for (int i = 0; i < RUN; ++i) {
       const int tap = t - i;
@@ -108,7 +124,7 @@ __device__ __forceinline__ void add_neighbours(const Vector<accumulator_t<T>, RU
 #pragma unroll
   for (int t = 0; t < RUN + SPAN - 1; ++t) {
     Acc neighbour[WIDTH<T>];
-    widen_channels<T>(s_halo[t * step], neighbour);
+    widen_channels<T>(s_halo + t * step, neighbour);
 #pragma unroll
     for (int i = 0; i < RUN; ++i) {
       const int tap = t - i;

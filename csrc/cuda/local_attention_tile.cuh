@@ -33,14 +33,13 @@ struct SampleLayout {
   }
 };
 
-// *s_to <- *p_from without a register between; zeros where `empty`. finish_copies ends all of the
-// thread's copies.
+// *s_to <- *p_from without a register between; finish_copies ends all of the thread's copies.
 template <typename T>
-__device__ __forceinline__ void copy_channels(Channels<T>* s_to, const T* p_from, bool empty) {
+__device__ __forceinline__ void copy_channels(Channels<T>* s_to, const T* p_from) {
 #if defined(ATTNOPS_EMULATION)
-  *s_to = empty ? Channels<T>{} : *reinterpret_cast<const Channels<T>*>(p_from);
+  *s_to = *reinterpret_cast<const Channels<T>*>(p_from);
 #else
-  __pipeline_memcpy_async(s_to, p_from, ACCESS_BYTES, empty ? ACCESS_BYTES : 0);
+  __pipeline_memcpy_async(s_to, p_from, ACCESS_BYTES);
 #endif
 }
 
@@ -49,6 +48,30 @@ __device__ __forceinline__ void finish_copies() {
   __pipeline_commit();
   __pipeline_wait_prior(0);
 #endif
+}
+
+template <typename T>
+__device__ __forceinline__ Channels<T> no_channels() {
+  Channels<T> zeros;
+#pragma unroll
+  for (int e = 0; e < WIDTH<T>; ++e) zeros.value[e] = narrow<T>(0);
+  return zeros;
+}
+
+// WIDTH elements `stride` apart, the first `count` of them; zeros for the others.
+template <typename T>
+__device__ __forceinline__ Channels<T> gather_channels(const T* p, int64_t stride, int count) {
+  Channels<T> gathered = no_channels<T>();
+  if (count >= WIDTH<T>) {
+#pragma unroll
+    for (int e = 0; e < WIDTH<T>; ++e) gathered.value[e] = p[e * stride];
+  } else {
+#pragma unroll
+    for (int e = 0; e < WIDTH<T> - 1; ++e) {
+      if (e < count) gathered.value[e] = p[e * stride];
+    }
+  }
+  return gathered;
 }
 
 // Calls function(vector, position) for every pair with vector < vectors and position < positions,
@@ -125,25 +148,30 @@ struct Tile {
                                         int channel, int vectors) const {
     const int halo_positions = plan.halo_positions();
     const int positions = halo_positions + (p_own ? plan.own_positions() : 0);
+    const auto source = [&](int position) { return position < halo_positions ? p_halo : p_own; };
+    if (layout.wide) {
+      const int vector = threadIdx.x % STAGED;
+      const int first = channel + vector * WIDTH<T>;
+      Channels<T>* s_to = s_channels + vector * plan.plane;
+      for (int position = threadIdx.x / STAGED; position < positions && vector < vectors;
+           position += blockDim.x / STAGED) {
+        const int pixel = s_pixel[position];
+        if (pixel < 0) {
+          s_to[position] = no_channels<T>();
+        } else {
+          copy_channels(s_to + position, source(position) + layout.offset(pixel, first));
+        }
+      }
+      finish_copies();
+      return;
+    }
     for_each_vector(plan.channels_last, vectors, positions, [&](int vector, int position) {
       const int pixel = s_pixel[position];
       const int first = channel + vector * WIDTH<T>;
-      const T* p =
-          (position < halo_positions ? p_halo : p_own) + layout.offset(max(pixel, 0), first);
-      Channels<T>* s_to = s_channels + vector * plan.plane + position;
-      if (layout.wide) {
-        copy_channels(s_to, p, pixel < 0);
-        return;
-      }
       const int count = pixel < 0 ? 0 : layout.channels - first;
-      Channels<T> loaded;
-#pragma unroll
-      for (int e = 0; e < WIDTH<T>; ++e) {
-        loaded.value[e] = e < count ? p[e * layout.stride()] : narrow<T>(0);
-      }
-      *s_to = loaded;
+      s_channels[vector * plan.plane + position] = gather_channels(
+          source(position) + layout.offset(max(pixel, 0), first), layout.stride(), count);
     });
-    finish_copies();
   }
 
   // p_out <- channels from `channel` on of the tile's own positions in s_channels.
