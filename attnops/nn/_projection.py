@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import conv2d, linear
 
 from .._layout import empty_map, is_channels_inner
 
@@ -79,6 +79,8 @@ def pointwise(
     if factor is not None:
         weight = scale_outputs(weight, factor)
         bias = None if bias is None else bias.to(weight.dtype)
+    if torch.compiler.is_compiling() and x.dim() == 4:
+        return conv2d(x, weight, bias)  # Inductor lays convolutions out itself
     matrix = weight.flatten(1)
     if is_channels_inner(x):
         return linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1)
