@@ -39,7 +39,7 @@ LocalShape shape_of(const Tensor& query, const Tensor& key, const Tensor& value,
   s.rows = 2 * std::min(kernel[turned] / 2, (s.height - 1) / s.row_step) + 1;
   s.columns = 2 * std::min(kernel[1 - turned] / 2, (s.width - 1) / s.column_step) + 1;
   s.unreachable = kernel[0] * kernel[1] - s.rows * s.columns;
-  // Rows that nobody sees from another row need no phases.
+  // Without neighbours along an axis its step means nothing.
   if (s.rows == 1) s.row_step = 1;
   if (s.columns == 1) s.column_step = 1;
   return s;

@@ -19,8 +19,8 @@ struct LocalShape {
   bool mask, channels_last;
 };
 
-// Rows of a map that see each other are row_step apart: every row_step-th row from `phase` on. A
-// strip holds rows [first, last) of that sequence and columns [left, right).
+// Rows of a map that see each other are row_step apart: row u of phase p is row p + u row_step of
+// the map. A strip holds rows [first, last) of one phase and columns [left, right).
 struct LocalStrip {
   int64_t phase, first, last, left, right;
 };
@@ -28,7 +28,7 @@ struct LocalStrip {
 // Entry points of one instruction set and one element type. Pointers to tensors are to one batch
 // item. Scratch is private to the caller and aligned to 64 bytes.
 struct LocalKernels {
-  // Columns of a forward strip are a multiple of this from each other; the last one may be shorter.
+  // Columns of a forward strip; the last one in a row may be shorter.
   int64_t (*strip_columns)(const LocalShape&);
   int64_t (*scratch_bytes)(const LocalShape&, bool backward);
 

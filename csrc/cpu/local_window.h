@@ -48,35 +48,38 @@ struct Int {
   static constexpr int value = kValue;
 };
 
-// Calls body(Int<rows>, Int<taps>, row, tap) for blocks that cover rows x window rows.
+// Calls body(Int<rows>, Int<taps>, row, tap) for blocks that cover `rows` x `window_rows`. Blocks
+// of rows are as even as possible: 4 + 4 + 1 would cost more than 3 + 3 + 3.
 template <int kRows, class Body>
 ATTNOPS_INLINE void for_each_tap_block(int64_t row, int64_t window_rows, const Body& body) {
   const int64_t pieces = (window_rows + kMostTaps - 1) / kMostTaps;
   for (int64_t piece = 0; piece < pieces; ++piece) {
     const int64_t tap = window_rows * piece / pieces;
-    switch (window_rows * (piece + 1) / pieces - tap) {  // an odd number in pieces: never 2
-      case 1:
-        body(Int<kRows>(), Int<1>(), row, tap);
-        break;
-      case 3:
-        body(Int<kRows>(), Int<3>(), row, tap);
-        break;
-      case 4:
-        body(Int<kRows>(), Int<4>(), row, tap);
-        break;
-      default:
-        body(Int<kRows>(), Int<5>(), row, tap);
-    }
+    const int64_t taps = window_rows * (piece + 1) / pieces - tap;
+    if (taps == 5)
+      body(Int<kRows>(), Int<5>(), row, tap);
+    else if (taps == 4)
+      body(Int<kRows>(), Int<4>(), row, tap);
+    else if (taps == 3)
+      body(Int<kRows>(), Int<3>(), row, tap);
+    else  // a part of an odd number is never 2
+      body(Int<kRows>(), Int<1>(), row, tap);
   }
 }
 
 template <class Body>
 ATTNOPS_INLINE void for_each_block(int64_t rows, int64_t window_rows, const Body& body) {
-  int64_t row = 0;
-  if constexpr (kWindowRows >= 4)
-    for (; rows - row >= 4; row += 4) for_each_tap_block<4>(row, window_rows, body);
-  for (; rows - row >= 2; row += 2) for_each_tap_block<2>(row, window_rows, body);
-  if (row < rows) for_each_tap_block<1>(row, window_rows, body);
+  const int64_t pieces = (rows + kWindowRows - 1) / kWindowRows;
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    const int64_t row = rows * piece / pieces;
+    const int64_t count = rows * (piece + 1) / pieces - row;
+    if (count == 1) for_each_tap_block<1>(row, window_rows, body);
+    if (count == 2) for_each_tap_block<2>(row, window_rows, body);
+    if constexpr (kWindowRows == 4) {
+      if (count == 3) for_each_tap_block<3>(row, window_rows, body);
+      if (count == 4) for_each_tap_block<4>(row, window_rows, body);
+    }
+  }
 }
 
 // Scores of kRows rows and kTaps rows of the window, all columns of the tile and of the window.
