@@ -57,3 +57,17 @@ def register_all() -> None:
         backward=ops.local_attention_backward.default,
         refuse=_refuse_device,
     )
+    register(
+        "upsample_gate",
+        "cpu",
+        forward=lambda *args: (ops.upsample_gate.default(*args),),
+        backward=ops.upsample_gate_backward.default,
+        refuse=_refuse_device,
+    )
+    register(
+        "group_attention",
+        "cpu",
+        forward=ops.group_attention.default,
+        backward=ops.group_attention_backward.default,
+        refuse=_refuse_device,
+    )

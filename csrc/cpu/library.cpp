@@ -34,6 +34,22 @@ STABLE_TORCH_LIBRARY(attnops_cpu, m) {
       "local_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor lse, "
       "int[] kernel, int[] dilation, float scale, bool mask) -> "
       "(Tensor dquery, Tensor dkey, Tensor dvalue)");
+  // x [B, C, H, W], logits [B, C, h, w] in its layout; the numbers of activation and residual are
+  // those of upsample_gate.h.
+  m.def(
+      "upsample_gate(Tensor x, Tensor logits, int activation, bool activation_first, "
+      "int residual, float input_weight, bool align_corners) -> Tensor out");
+  m.def(
+      "upsample_gate_backward(Tensor grad, Tensor x, Tensor logits, int activation, "
+      "bool activation_first, int residual, float input_weight, bool align_corners) -> "
+      "(Tensor dx, Tensor dlogits)");
+  // Maps [B, P, H, W]; affinity [B, groups] float32 or float64.
+  m.def(
+      "group_attention(Tensor theta, Tensor phi, Tensor g, int groups) -> "
+      "(Tensor out, Tensor affinity)");
+  m.def(
+      "group_attention_backward(Tensor grad, Tensor theta, Tensor phi, Tensor g, "
+      "Tensor affinity, int groups) -> (Tensor dtheta, Tensor dphi, Tensor dg)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
@@ -43,6 +59,10 @@ STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
   m.impl("anchor_attention_backward", TORCH_BOX(&attnops::cpu::anchor_attention_backward));
   m.impl("local_attention", TORCH_BOX(&attnops::cpu::local_attention));
   m.impl("local_attention_backward", TORCH_BOX(&attnops::cpu::local_attention_backward));
+  m.impl("upsample_gate", TORCH_BOX(&attnops::cpu::upsample_gate));
+  m.impl("upsample_gate_backward", TORCH_BOX(&attnops::cpu::upsample_gate_backward));
+  m.impl("group_attention", TORCH_BOX(&attnops::cpu::group_attention));
+  m.impl("group_attention_backward", TORCH_BOX(&attnops::cpu::group_attention_backward));
 }
 
 #define ATTNOPS_STRINGIFY(x) #x

@@ -35,4 +35,18 @@ std::tuple<Tensor, Tensor, Tensor> local_attention_backward(Tensor grad, Tensor 
                                                             std::vector<int64_t> dilation,
                                                             double scale, bool mask);
 
+Tensor upsample_gate(Tensor x, Tensor logits, int64_t activation, bool activation_first,
+                     int64_t residual, double input_weight, bool align_corners);
+
+std::tuple<Tensor, Tensor> upsample_gate_backward(Tensor grad, Tensor x, Tensor logits,
+                                                  int64_t activation, bool activation_first,
+                                                  int64_t residual, double input_weight,
+                                                  bool align_corners);
+
+std::tuple<Tensor, Tensor> group_attention(Tensor theta, Tensor phi, Tensor g, int64_t groups);
+
+std::tuple<Tensor, Tensor, Tensor> group_attention_backward(Tensor grad, Tensor theta, Tensor phi,
+                                                            Tensor g, Tensor affinity,
+                                                            int64_t groups);
+
 }  // namespace attnops::cpu
