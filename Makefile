@@ -33,6 +33,7 @@ build: env  ## compile the libraries into attnops/lib (incremental)
 
 demo: build  ## the main job on a real picture, with pictures of the result in demo/
 	@$(PY) -m attnops.benchmarks demo
+	@$(PY) examples/denoise.py --out demo
 
 test: build  ## the fast test suite
 	@$(PYTEST) -m "not slow"

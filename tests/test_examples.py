@@ -1,0 +1,55 @@
+"""The examples run and do what they say."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_denoising_is_non_local_means() -> None:
+    """Against the weights written out from distances of patches, pixel by pixel."""
+    pytest.importorskip("skimage")
+    denoise = load("denoise")
+    sigma, side, window = 0.2, 3, 5
+    image = torch.rand(1, 2, 9, 11)
+    found = denoise.denoise(image, sigma, side, window)
+    patches = denoise.patch_features(image, side)[0]
+    expected = torch.zeros_like(image)
+    for y in range(9):
+        for x in range(11):
+            rows = slice(max(0, y - 2), y + 3), slice(max(0, x - 2), x + 3)
+            distance = (
+                (patches[(slice(None), *rows)] - patches[:, y, x, None, None]).square().sum(0)
+            )
+            weights = torch.exp(-distance / (denoise.STRENGTH * sigma) ** 2)
+            expected[0, :, y, x] = (weights * image[(0, slice(None), *rows)]).sum(
+                (1, 2)
+            ) / weights.sum()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_denoising_removes_noise(tmp_path: Path) -> None:
+    data = pytest.importorskip("skimage.data")
+    pytest.importorskip("matplotlib")
+    denoise = load("denoise")
+    photo = data.astronaut()[:96, 180:292].astype("float32") / 255
+    noisy, ours, classical = denoise.compare(photo, 0.1)
+    assert noisy.psnr == pytest.approx(20, abs=0.2)
+    assert ours.psnr > noisy.psnr + 6
+    assert ours.psnr > classical.psnr - 1
+    denoise.draw(photo, [noisy, ours, classical], tmp_path / "denoise.png")
+    assert (tmp_path / "denoise.png").stat().st_size > 10_000
