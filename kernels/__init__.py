@@ -15,6 +15,8 @@ def register_all() -> None:
     from . import (
         anchor_attention,
         anchor_attention_backward,
+        local_attention,
+        local_attention_backward,
         pyramid_pool,
         pyramid_pool_backward,
     )
@@ -32,4 +34,11 @@ def register_all() -> None:
         forward=anchor_attention.forward,
         backward=anchor_attention_backward.backward,
         refuse=anchor_attention.refuse,
+    )
+    _dispatch.register(
+        "local_attention",
+        "triton",
+        forward=local_attention.forward,
+        backward=local_attention_backward.backward,
+        refuse=local_attention.refuse,
     )

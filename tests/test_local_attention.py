@@ -139,14 +139,16 @@ def test_any_shape(
 
 
 def test_threads_do_not_matter(backend, device, threads):
-    inputs = operands(device, torch.float32, 2, 20, 18, 33, 35)
+    shape = (2, 20, 18, 33, 35) if backend == "cpu" else (2, 4, 3, 13, 15)  # others: no threads
+    inputs = operands(device, torch.float32, *shape)
     check_op(fused(5, 3, 0.2), plain(5, 3, 0.2), inputs)
     check_runs_are_bit_equal(fused(5, 3, 0.2), inputs)
 
 
 @pytest.mark.parametrize("border", BORDERS)
 def test_large_scores_do_not_overflow(backend, device, border):
-    query, key, value = operands(device, torch.float32, 1, 8, 4, 5, 6)
+    # Many positions: few of them have scores so close that rounding shows.
+    query, key, value = operands(device, torch.float32, 1, 8, 4, 16, 18)
     options = (3, 2, 1.0, border)
     check_op(fused(*options), plain(*options), [query * 40, key * 40, value])
 
