@@ -11,6 +11,8 @@ from .._dispatch import register
 from ..anchor_attention import MAX_FUSED_ANCHORS
 from ._load import load
 
+MAX_BASES = 1024  # every thread keeps several Gram matrices, R x R
+
 
 def _refuse_device(x: Tensor, *args: Any) -> str | None:
     return None if x.device.type == "cpu" else f"it runs CPU tensors only, got {x.device}"
@@ -26,6 +28,12 @@ def _refuse_anchor_attention(query: Tensor, key: Tensor, *args: Any) -> str | No
     if key.shape[2] > MAX_FUSED_ANCHORS:
         return f"it holds up to {MAX_FUSED_ANCHORS} anchors, got S={key.shape[2]}"
     return _refuse_device(query)
+
+
+def _refuse_nmf(x: Tensor, bases: Tensor, *args: Any) -> str | None:
+    if bases.shape[2] > MAX_BASES:
+        return f"it holds up to {MAX_BASES} bases, got R={bases.shape[2]}"
+    return _refuse_device(x)
 
 
 def register_all() -> None:
@@ -70,4 +78,11 @@ def register_all() -> None:
         forward=ops.group_attention.default,
         backward=ops.group_attention_backward.default,
         refuse=_refuse_device,
+    )
+    register(
+        "nmf",
+        "cpu",
+        forward=ops.nmf.default,
+        backward=ops.nmf_backward.default,
+        refuse=_refuse_nmf,
     )

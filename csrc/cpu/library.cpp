@@ -50,6 +50,17 @@ STABLE_TORCH_LIBRARY(attnops_cpu, m) {
   m.def(
       "group_attention_backward(Tensor grad, Tensor theta, Tensor phi, Tensor g, "
       "Tensor affinity, int groups) -> (Tensor dtheta, Tensor dphi, Tensor dg)");
+  // x [B, D, N] dense, bases [B, D, R] -> bases, coef [B, N, R] and what the backward needs
+  // (record 2): past_bases [steps, B, D, R] after every step, past_coef [steps + 2, B, N, R] from
+  // the softmax to the result; record 1: the last bases and the coefficients before their last
+  // update; record 0: nothing, [0]. The past is in float32, or float64.
+  m.def(
+      "nmf(Tensor x, Tensor bases, int steps, float inv_t, float eps, bool one_step, int record) "
+      "-> (Tensor bases, Tensor coef, Tensor past_bases, Tensor past_coef)");
+  m.def(
+      "nmf_backward(Tensor x, Tensor bases, Tensor? grad_bases, Tensor? grad_coef, "
+      "Tensor past_bases, Tensor past_coef, float inv_t, float eps, bool one_step) -> "
+      "(Tensor dx, Tensor dbases)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
@@ -63,6 +74,8 @@ STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
   m.impl("upsample_gate_backward", TORCH_BOX(&attnops::cpu::upsample_gate_backward));
   m.impl("group_attention", TORCH_BOX(&attnops::cpu::group_attention));
   m.impl("group_attention_backward", TORCH_BOX(&attnops::cpu::group_attention_backward));
+  m.impl("nmf", TORCH_BOX(&attnops::cpu::nmf));
+  m.impl("nmf_backward", TORCH_BOX(&attnops::cpu::nmf_backward));
 }
 
 #define ATTNOPS_STRINGIFY(x) #x

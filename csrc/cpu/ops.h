@@ -49,4 +49,11 @@ std::tuple<Tensor, Tensor, Tensor> group_attention_backward(Tensor grad, Tensor 
                                                             Tensor g, Tensor affinity,
                                                             int64_t groups);
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> nmf(Tensor x, Tensor bases, int64_t steps, double inv_t,
+                                               double eps, bool one_step, int64_t record);
+
+std::tuple<Tensor, Tensor> nmf_backward(Tensor x, Tensor bases, std::optional<Tensor> grad_bases,
+                                        std::optional<Tensor> grad_coef, Tensor past_bases,
+                                        Tensor past_coef, double inv_t, double eps, bool one_step);
+
 }  // namespace attnops::cpu
