@@ -15,10 +15,12 @@ def register_all() -> None:
     from . import (
         anchor_attention,
         anchor_attention_backward,
+        group_attention,
         local_attention,
         local_attention_backward,
         pyramid_pool,
         pyramid_pool_backward,
+        upsample_gate,
     )
 
     _dispatch.register(
@@ -42,3 +44,11 @@ def register_all() -> None:
         backward=local_attention_backward.backward,
         refuse=local_attention.refuse,
     )
+    for module in (upsample_gate, group_attention):
+        _dispatch.register(
+            module.__name__.rpartition(".")[2],
+            "triton",
+            forward=module.forward,
+            backward=module.backward,
+            refuse=module.refuse,
+        )

@@ -182,12 +182,12 @@ def tap_capacity(rows: int, columns: int) -> int:
     return next(taps for taps in TAPS if taps >= rows * columns)
 
 
-def window_launch(taps: int, inner: bool, multiple: int) -> Launch:
-    """A tile of 4096 weights, whatever the window: two of them and two tiles of channels fit the
-    registers of eight warps.
+def window_launch(taps: int, inner: bool, multiple: int, backward: bool = False) -> Launch:
+    """A tile of 4096 weights, whatever the window, beside two tiles of channels: what fits the
+    registers of eight warps. The backward holds weights and their gradients: half as many.
     """
     constants = {
-        "POSITIONS": min(128, 4096 // taps),
+        "POSITIONS": min(64, 2048 // taps) if backward else min(128, 4096 // taps),
         "TAPS": taps,
         "CHANNELS": 32,
         "INNER": inner,
@@ -201,10 +201,10 @@ def multiple_of(maps: tuple[torch.Tensor, ...], inner: bool) -> int:
     return known_factor(maps[0], *(x.shape[1] for x in maps)) if inner else 1
 
 
-def window_variants(dtype: str) -> list[Launch]:
+def window_variants(dtype: str, backward: bool = False) -> list[Launch]:
     """Every launch for one element type."""
     return [
-        window_launch(taps, inner, multiple)
+        window_launch(taps, inner, multiple, backward)
         for taps, inner in product(TAPS, (False, True))
         for multiple in (FACTORS[dtype] if inner else (1,))
     ]

@@ -309,7 +309,8 @@ def backward(
     maps = [aligned_storage(x) for x in (grad, query, key, value)]
     dquery, dkey, dvalue = (empty_map(x.shape, query, inner) for x in (query, key, value))
     statistics = query.new_empty((3, batch, height, width), dtype=torch.float32)
-    launch = window_launch(tap_capacity(*kernel), inner, multiple_of((query, value), inner))
+    multiple = multiple_of((query, value), inner)
+    launch = window_launch(tap_capacity(*kernel), inner, multiple, backward=True)
     sizes = (
         scale,
         height * width,
@@ -334,7 +335,7 @@ def aot_cases() -> list[AotCase]:
     for dtype in TRITON_DTYPES.values():
         maps = dict.fromkeys(("p_grad", "p_query", "p_key", "p_value"), dtype)
         maps["p_statistics"] = "fp32"
-        for launch in window_variants(dtype):
+        for launch in window_variants(dtype, backward=True):
             for kernel, outputs in (
                 (query_gradient_kernel, ("p_out",)),
                 (key_gradient_kernel, ("p_dkey", "p_dvalue")),

@@ -22,6 +22,6 @@ def run_interpreted(*arguments: str) -> None:
     assert " passed" in done.stdout
 
 
-@pytest.mark.parametrize("op", ["attention", "pool or segments"])
+@pytest.mark.parametrize("op", ["attention and not gald", "pool or segments", "gald"])
 def test_launchers(op: str) -> None:
     run_interpreted("triton_launchers.py", "-k", op)

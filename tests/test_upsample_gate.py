@@ -119,7 +119,8 @@ def test_any_shape(
 
 
 def test_threads_do_not_matter(backend, device, threads):
-    inputs = operands(device, torch.float32, 2, 9, (5, 7), (33, 40))
+    large = (33, 40) if backend == "cpu" else (9, 11)  # other backends have no threads
+    inputs = operands(device, torch.float32, 2, 9, (5, 7), large)
     check_op(fused(), plain(), inputs)
     check_runs_are_bit_equal(fused(), inputs)
 

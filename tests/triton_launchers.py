@@ -22,8 +22,12 @@ from attnops.kernels import (
     _segments,
     anchor_attention,
     anchor_attention_backward,
+    group_attention,
+    local_attention,
+    local_attention_backward,
     pyramid_pool,
     pyramid_pool_backward,
+    upsample_gate,
 )
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -50,8 +54,12 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list:
         _cells,
         anchor_attention,
         anchor_attention_backward,
+        group_attention,
+        local_attention,
+        local_attention_backward,
         pyramid_pool,
         pyramid_pool_backward,
+        upsample_gate,
     ):
         monkeypatch.setattr(module, "run", run)
     return found
@@ -61,8 +69,12 @@ def assert_compiled_ahead(launches: list) -> None:
     modules = (
         anchor_attention,
         anchor_attention_backward,
+        group_attention,
+        local_attention,
+        local_attention_backward,
         pyramid_pool,
         pyramid_pool_backward,
+        upsample_gate,
     )
     cases = {(case.kernel.__name__, str(case.launch)) for m in modules for case in m.aot_cases()}
     assert launches
@@ -299,3 +311,39 @@ def test_segments_hold_whole_bins(sizes, size):
     edges = {i * size // n for n in sizes for i in range(1, n)}
     edges |= {-(-i * size // n) for n in sizes for i in range(1, n)}
     assert len(edges - {0, size}) + 1 <= count
+
+
+# The ops of GALD: their values are tested through the public functions.
+
+
+@pytest.mark.parametrize("inner", FLAGS, ids=["contiguous", "inner"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gald_launches_are_compiled_ahead(dtype, inner, launches):
+    shape = (1, 16, 2, 3)
+    maps = [in_layout(torch.randn(shape).to(dtype), inner) for _ in range(4)]
+    grad, query, key, value = maps
+    # A window of every capacity; the large ones take long here.
+    for kernel in ([3, 3], [5, 5], [7, 7], [9, 9], [15, 15])[: 2 if inner else 5]:
+        options = (kernel, [1, 2], 0.5, False)
+        assert local_attention.refuse(query, key, value, *options) is None
+        _, lse = local_attention.forward(query, key, value, *options)
+        local_attention_backward.backward(*maps, lse, *options)
+    options = (1, False, 1, 1.0, False)
+    small = in_layout(torch.randn(1, 16, 2, 2).to(dtype), inner)
+    assert upsample_gate.refuse(query, small, *options) is None
+    upsample_gate.forward(query, small, *options)
+    upsample_gate.backward(grad, query, small, *options)
+    for groups in (1, 2, 16):
+        assert group_attention.refuse(query, key, value, groups) is None
+        _, affinity = group_attention.forward(query, key, value, groups)
+        group_attention.backward(*maps, affinity, groups)
+    assert_compiled_ahead(launches)
+
+
+def test_gald_refusals():
+    x = torch.randn(1, 2, 3, 3)
+    assert "17x17" in local_attention.refuse(x, x, x, [17, 17], [1, 1], 1.0, False)
+    wide = x.double()
+    assert "float64" in local_attention.refuse(wide, wide, wide, [3, 3], [1, 1], 1.0, False)
+    assert "float64" in upsample_gate.refuse(wide, wide, 1, False, 1, 1.0, False)
+    assert "float64" in group_attention.refuse(wide, wide, wide, 1)
