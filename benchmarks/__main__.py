@@ -23,6 +23,7 @@ OPS = (
 COMMANDS = {
     "apnb-table": ("apnb_table", "table 1 of the ANN paper: time, memory, operations"),
     "figure2": ("figure2", "figure 2 of the ANN paper: time by kind of operation"),
+    "gald-table": ("gald_table", "table IV of the GALD paper: time and parameters of its heads"),
     **dict.fromkeys(OPS, ("microbench", "microbenchmarks of the op (pytest-benchmark)")),
     "demo": ("demo", "attention on a photograph, the table and figure 2, in demo/"),
     "gpu": ("gpu", "tests and all benchmarks on the CUDA device, into one report"),

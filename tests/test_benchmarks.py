@@ -19,6 +19,7 @@ from attnops.benchmarks import (
     apnb_run,
     counts,
     figure2,
+    gald_table,
     memory,
     microbench,
     op_cases,
@@ -405,3 +406,17 @@ def test_demo_pixels_attend_to_what_looks_alike(tmp_path) -> None:
     assert abs(attention.reconstruction - photo).mean() < 0.1
     demo_attention.draw(attention, tmp_path / "attention.png")
     assert (tmp_path / "attention.png").stat().st_size > 10_000
+
+
+def test_gald_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gald_table, "SHAPE", (1, 2048, 17, 16))
+    result = tmp_path / "gald.json"
+    options = ["--seconds", "0.01", "--json", str(result), "--markdown", str(tmp_path / "gald.md")]
+    assert gald_table.main(options) == 0
+    rows = record.Document.load(result).rows
+    assert len(rows) == 8 and all(row.p50 > 0 for row in rows)
+    parameters = {row.name: row.options[0][1] for row in rows}
+    distribution = parameters["+ ASPP + LDv1"] - parameters["+ ASPP"]
+    assert distribution == pytest.approx(0.018432)
+    text = (tmp_path / "gald.md").read_text()
+    assert "| + ASPP + LDv2 |" in text and "| +2.3 M |" in text
