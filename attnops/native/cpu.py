@@ -86,3 +86,17 @@ def register_all() -> None:
         backward=ops.nmf_backward.default,
         refuse=_refuse_nmf,
     )
+    register(
+        "strip_conv",
+        "cpu",
+        forward=lambda *args: (ops.strip_conv.default(*args),),
+        backward=ops.strip_conv_backward.default,
+        refuse=_refuse_device,
+    )
+    register(
+        "depthwise_gelu",
+        "cpu",
+        forward=lambda *args: (ops.depthwise_gelu.default(*args),),
+        backward=ops.depthwise_gelu_backward.default,
+        refuse=_refuse_device,
+    )

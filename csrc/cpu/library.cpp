@@ -61,6 +61,19 @@ STABLE_TORCH_LIBRARY(attnops_cpu, m) {
       "nmf_backward(Tensor x, Tensor bases, Tensor? grad_bases, Tensor? grad_coef, "
       "Tensor past_bases, Tensor past_coef, float inv_t, float eps, bool one_step) -> "
       "(Tensor dx, Tensor dbases)");
+  // x [B, C, H, W], taps [C, taps] of the local kernel and of the row and the column of each strip,
+  // shifts [C, 1 + 2 strips] in the same order -> out like x.
+  m.def(
+      "strip_conv(Tensor x, Tensor taps, Tensor shifts, int[] kernel, int[] rows, "
+      "int[] columns) -> Tensor out");
+  m.def(
+      "strip_conv_backward(Tensor grad, Tensor x, Tensor taps, Tensor shifts, int[] kernel, "
+      "int[] rows, int[] columns) -> (Tensor dx, Tensor dtaps, Tensor dshifts)");
+  // x [B, C, H, W], weight [C, 1, kh, kw], bias [C] -> out like x; dbias [C] also without a bias.
+  m.def("depthwise_gelu(Tensor x, Tensor weight, Tensor? bias) -> Tensor out");
+  m.def(
+      "depthwise_gelu_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias) -> "
+      "(Tensor dx, Tensor dweight, Tensor dbias)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
@@ -76,6 +89,10 @@ STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
   m.impl("group_attention_backward", TORCH_BOX(&attnops::cpu::group_attention_backward));
   m.impl("nmf", TORCH_BOX(&attnops::cpu::nmf));
   m.impl("nmf_backward", TORCH_BOX(&attnops::cpu::nmf_backward));
+  m.impl("strip_conv", TORCH_BOX(&attnops::cpu::strip_conv));
+  m.impl("strip_conv_backward", TORCH_BOX(&attnops::cpu::strip_conv_backward));
+  m.impl("depthwise_gelu", TORCH_BOX(&attnops::cpu::depthwise_gelu));
+  m.impl("depthwise_gelu_backward", TORCH_BOX(&attnops::cpu::depthwise_gelu_backward));
 }
 
 #define ATTNOPS_STRINGIFY(x) #x

@@ -56,4 +56,17 @@ std::tuple<Tensor, Tensor> nmf_backward(Tensor x, Tensor bases, std::optional<Te
                                         std::optional<Tensor> grad_coef, Tensor past_bases,
                                         Tensor past_coef, double inv_t, double eps, bool one_step);
 
+Tensor strip_conv(Tensor x, Tensor taps, Tensor shifts, std::vector<int64_t> kernel,
+                  std::vector<int64_t> rows, std::vector<int64_t> columns);
+
+std::tuple<Tensor, Tensor, Tensor> strip_conv_backward(Tensor grad, Tensor x, Tensor taps,
+                                                       Tensor shifts, std::vector<int64_t> kernel,
+                                                       std::vector<int64_t> rows,
+                                                       std::vector<int64_t> columns);
+
+Tensor depthwise_gelu(Tensor x, Tensor weight, std::optional<Tensor> bias);
+
+std::tuple<Tensor, Tensor, Tensor> depthwise_gelu_backward(Tensor grad, Tensor x, Tensor weight,
+                                                           std::optional<Tensor> bias);
+
 }  // namespace attnops::cpu

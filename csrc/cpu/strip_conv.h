@@ -1,0 +1,52 @@
+// What the host code and the vector code of strip convolutions share: plain data and function
+// tables.
+#pragma once
+
+#include <cstdint>
+
+#include "depthwise.h"
+#include "dtype.h"
+
+namespace attnops::cpu {
+
+// taps [channels, taps]: of the local kernel [kernel_height, kernel_width], then of each strip
+// rows[s] of the row and columns[s] of the column. shifts [channels, 1 + 2 strips], same order.
+struct StripShape {
+  DepthwiseMaps maps;
+  int64_t kernel_height, kernel_width, strips;
+  const int64_t *rows, *columns;  // [strips]
+  int64_t taps;
+
+  int64_t shifts() const { return 1 + 2 * strips; }
+};
+
+// Entry points of one instruction set and one element type. Tensors are whole; scratch is private
+// to the caller and aligned to 64 bytes.
+struct StripKernels {
+  int64_t lanes, vector_bytes;
+  int64_t (*tile_columns)(const StripShape&, bool backward);  // of the widest piece to ask for
+  int64_t (*scratch_bytes)(const StripShape&, int64_t columns, bool backward);
+
+  void (*forward)(const StripShape&, const DepthwisePiece&, const void* x, const void* taps,
+                  const void* shifts, void* out, void* scratch);
+
+  // dx of a piece, and what it adds to dtaps and dshifts: sums, taps + shifts vectors.
+  void (*backward)(const StripShape&, const DepthwisePiece&, const void* grad, const void* x,
+                   const void* taps, const void* shifts, void* dx, void* sums, void* scratch);
+
+  // dtaps and dshifts from the sums of all pieces. Scratch: channels * max(taps, shifts) numbers.
+  void (*reduce)(const StripShape&, const DepthwisePiece* pieces, int64_t count, const void* sums,
+                 void* dtaps, void* dshifts, void* scratch);
+};
+
+namespace baseline {
+const StripKernels& strip_kernels(DType dtype);
+}
+namespace avx2 {
+const StripKernels& strip_kernels(DType dtype);
+}
+namespace avx512 {
+const StripKernels& strip_kernels(DType dtype);
+}
+
+}  // namespace attnops::cpu
