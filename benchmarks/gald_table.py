@@ -5,7 +5,7 @@
 The heads run on the backbone's output for a 512x512 image, [1, 2048, 64, 64]. The paper's figures
 are of whole networks (ResNet-50, V100), so only differences between rows compare.
 
-Source: Li et al., Global Aggregation then Local Distribution for Scene Parsing (TIP 2021), table IV.
+Source: Li et al., Global Aggregation then Local Distribution for Scene Parsing (TIP 2021).
 """
 
 from __future__ import annotations

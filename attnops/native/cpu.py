@@ -100,3 +100,17 @@ def register_all() -> None:
         backward=ops.depthwise_gelu_backward.default,
         refuse=_refuse_device,
     )
+    register(
+        "upsample_argmax",
+        "cpu",
+        forward=lambda *args: (ops.upsample_argmax.default(*args),),
+        backward=None,
+        refuse=_refuse_device,
+    )
+    register(
+        "upsample_cross_entropy",
+        "cpu",
+        forward=ops.upsample_cross_entropy.default,
+        backward=ops.upsample_cross_entropy_backward.default,
+        refuse=_refuse_device,
+    )

@@ -74,6 +74,17 @@ STABLE_TORCH_LIBRARY(attnops_cpu, m) {
   m.def(
       "depthwise_gelu_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias) -> "
       "(Tensor dx, Tensor dweight, Tensor dbias)");
+  // logits [B, K, h, w], labels int64 [B, H, W].
+  m.def(
+      "upsample_argmax(Tensor logits, int height, int width, bool align_corners) -> "
+      "Tensor labels");
+  // target int64 [B, H, W], loss [B, H, W], statistics [2, B, H, W], both float32 or float64.
+  m.def(
+      "upsample_cross_entropy(Tensor logits, Tensor target, int ignore_index, "
+      "bool align_corners) -> (Tensor loss, Tensor statistics)");
+  m.def(
+      "upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, "
+      "Tensor statistics, int ignore_index, bool align_corners) -> Tensor dlogits");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
@@ -93,6 +104,10 @@ STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
   m.impl("strip_conv_backward", TORCH_BOX(&attnops::cpu::strip_conv_backward));
   m.impl("depthwise_gelu", TORCH_BOX(&attnops::cpu::depthwise_gelu));
   m.impl("depthwise_gelu_backward", TORCH_BOX(&attnops::cpu::depthwise_gelu_backward));
+  m.impl("upsample_argmax", TORCH_BOX(&attnops::cpu::upsample_argmax));
+  m.impl("upsample_cross_entropy", TORCH_BOX(&attnops::cpu::upsample_cross_entropy));
+  m.impl("upsample_cross_entropy_backward",
+         TORCH_BOX(&attnops::cpu::upsample_cross_entropy_backward));
 }
 
 #define ATTNOPS_STRINGIFY(x) #x

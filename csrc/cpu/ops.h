@@ -69,4 +69,12 @@ Tensor depthwise_gelu(Tensor x, Tensor weight, std::optional<Tensor> bias);
 std::tuple<Tensor, Tensor, Tensor> depthwise_gelu_backward(Tensor grad, Tensor x, Tensor weight,
                                                            std::optional<Tensor> bias);
 
+Tensor upsample_argmax(Tensor logits, int64_t height, int64_t width, bool align_corners);
+
+std::tuple<Tensor, Tensor> upsample_cross_entropy(Tensor logits, Tensor target,
+                                                  int64_t ignore_index, bool align_corners);
+
+Tensor upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor statistics,
+                                       int64_t ignore_index, bool align_corners);
+
 }  // namespace attnops::cpu
