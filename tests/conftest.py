@@ -40,10 +40,34 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", usable_backends(device, metafunc.module.OP), indirect=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` is applied
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--device") == "cpu":
+        thin_out_interpreted(items)
+        skip_what_needs_a_compiler(items)
+
+
+def thin_out_interpreted(items: list[pytest.Item]) -> None:
+    """Of a large grid on Triton's interpreter, which is slow, leave every third to the fast suite.
+
+    The others are marked slow; `make test-all`, and runs on a GPU, take them all.
+    """
+    grids: dict[tuple[str, str], list[pytest.Item]] = {}
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and callspec.params.get("backend") == "triton":
+            grids.setdefault((str(item.path), item.originalname), []).append(item)
+    for grid in grids.values():
+        if len(grid) > 20:
+            for index, item in enumerate(grid):
+                if index % 3:
+                    item.add_marker(pytest.mark.slow)
+
+
+def skip_what_needs_a_compiler(items: list[pytest.Item]) -> None:
     """Leave out what torch.compile cannot do without a C++ compiler."""
     names = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    if config.getoption("--device") != "cpu" or any(shutil.which(n) for n in names if n):
+    if any(shutil.which(n) for n in names if n):
         return
     skip = pytest.mark.skip(reason="torch.compile for CPUs needs a C++ compiler")
     for item in items:
