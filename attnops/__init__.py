@@ -1,5 +1,8 @@
 """Fused attention heads for semantic segmentation: one op each, exact gradients, GPU and CPU."""
 
+import importlib
+from types import ModuleType
+
 from . import _dispatch, nn, reference
 from ._dispatch import BackendError, backends, use_backend
 from ._load import load_implementations
@@ -18,6 +21,14 @@ from .upsample_gate import upsample_gate
 
 _dispatch.read_environment()
 load_implementations()
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`attnops.models` is imported on its first use: the ops alone do not need it."""
+    if name == "models":
+        return importlib.import_module(".models", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "BackendError",

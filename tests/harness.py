@@ -167,6 +167,7 @@ def check_compiles(
     draws: Sequence[Sequence[Tensor]],
 ) -> None:
     """One whole graph with dynamic shapes, between other operations, forward and backward."""
+    torch._dynamo.reset()  # the function below is one code object for all ops
     compiled = torch.compile(
         lambda *xs: op(xs[0] * 2, *xs[1:]).relu(), fullgraph=True, dynamic=True
     )
