@@ -1,0 +1,37 @@
+"""The published networks on top of attnops.nn, and their checkpoints."""
+
+from . import checkpoints
+from ._model import SegmentationModel
+from ._registry import create_model, list_models, model_options
+from .ann import ANN
+from .checkpoints import LoadReport, MappingError, export_checkpoint, load_checkpoint
+from .checkpoints import ann as _ann  # noqa: F401  (registers its formats)
+from .checkpoints import backbones as _backbones  # noqa: F401
+from .checkpoints import gald as _gald  # noqa: F401
+from .checkpoints import segnext as _segnext  # noqa: F401
+from .deeplab import DeepLabAttention
+from .gald import GALDv1, GALDv2
+from .mscan import MSCAN
+from .resnet import DilatedResNet
+from .sanet import SANet
+from .segnext import SegNeXt
+
+__all__ = [
+    "ANN",
+    "MSCAN",
+    "DeepLabAttention",
+    "DilatedResNet",
+    "GALDv1",
+    "GALDv2",
+    "LoadReport",
+    "MappingError",
+    "SANet",
+    "SegNeXt",
+    "SegmentationModel",
+    "checkpoints",
+    "create_model",
+    "export_checkpoint",
+    "list_models",
+    "load_checkpoint",
+    "model_options",
+]

@@ -1,0 +1,17 @@
+"""timm, which is an optional dependency."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+def import_timm(module: str = "timm") -> ModuleType:
+    """The module of that name, or an ImportError that says what to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"this network takes its backbone from timm, which cannot be imported ({error}): "
+            'pip install "attnops[models]"'
+        ) from error

@@ -1,0 +1,136 @@
+"""ANN: asymmetric non-local networks, as released and as mmsegmentation has them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from attnops import upsample_cross_entropy
+from attnops._checks import check_choice
+from attnops.nn import AFNB, APNB
+
+from ._model import SegmentationModel
+from ._variants import register_variants
+from .fcn import fcn_head
+from .resnet import DilatedResNet
+
+AUX_WEIGHT = 0.4
+KEEP_THRESHOLD, MIN_KEPT = 0.7, 100_000  # of the online hard example mining
+
+
+class Form(NamedTuple):
+    """What the two published forms of the network differ in."""
+
+    stem: str
+    ceil_mode: bool
+    bias: bool  # of convolutions before a BatchNorm
+    aux_channels: int
+    dropout: float
+    block_dropout: bool  # the dropout is in the blocks and `aux`, else around the 3x3 convolution
+    align_corners: bool
+    mining: bool
+
+
+FORMS = {
+    "released": Form("deep", True, True, 512, 0.05, True, True, True),
+    "mmseg": Form("v1c", False, False, 256, 0.1, False, False, False),
+}
+
+
+class ANN(SegmentationModel):
+    """Stage 4 attends to anchors of stage 3, then to its own, on a dilated ResNet.
+
+    y = cls(APNB(ReLU(BN(conv3x3(AFNB(stage 3, stage 4)))))); the auxiliary head is on stage 3.
+
+    Source: Zhu et al., Asymmetric Non-local Neural Networks for Semantic Segmentation (ICCV 2019),
+    section 3.4, figure 3.
+
+    Args:
+        num_classes: channels of the logits.
+        backbone: "resnet50", "resnet101", or a module with `channels` that returns four maps.
+        form: "released": the authors' code: stem of 64, 64 and 128 channels, pooling that rounds
+            up, Dropout2d in the blocks, aligned corners, hard example mining in the loss.
+            "mmseg": stem of 32, 32 and 64 channels, no biases before a BatchNorm, auxiliary
+            head of 256 channels, Dropout2d around the 3x3 convolution, plain cross-entropy.
+        dropout: rate of every Dropout2d; None: that of the form (0.05, mmseg 0.1).
+        align_corners: of the resizes; None: that of the form (mmseg uses True for crops of 769).
+        channels: of the map that the APNB refines.
+        key_channels: of queries, keys and values.
+
+    Shapes: `[B, 3, H, W]` -> "out" `[B, num_classes, H, W]`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 19,
+        backbone: str | nn.Module = "resnet101",
+        form: str = "released",
+        dropout: float | None = None,
+        align_corners: bool | None = None,
+        channels: int = 512,
+        key_channels: int = 256,
+    ) -> None:
+        super().__init__()
+        check_choice(type(self).__name__, "form", form, tuple(FORMS))
+        self.form = form
+        chosen = FORMS[form]
+        rate = chosen.dropout if dropout is None else dropout
+        in_blocks, around = (rate, 0.0) if chosen.block_dropout else (0.0, rate)
+        self.align_corners = chosen.align_corners if align_corners is None else align_corners
+        if isinstance(backbone, str):
+            backbone = DilatedResNet(backbone, chosen.stem, ceil_mode=chosen.ceil_mode)
+        self.backbone = backbone
+        low, high = backbone.channels[2:]
+        self.fusion = AFNB(low, high, key_channels, key_channels, dropout=in_blocks)
+        self.context = nn.Sequential(
+            nn.Conv2d(high, channels, 3, padding=1, bias=chosen.bias),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            APNB(channels, key_channels, key_channels, dropout=in_blocks),
+        )
+        self.dropout = nn.Dropout2d(around)
+        self.cls = nn.Conv2d(channels, num_classes, 1)
+        self.aux = fcn_head(low, chosen.aux_channels, num_classes, rate, chosen.bias)
+        if not chosen.bias:
+            _drop_biases(self.fusion)
+            _drop_biases(self.context[-1])
+
+    def logits(self, images: Tensor) -> dict[str, Tensor]:
+        *_, low, high = self.backbone(images)
+        context = self.context(self.dropout(self.fusion(low, high)))
+        out = {"out": self.cls(self.dropout(context))}
+        if self.training:
+            out["aux"] = self.aux(low)
+        return out
+
+    def loss(self, outputs: dict[str, Tensor], target: Tensor) -> Tensor:
+        """Cross-entropy with hard example mining (mmseg: plain) + 0.4 that of the auxiliary head.
+
+        The released code's class weights belong to its data set and are left out.
+        """
+        aux = self.cross_entropy(outputs, target, "aux")
+        if not FORMS[self.form].mining:
+            return self.cross_entropy(outputs, target) + AUX_WEIGHT * aux
+        main = upsample_cross_entropy(
+            self.small_map(outputs, "out"),
+            target,
+            ignore_index=self.ignore_index,
+            align_corners=self.align_corners,
+            keep_threshold=KEEP_THRESHOLD,
+            min_kept=MIN_KEPT,
+        )
+        return main + AUX_WEIGHT * aux
+
+
+def _drop_biases(block: APNB | AFNB) -> None:
+    """Leave the convolutions of a block that stand before a BatchNorm without bias."""
+    query = block.attention.query
+    convolutions = [block.attention.key.conv, block.fusion.conv]
+    if query is not None:
+        convolutions.append(query.conv)
+    for conv in convolutions:
+        conv.register_parameter("bias", None)
+
+
+register_variants(ANN, {"ann_r50": "resnet50", "ann_r101": "resnet101"})

@@ -1,0 +1,241 @@
+"""GALD: global aggregation, then local distribution; both versions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from attnops import upsample_cross_entropy
+from attnops._checks import check_choice
+from attnops.nn import (
+    ASPP,
+    CGNL,
+    DynamicLocalDistribution,
+    GALDBlock,
+    LocalDistribution,
+    NonLocal,
+    PyramidPooling,
+)
+from attnops.nn.aggregation import conv_bn_relu
+
+from ._model import SegmentationModel
+from ._variants import register_variants
+from .fcn import fcn_head
+from .resnet import DilatedResNet
+
+AGGREGATIONS = ("cgnl", "aspp", "psp", "nl")
+AUX_CHANNELS, AUX_WEIGHT = 512, 0.4
+KEEP_THRESHOLD, MIN_KEPT = 0.7, 100_000  # of the online hard example mining
+
+
+class ResidualNonLocal(NonLocal):
+    """x + the context of `NonLocal`, the embedded-Gaussian block with a projection each."""
+
+    def __init__(self, channels: int, hidden_channels: int) -> None:
+        super().__init__(channels, hidden_channels, share="none")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class HeadV1(nn.Module):
+    """Global aggregation and a gate from strided convolutions, beside the backbone's map.
+
+    y = cls(ReLU(BN(conv3x3(cat[x, convb(block(conva(x)))])))), with conva and convb 3x3
+    convolutions with BatchNorm and ReLU. The block is the released `GALDBlock` for "cgnl", whose
+    residual counts twice, else the aggregation and `LocalDistribution` with eq. (2)'s residual;
+    "aspp" and "psp" work on x itself, without conva and convb.
+
+    Args:
+        in_channels: channels of x.
+        channels: of everything in between.
+        num_classes: channels of the logits.
+        ga: global aggregation, "cgnl", "aspp", "psp" or "nl".
+    """
+
+    def __init__(self, in_channels: int, channels: int, num_classes: int, ga: str) -> None:
+        super().__init__()
+        around = ga in ("cgnl", "nl")
+        self.conva = conv_bn_relu(in_channels, channels, 3) if around else nn.Identity()
+        if ga == "cgnl":
+            self.block = GALDBlock(channels, channels // 2)
+        else:
+            aggregation = _aggregation(ga, in_channels, channels)
+            self.block = nn.Sequential(aggregation, LocalDistribution(channels))
+        self.convb = conv_bn_relu(channels, channels, 3) if around else nn.Identity()
+        self.bottleneck = conv_bn_relu(in_channels + channels, channels, 3)
+        self.cls = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        refined = self.convb(self.block(self.conva(x)))
+        return self.cls(self.bottleneck(torch.cat([x, refined], dim=1)))
+
+
+class HeadV2(nn.Module):
+    """Global aggregation, distributed by attention over a dilated window.
+
+    With Xl = reduce(x), a 1x1 convolution with BatchNorm and ReLU, and Xg the aggregation (of x for
+    "aspp" and "psp", of Xl for "cgnl" and "nl"):
+    y = cls(ReLU(BN(conv3x3(cat[LDv2(Xg, Xl), Xl])))).
+
+    Args:
+        in_channels: channels of x.
+        channels: of Xl, Xg and the result of the distribution.
+        num_classes: channels of the logits.
+        ga: global aggregation, "aspp", "psp", "nl" or "cgnl".
+        kernel_size: side of the window.
+        dilation: distance of the neighbours in it.
+        border: of the window, as in `DynamicLocalDistribution`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        num_classes: int,
+        ga: str,
+        kernel_size: int,
+        dilation: int,
+        border: str,
+    ) -> None:
+        super().__init__()
+        self.on_input = ga in ("aspp", "psp")
+        self.reduce = conv_bn_relu(in_channels, channels, 1)
+        self.aggregation = _aggregation(ga, in_channels, channels)
+        self.distribution = DynamicLocalDistribution(channels, kernel_size, dilation, border)
+        self.bottleneck = conv_bn_relu(2 * channels, channels, 3)
+        self.cls = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        local = self.reduce(x)
+        aggregated = self.aggregation(x if self.on_input else local)
+        refined = self.distribution(aggregated, local)
+        return self.cls(self.bottleneck(torch.cat([refined, local], dim=1)))
+
+
+def _aggregation(ga: str, in_channels: int, channels: int) -> nn.Module:
+    if ga == "aspp":
+        return ASPP(in_channels, channels // 2, channels)
+    if ga == "psp":
+        return PyramidPooling(in_channels, channels)
+    if ga == "nl":
+        return ResidualNonLocal(channels, channels // 2)
+    return CGNL(channels, channels // 2)
+
+
+class GALD(SegmentationModel):
+    """What both versions share: the backbone, the auxiliary head on stage 3, and the loss.
+
+    Args:
+        backbone: "resnet50", "resnet101", or a module with `channels` that returns four maps.
+        num_classes: channels of the logits.
+        dropout: rate of the auxiliary head's Dropout2d.
+        channels: of the auxiliary head.
+    """
+
+    align_corners = True
+    head: nn.Module
+
+    def __init__(
+        self, backbone: str | nn.Module, num_classes: int, dropout: float, channels: int
+    ) -> None:
+        super().__init__()
+        if isinstance(backbone, str):
+            backbone = DilatedResNet(backbone, "deep", "full", ceil_mode=True)
+        self.backbone = backbone
+        self.aux = fcn_head(backbone.channels[2], channels, num_classes, dropout)
+
+    def logits(self, images: Tensor) -> dict[str, Tensor]:
+        *_, low, high = self.backbone(images)
+        out = {"out": self.head(high)}
+        if self.training:
+            out["aux"] = self.aux(low)
+        return out
+
+    def loss(self, outputs: dict[str, Tensor], target: Tensor) -> Tensor:
+        """Cross-entropy with hard example mining + 0.4 that of the auxiliary head."""
+        main = upsample_cross_entropy(
+            self.small_map(outputs, "out"),
+            target,
+            ignore_index=self.ignore_index,
+            align_corners=self.align_corners,
+            keep_threshold=KEEP_THRESHOLD,
+            min_kept=MIN_KEPT,
+        )
+        return main + AUX_WEIGHT * self.cross_entropy(outputs, target, "aux")
+
+
+class GALDv1(GALD):
+    """GALD with a gate from strided convolutions, on a ResNet dilated in every block.
+
+    Source: Li et al., Global Aggregation then Local Distribution in Fully Convolutional Networks
+    (BMVC 2019), as released: compact generalized non-local block, residual counted twice.
+
+    Args:
+        num_classes: channels of the logits.
+        backbone: "resnet50", "resnet101", or a module with `channels` that returns four maps.
+        ga: global aggregation: "cgnl" (released), "aspp", "psp" or "nl".
+        dropout: rate of the auxiliary head's Dropout2d; the main head has none.
+        channels: of the head.
+
+    Shapes: `[B, 3, H, W]`, both sides at least 111, so that the map, an eighth, has the 15 that the
+        gate needs -> "out" `[B, num_classes, H, W]`.
+
+    Raises:
+        ValueError: unknown option; in the forward, an image that is too small.
+    """
+
+    smallest_side = 111
+
+    def __init__(
+        self,
+        num_classes: int = 19,
+        backbone: str | nn.Module = "resnet101",
+        ga: str = "cgnl",
+        dropout: float = 0.1,
+        channels: int = 512,
+    ) -> None:
+        check_choice(type(self).__name__, "ga", ga, AGGREGATIONS)
+        super().__init__(backbone, num_classes, dropout, channels)
+        self.head = HeadV1(self.backbone.channels[3], channels, num_classes, ga)
+
+
+class GALDv2(GALD):
+    """GALD with attention over a dilated window, on a ResNet dilated in every block.
+
+    Source: Li et al., Global Aggregation then Local Distribution for Scene Parsing (TIP 2021),
+    section III. No code was released; `DynamicLocalDistribution` says how its text is read.
+
+    Args:
+        num_classes: channels of the logits.
+        backbone: "resnet50", "resnet101", or a module with `channels` that returns four maps.
+        ga: global aggregation: "aspp", "psp", "nl" or "cgnl".
+        dropout: rate of the auxiliary head's Dropout2d.
+        channels: of the head.
+        kernel_size: odd side of the window.
+        dilation: distance of the neighbours in it.
+        border: "zero" or "mask", as in `attnops.local_attention`.
+
+    Shapes: `[B, 3, H, W]` -> "out" `[B, num_classes, H, W]`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 19,
+        backbone: str | nn.Module = "resnet101",
+        ga: str = "aspp",
+        dropout: float = 0.1,
+        channels: int = 512,
+        kernel_size: int = 5,
+        dilation: int = 6,
+        border: str = "zero",
+    ) -> None:
+        check_choice(type(self).__name__, "ga", ga, AGGREGATIONS)
+        super().__init__(backbone, num_classes, dropout, channels)
+        self.head = HeadV2(
+            self.backbone.channels[3], channels, num_classes, ga, kernel_size, dilation, border
+        )
+
+
+register_variants(GALDv1, {"galdv1_r50": "resnet50", "galdv1_r101": "resnet101"})
+register_variants(GALDv2, {"galdv2_r50": "resnet50", "galdv2_r101": "resnet101"})

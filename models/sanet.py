@@ -1,0 +1,150 @@
+"""SANet: squeeze-and-attention heads on all stages of a backbone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
+
+from attnops.nn import SqueezeAttention
+
+from ._model import SegmentationModel
+from ._timm import import_timm
+from ._variants import register_variants
+from .resnet import DilatedResNet
+
+CATEGORY_WEIGHT, DENSE_WEIGHT = 0.2, 0.8
+
+
+class EfficientNet(nn.Module):
+    """timm's EfficientNet at output stride 8, as maps of four stages.
+
+    Args:
+        name: timm's name of it. The "tf_" ones have published weights.
+
+    Attributes:
+        channels: of the four maps, at 1/4 and three times 1/8 of the size.
+
+    Raises:
+        ImportError: timm is not installed.
+    """
+
+    def __init__(self, name: str = "tf_efficientnet_b7") -> None:
+        super().__init__()
+        self.net = import_timm().create_model(
+            name, pretrained=False, features_only=True, output_stride=8, out_indices=(1, 2, 3, 4)
+        )
+        self.channels = tuple(self.net.feature_info.channels())
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.net(x)
+
+
+class SANet(SegmentationModel):
+    """A dense prediction, regularised by squeeze-and-attention heads on four stages.
+
+    With S1 .. S4 the heads' logits and D a 1x1 convolution of stage 4: "out" = D + S4, and the
+    "mask" = a 1x1 convolution of cat[S1, .., S4], resized to the largest of them.
+
+    Source: Zhong et al., Squeeze-and-Attention Networks for Semantic Segmentation (CVPR 2020),
+    section 3.3, figure 3. No code was released; where the text leaves a choice, the defaults are
+    those that meet the paper's table 6 (see `SqueezeAttention`).
+
+    Args:
+        num_classes: channels of the logits.
+        backbone: "resnet50", "resnet101", a name of timm's that contains "efficientnet", or a
+            module with `channels` that returns four maps.
+        groups: of the heads' first convolutions.
+        reduction: the heads are C / reduction wide inside.
+        pool: "max" or "average" of the heads.
+        pool_size: side of that pooling.
+        activation: of the heads' attention.
+        align_corners: of all resizes.
+        squeeze_channels: hidden width of a squeeze-and-excitation gate on the heads; None: none.
+
+    Shapes: `[B, 3, H, W]` -> "out" `[B, num_classes, H, W]`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 21,
+        backbone: str | nn.Module = "resnet101",
+        groups: int = 2,
+        reduction: int = 4,
+        pool: str = "max",
+        pool_size: int = 8,
+        activation: str = "relu",
+        align_corners: bool = False,
+        squeeze_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(backbone, str):
+            efficient = "efficientnet" in backbone
+            backbone = EfficientNet(backbone) if efficient else DilatedResNet(backbone)
+        self.align_corners = align_corners
+        self.backbone = backbone
+        self.heads = nn.ModuleList(
+            SqueezeAttention(
+                channels,
+                num_classes,
+                reduction,
+                groups,
+                pool,
+                pool_size,
+                activation,
+                align_corners=align_corners,
+                squeeze_channels=squeeze_channels,
+            )
+            for channels in backbone.channels
+        )
+        self.mask = nn.Conv2d(len(self.heads) * num_classes, num_classes, 1)
+        self.dense = nn.Conv2d(backbone.channels[-1], num_classes, 1)
+
+    def logits(self, images: Tensor) -> dict[str, Tensor]:
+        maps = self.backbone(images)
+        squeezed = [head(x) for head, x in zip(self.heads, maps, strict=True)]
+        dense = self.dense(maps[-1])
+        size = squeezed[0].shape[2:]
+        resized = [
+            x
+            if x.shape[2:] == size
+            else interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
+            for x in squeezed
+        ]
+        mask = self.mask(torch.cat(resized, dim=1))
+        return {"out": dense + squeezed[-1], "mask": mask, "dense": dense}
+
+    def loss(self, outputs: dict[str, Tensor], target: Tensor) -> Tensor:
+        """Cross-entropy of the mask + 0.2 binary cross-entropy of which classes are in the image +
+        0.8 cross-entropy of the dense prediction (eq. (6) to (9)).
+
+        Which classes are there is read from the dense logits' mean over positions.
+        """
+        means = self.small_map(outputs, "dense").mean(dim=(2, 3))
+        present = presence(target, means, self.ignore_index)
+        return (
+            self.cross_entropy(outputs, target, "mask")
+            + CATEGORY_WEIGHT * binary_cross_entropy_with_logits(means, present)
+            + DENSE_WEIGHT * self.cross_entropy(outputs, target, "dense")
+        )
+
+
+def presence(target: Tensor, like: Tensor, ignore_index: int) -> Tensor:
+    """1 for classes that occur in a sample of target `[B, H, W]`, else 0: `[B, K]` as `like`."""
+    classes = like.shape[1]
+    labels = target.flatten(1).long()
+    labels = labels.masked_fill(
+        labels == ignore_index, classes
+    )  # a column of its own, dropped below
+    found = like.new_zeros(like.shape[0], classes + 1)
+    return found.scatter_(1, labels, 1.0)[:, :classes]
+
+
+register_variants(
+    SANet,
+    {
+        "sanet_r50": "resnet50",
+        "sanet_r101": "resnet101",
+        "sanet_effnetb7": "tf_efficientnet_b7",
+    },
+)

@@ -1,0 +1,186 @@
+"""GALD: numbers of the released network, its function in plain PyTorch, the second version."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from model_checks import (
+    check_autocast,
+    check_backends_agree,
+    check_compiles,
+    check_exports,
+    check_trains,
+    multiply_adds,
+    parameters,
+    shake,
+    targets,
+    tiny_resnet,
+)
+from torch.nn.functional import interpolate, unfold
+
+pytest.importorskip("timm")
+
+from attnops.models import GALDv1, GALDv2, create_model, list_models
+
+CLASSES, CHANNELS = 5, 32
+AGGREGATIONS = ("cgnl", "aspp", "psp", "nl")
+SIDE = 113  # a map of 15
+
+
+def tiny(version: int, ga: str | None = None, **options):
+    options |= {} if ga is None else {"ga": ga}
+    backbone = tiny_resnet("deep", "full")
+    cls = GALDv1 if version == 1 else GALDv2
+    return shake(cls(CLASSES, backbone, channels=CHANNELS, **options))
+
+
+def test_names():
+    names = ["galdv1_r101", "galdv1_r50", "galdv2_r101", "galdv2_r50"]
+    assert list_models("gald*") == names
+
+
+@pytest.mark.parametrize(
+    ("name", "with_aux", "without", "giga", "rounded_down"),
+    [
+        ("galdv1_r50", 52_402_662, 47_672_787, 209.96, 203.8),
+        ("galdv1_r101", 71_394_790, 66_664_915, 290.0, 281.4),
+    ],
+)
+def test_numbers_of_the_released_network(name, with_aux, without, giga, rounded_down):
+    with torch.device("meta"):
+        model = create_model(name, num_classes=19)
+        assert parameters(model) == (with_aux, without)
+        assert multiply_adds(model, 512, 512) == pytest.approx(giga * 1e9, rel=1e-3)
+        model.backbone.maxpool.ceil_mode = False
+        assert multiply_adds(model, 512, 512) == pytest.approx(rounded_down * 1e9, rel=1e-3)
+
+
+def test_the_block_adds_what_the_paper_says_it_adds():
+    with torch.device("meta"):
+        block = create_model("galdv1_r50").head.block
+    counts = {name: parameters(child)[0] for name, child in block.named_children()}
+    assert counts == {"down": 6_144, "aggregation": 410_624, "distribution": 18_432}
+
+
+@pytest.mark.parametrize(("ga", "count"), [("aspp", 15_863_296), ("psp", 23_073_792)])
+def test_aggregations_of_the_backbones_map(ga, count):
+    with torch.device("meta"):
+        first = create_model("galdv1_r50", ga=ga).head.block[0]
+        second = create_model("galdv2_r50", ga=ga).head.aggregation
+    assert parameters(first)[0] == parameters(second)[0] == count
+
+
+def test_the_second_version_near_its_published_size():
+    """66.8 M in table VI; the text does not determine it, this reading has 65.8 M."""
+    with torch.device("meta"):
+        model = create_model("galdv2_r101", num_classes=19)
+    assert parameters(model)[1] == 65_839_059
+    assert parameters(model.head.distribution)[0] == 1_572_864
+
+
+def resized(x, size):
+    return interpolate(x, size, mode="bilinear", align_corners=True)
+
+
+def test_the_released_function():
+    model = tiny(1).double().eval()
+    images = torch.randn(2, 3, SIDE, 121, dtype=torch.float64)
+    head = model.head
+    x = model.backbone(images)[-1]
+    y = head.conva(x)
+    down = head.block.aggregation(head.block.down(y))
+    xg = resized(down, y.shape[2:])
+    gate = torch.sigmoid(resized(head.block.distribution.gate(xg), xg.shape[2:]))
+    refined = head.convb(2 * xg + gate * xg)
+    # The backbone's map comes first.
+    small = head.cls(head.bottleneck(torch.cat([x, refined], dim=1)))
+    torch.testing.assert_close(model(images)["out"], resized(small, images.shape[2:]))
+
+
+def test_other_aggregations_use_the_equations_residual():
+    model = tiny(1, "aspp").double().eval()
+    images = torch.randn(1, 3, SIDE, SIDE, dtype=torch.float64)
+    x = model.backbone(images)[-1]
+    aggregation, distribution = model.head.block
+    xg = aggregation(x)
+    gate = torch.sigmoid(resized(distribution.gate(xg), xg.shape[2:]))
+    joined = torch.cat([x, xg + gate * xg], dim=1)
+    small = model.head.cls(model.head.bottleneck(joined))
+    torch.testing.assert_close(model(images)["out"], resized(small, images.shape[2:]))
+
+
+def test_the_second_version_written_out():
+    model = tiny(2, dilation=2).double().eval()
+    images = torch.randn(2, 3, 65, 73, dtype=torch.float64)
+    head = model.head
+    x = model.backbone(images)[-1]
+    local = head.reduce(x)
+    joined = torch.cat([head.aggregation(x), local], dim=1)
+    attention = head.distribution
+    query, key, value = (c(joined) for c in (attention.query, attention.key, attention.value))
+    windows = [
+        unfold(m, 5, dilation=2, padding=4).unflatten(1, (CHANNELS, 25)) for m in (key, value)
+    ]
+    scores = torch.einsum("bcn,bckn->bkn", query.flatten(2), windows[0])
+    refined = torch.einsum("bkn,bckn->bcn", scores.softmax(1), windows[1]).view_as(query)
+    # The distributed features come first.
+    small = head.cls(head.bottleneck(torch.cat([refined, local], dim=1)))
+    torch.testing.assert_close(model(images)["out"], resized(small, images.shape[2:]))
+
+
+def test_defaults_of_the_second_version():
+    with torch.device("meta"):
+        head = create_model("galdv2_r50").head
+    window = head.distribution
+    assert (window.kernel_size, window.dilation, window.border) == (5, 6, "zero")
+    assert type(head.aggregation).__name__ == "ASPP"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("ga", AGGREGATIONS)
+def test_training_step(version, ga):
+    images = torch.randn(2, 3, SIDE, 119)
+    check_trains(tiny(version, ga), images, targets(2, CLASSES, SIDE, 119))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_backends_and_layouts_agree(version):
+    check_backends_agree(tiny(version), torch.randn(1, 3, 121, 130))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_autocast(version):
+    check_autocast(tiny(version), torch.randn(2, 3, SIDE, SIDE))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_export(version):
+    check_exports(tiny(version), torch.randn(1, 3, SIDE, 120))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_compile(version):
+    check_compiles(tiny(version), torch.randn(1, 3, SIDE, 120))
+
+
+def test_the_auxiliary_head_runs_in_training_only():
+    model = tiny(2, "cgnl")
+    images = torch.randn(2, 3, 65, 65)
+    assert set(model(images)) == {"out", "out_small", "aux_small"}
+    assert set(model.eval()(images)) == {"out"}
+
+
+def test_smallest_image():
+    """Images of 111 have maps of 15, those of 110 of 14."""
+    model = tiny(1).eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 111, 111))["out"].shape == (1, CLASSES, 111, 111)
+        assert model.backbone(torch.randn(1, 3, 110, 111))[-1].shape[2:] == (14, 15)
+    with pytest.raises(ValueError, match="at least 111x111, got 110x111"):
+        model(torch.randn(1, 3, 110, 111))
+
+
+@pytest.mark.parametrize("name", ["galdv1_r50", "galdv2_r50"])
+def test_unknown_aggregation_is_refused(name):
+    with pytest.raises(ValueError, match="ga must be 'cgnl' or"):
+        create_model(name, ga="ocr")
