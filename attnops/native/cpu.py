@@ -44,8 +44,6 @@ def register_all() -> None:
     """
     load("cpu")
     ops = torch.ops.attnops_cpu
-    # attnops_cpu::strip_conv and ::depthwise_gelu are compiled, but not registered yet: their sums
-    # of gradients by taps and their GELU err more than the error budget of the tests allows.
     register(
         "pyramid_pool",
         "cpu",
@@ -79,6 +77,20 @@ def register_all() -> None:
         "cpu",
         forward=ops.group_attention.default,
         backward=ops.group_attention_backward.default,
+        refuse=_refuse_device,
+    )
+    register(
+        "strip_conv",
+        "cpu",
+        forward=lambda *args: (ops.strip_conv.default(*args),),
+        backward=ops.strip_conv_backward.default,
+        refuse=_refuse_device,
+    )
+    register(
+        "depthwise_gelu",
+        "cpu",
+        forward=lambda *args: (ops.depthwise_gelu.default(*args),),
+        backward=ops.depthwise_gelu_backward.default,
         refuse=_refuse_device,
     )
     register(

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "depthwise_host.h"
 #include "isa.h"
@@ -58,16 +59,16 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_gelu_backward(Tensor grad, Tensor x
   void* target = dx.mutable_data_ptr();
   const DepthwiseWork work(s.maps, kernels.lanes, kMostColumns);
   const int64_t count = static_cast<int64_t>(work.pieces().size());
-  const int64_t sum_bytes = (s.taps() + 1) * kernels.vector_bytes;
-  const Scratch sums(count * sum_bytes);
+  const int64_t piece_sums = (s.taps() + 1) * kernels.lanes;
+  std::vector<double> sums(count * piece_sums);
   work.run(kernels.scratch_bytes(s, work.columns(), true),
            [&](int64_t i, const DepthwisePiece& piece, char* scratch) {
              kernels.backward(s, piece, gradient, source, taps, shifts, target,
-                              sums.at(i * sum_bytes), scratch);
+                              sums.data() + i * piece_sums, scratch);
            });
-  const Scratch totals(s.maps.channels * s.taps() * kernels.vector_bytes / kernels.lanes);
-  kernels.reduce(s, work.pieces().data(), count, sums.at(0), dweight.mutable_data_ptr(),
-                 dbias.mutable_data_ptr(), totals.at(0));
+  std::vector<double> totals(s.maps.channels * s.taps());
+  kernels.reduce(s, work.pieces().data(), count, sums.data(), dweight.mutable_data_ptr(),
+                 dbias.mutable_data_ptr(), totals.data());
   return {dx, dweight, dbias};
 }
 

@@ -19,19 +19,19 @@ struct GeluShape {
 // Entry points of one instruction set and one element type. Tensors are whole; scratch is private
 // to the caller and aligned to 64 bytes.
 struct GeluKernels {
-  int64_t lanes, vector_bytes;
+  int64_t lanes;
   int64_t (*scratch_bytes)(const GeluShape&, int64_t columns, bool backward);
 
   void (*forward)(const GeluShape&, const DepthwisePiece&, const void* x, const void* weight,
                   const void* bias, void* out, void* scratch);
 
-  // dx of a piece, and what it adds to dweight and dbias: sums, taps + 1 vectors.
+  // dx of a piece, and what it adds to dweight and dbias: sums [taps + 1][lanes], zero before.
   void (*backward)(const GeluShape&, const DepthwisePiece&, const void* grad, const void* x,
-                   const void* weight, const void* bias, void* dx, void* sums, void* scratch);
+                   const void* weight, const void* bias, void* dx, double* sums, void* scratch);
 
-  // dweight and dbias from the sums of all pieces. Scratch: channels * taps numbers.
-  void (*reduce)(const GeluShape&, const DepthwisePiece* pieces, int64_t count, const void* sums,
-                 void* dweight, void* dbias, void* scratch);
+  // dweight and dbias from the sums of all pieces. totals [channels * taps] is scratch.
+  void (*reduce)(const GeluShape&, const DepthwisePiece* pieces, int64_t count, const double* sums,
+                 void* dweight, void* dbias, double* totals);
 };
 
 namespace baseline {

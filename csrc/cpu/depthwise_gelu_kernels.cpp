@@ -47,10 +47,9 @@ class GeluForward {
         arena_(scratch),
         parameters_(arena_, shape),
         convolution_(arena_, shape.kernel_height, shape.kernel_width),
-        x_(arena_, shape.kernel_height + kAcross - 1, columns + shape.kernel_width - 1),
-        out_(arena_, kAcross, columns),
-        zeros_(arena_.take<C>(x_.rows.stride)),
-        dump_(arena_.take<C>(out_.stride)) {}
+        x_(arena_, shape.kernel_height, columns + shape.kernel_width - 1),
+        out_(arena_, 1, columns),
+        zeros_(arena_.take<C>(x_.rows.stride)) {}
 
   int64_t bytes() const { return arena_.bytes(); }
 
@@ -63,17 +62,14 @@ class GeluForward {
     memset(zeros_, 0, static_cast<size_t>(x_.rows.stride) * sizeof(C));
     x_.start(x, widen(own, side, shape_.maps.width), piece.top - up, own.left - side);
     out_.origin = own.left;
-    for (int64_t y = piece.top; y < piece.bottom; y += kAcross) {
-      const int64_t rows = min64(kAcross, piece.bottom - y);
-      x_.advance(group, y + rows + up, height);
-      convolution_.run(x_.rows, height, parameters_.taps, parameters_.bias, zeros_, own, y, rows,
-                       out_, dump_);
-      for (int64_t r = y; r < y + rows; ++r) {
-        C* row = out_.at(r, own.left);
-        for (int64_t i = 0; i < own.width() * kWidth<C>; i += kWidth<C>)
-          store(row + i, gelu_lanes<C>(load(row + i)));
-        group.unpack(row, r, own.left, own.width(), out);
-      }
+    for (int64_t y = piece.top; y < piece.bottom; ++y) {
+      x_.advance(group, y + 1 + up, height);
+      convolution_.run(x_.rows, height, parameters_.taps, parameters_.bias, zeros_, own, y, 1,
+                       out_);
+      C* row = out_.at(y, own.left);
+      for (int64_t i = 0; i < own.width() * kWidth<C>; i += kWidth<C>)
+        store(row + i, gelu_lanes<C>(load(row + i)));
+      group.unpack(row, y, own.left, own.width(), out);
     }
   }
 
@@ -84,7 +80,7 @@ class GeluForward {
   const LocalConvolution<C> convolution_;
   RowReader<S> x_;
   RowRing<C> out_;
-  C *zeros_, *dump_;
+  C* zeros_;
 };
 
 template <class S>
@@ -101,14 +97,13 @@ class GeluBackward {
         convolution_(arena_, shape.kernel_height, shape.kernel_width),
         local_(arena_, shape.kernel_height, shape.kernel_width, columns, shape.kernel_width - 1),
         c_(arena_, kSlide, columns + shape.kernel_width - 1),
-        zeros_(arena_.take<C>(local_.x.rows.stride)),
-        dump_(arena_.take<C>(c_.stride)) {}
+        zeros_(arena_.take<C>(local_.x.rows.stride)) {}
 
   int64_t bytes() const { return arena_.bytes(); }
 
-  // sums: one pixel for every tap, one for the bias.
+  // sums: [taps + 1][kWidth], zero.
   void run(const DepthwisePiece& piece, const S* grad, const S* x, const S* weight, const S* bias,
-           S* dx, C* sums) {
+           S* dx, double* sums) {
     const LaneGroup<S> group(shape_.maps, piece.group);
     const int64_t up = shape_.kernel_height / 2, side = shape_.kernel_width / 2;
     const int64_t height = shape_.maps.height, width = shape_.maps.width;
@@ -116,7 +111,6 @@ class GeluBackward {
     reversed_.pack(group, weight, bias);
     reversed_.reverse();
     memset(zeros_, 0, static_cast<size_t>(local_.x.rows.stride) * sizeof(C));
-    memset(sums, 0, static_cast<size_t>((shape_.taps() + 1) * kWidth<C>) * sizeof(C));
     local_.start(shape_.maps, piece, reversed_.taps);
     const Span around = local_.around();
     c_.origin = around.left;
@@ -124,7 +118,7 @@ class GeluBackward {
     local_.for_each_block([&](int64_t y, int64_t rows, bool own) {
       local_.x.advance(group, y + rows + up, height);
       convolution_.run(local_.x.rows, height, parameters_.taps, parameters_.bias, zeros_, around, y,
-                       rows, c_, dump_);
+                       rows, c_);
       for (int64_t r = y; r < y + rows; ++r) {
         const C* c = c_.at(r, around.left);
         C* dc = local_.gradient.at(r, around.left);
@@ -144,7 +138,7 @@ class GeluBackward {
   const LocalConvolution<C> convolution_;
   LocalGradient<S> local_;
   RowRing<C> c_;
-  C *zeros_, *dump_;
+  C* zeros_;
 };
 
 template <class S>
@@ -162,23 +156,20 @@ struct Table {
              static_cast<const S*>(bias), static_cast<S*>(out));
   }
   static void backward(const GeluShape& s, const DepthwisePiece& piece, const void* grad,
-                       const void* x, const void* weight, const void* bias, void* dx, void* sums,
+                       const void* x, const void* weight, const void* bias, void* dx, double* sums,
                        void* scratch) {
     GeluBackward<S>(s, piece.right - piece.left, scratch)
         .run(piece, static_cast<const S*>(grad), static_cast<const S*>(x),
-             static_cast<const S*>(weight), static_cast<const S*>(bias), static_cast<S*>(dx),
-             static_cast<C*>(sums));
+             static_cast<const S*>(weight), static_cast<const S*>(bias), static_cast<S*>(dx), sums);
   }
   static void reduce(const GeluShape& s, const DepthwisePiece* pieces, int64_t count,
-                     const void* sums, void* dweight, void* dbias, void* scratch) {
-    const C* from = static_cast<const C*>(sums);
-    reduce_sums(s.maps, pieces, count, from, s.taps() + 1, 0, s.taps(), static_cast<C*>(scratch),
-                static_cast<S*>(dweight));
-    reduce_sums(s.maps, pieces, count, from, s.taps() + 1, s.taps(), 1, static_cast<C*>(scratch),
-                static_cast<S*>(dbias));
+                     const double* sums, void* dweight, void* dbias, double* totals) {
+    reduce_sums<S>(s.maps, pieces, count, sums, s.taps() + 1, 0, s.taps(), totals,
+                   static_cast<S*>(dweight));
+    reduce_sums<S>(s.maps, pieces, count, sums, s.taps() + 1, s.taps(), 1, totals,
+                   static_cast<S*>(dbias));
   }
-  static constexpr GeluKernels kernels = {kWidth<C>, kVectorBytes, scratch_bytes,
-                                          forward,   backward,     reduce};
+  static constexpr GeluKernels kernels = {kWidth<C>, scratch_bytes, forward, backward, reduce};
 };
 
 }  // namespace

@@ -13,21 +13,6 @@
 
 namespace attnops::cpu::ATTNOPS_ISA {
 
-// sums += the sum of all pixels of `rows` rows.
-template <class C>
-static void sum_pixels(const C* const* row, int64_t rows, int64_t columns, C* sums) {
-  constexpr int kChains = 4;
-  typename Vec<C>::V total[kChains] = {};
-  for (int64_t y = 0; y < rows; ++y) {
-    int64_t x = 0;
-    for (; x + kChains <= columns; x += kChains)
-#pragma GCC unroll 4
-      for (int i = 0; i < kChains; ++i) total[i] += load(row[y] + (x + i) * kWidth<C>);
-    for (; x < columns; ++x) total[0] += load(row[y] + x * kWidth<C>);
-  }
-  store(sums, load(sums) + ((total[0] + total[1]) + (total[2] + total[3])));
-}
-
 template <class S>
 class LocalGradient {
  public:
@@ -41,8 +26,7 @@ class LocalGradient {
         height_(height),
         width_(width),
         convolution_(arena, height, width),
-        staged_(arena, kAcross, columns),
-        dump_(arena.take<C>(RowRing<C>::stride_for(columns))),
+        staged_(arena, 1, columns),
         zeros_(arena.take<C>(gradient.stride)) {}
 
   // reversed: the taps of the transposed convolution.
@@ -75,8 +59,8 @@ class LocalGradient {
     }
   }
 
-  // sums [height * width + 1] += dtaps and dshift of rows [y, y + rows) of g, rows of the piece.
-  void add_sums(int64_t y, int64_t rows, C* taps, C* shift) const {
+  // taps and shift += dtaps [height * width][kWidth] and dshift of rows [y, y + rows) of g.
+  void add_sums(int64_t y, int64_t rows, double* taps, double* shift) const {
     const C *left[kSlide], *right[kSlide];
     for (int64_t r = 0; r < rows; ++r) left[r] = gradient.at(y + r, own_.left);
     sum_pixels(left, rows, own_.width(), shift);
@@ -95,13 +79,9 @@ class LocalGradient {
   void write(const LaneGroup<S>& group, int64_t end, S* dx) {
     const int64_t up = height_ / 2;
     const int64_t last = min64(piece_.bottom, end >= map_height_ ? map_height_ : end - up);
-    while (next_ < last) {
-      const int64_t rows = min64(kAcross, last - next_);
-      convolution_.run(gradient, map_height_, reversed_, zeros_, zeros_, own_, next_, rows, staged_,
-                       dump_);
-      for (int64_t r = 0; r < rows; ++r)
-        group.unpack(staged_.at(next_ + r, own_.left), next_ + r, own_.left, own_.width(), dx);
-      next_ += rows;
+    for (; next_ < last; ++next_) {
+      convolution_.run(gradient, map_height_, reversed_, zeros_, zeros_, own_, next_, 1, staged_);
+      group.unpack(staged_.at(next_, own_.left), next_, own_.left, own_.width(), dx);
     }
   }
 
@@ -112,7 +92,7 @@ class LocalGradient {
   const int64_t height_, width_;
   const LocalConvolution<C> convolution_;
   RowRing<C> staged_;
-  C *dump_, *zeros_;
+  C* zeros_;
   DepthwisePiece piece_;
   int64_t map_height_ = 0;
   Span own_, around_;

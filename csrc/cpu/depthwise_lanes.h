@@ -128,18 +128,19 @@ class LaneGroup {
 // from `first` on. total [channels * length] is scratch.
 template <class S>
 static void reduce_sums(const DepthwiseMaps& maps, const DepthwisePiece* pieces, int64_t count,
-                        const Compute<S>* sums, int64_t stride, int64_t first, int64_t length,
-                        Compute<S>* total, S* out) {
+                        const double* sums, int64_t stride, int64_t first, int64_t length,
+                        double* total, S* out) {
   constexpr int kW = kWidth<Compute<S>>;
   for (int64_t i = 0; i < maps.channels * length; ++i) total[i] = 0;
   for (int64_t piece = 0; piece < count; ++piece) {
     const LaneGroup<S> group(maps, pieces[piece].group);
-    const Compute<S>* from = sums + (piece * stride + first) * kW;
+    const double* from = sums + (piece * stride + first) * kW;
     for (int64_t lane = 0; lane < group.lanes(); ++lane)
       for (int64_t i = 0; i < length; ++i)
         total[group.channel(lane) * length + i] += from[i * kW + lane];
   }
-  for (int64_t i = 0; i < maps.channels * length; ++i) store_one(out + i, total[i]);
+  for (int64_t i = 0; i < maps.channels * length; ++i)
+    store_one(out + i, static_cast<Compute<S>>(total[i]));
 }
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

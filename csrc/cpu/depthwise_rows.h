@@ -100,20 +100,17 @@ class RowReader {
   int64_t next_ = 0;
 };
 
-// Rows [y, y + count) of columns `span` of out, kAcross at a time: body(first row, rows, out
-// pointers). Blocks may have written beyond the span: zeros again, as convolutions read them as
-// pixels outside the map.
+// Rows [y, y + count) of columns `span` of out, one after the other: body(row, where it goes).
+// Blocks may write beyond the span: zeros again, as convolutions read them as pixels outside the
+// map.
 template <class C, class Body>
-ATTNOPS_INLINE void for_each_row_block(const RowRing<C>& out, Span span, int64_t y, int64_t count,
-                                       C* dump, const Body& body) {
-  for (const int64_t end = y + count; y < end; y += kAcross) {
-    const int64_t rows = min64(kAcross, end - y);
-    C* target[kAcross];
-    for (int64_t r = 0; r < kAcross; ++r) target[r] = r < rows ? out.at(y + r, span.left) : dump;
-    body(y, rows, target);
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t x = span.width(); x % kSlide != 0; ++x)
-        store(target[r] + x * kWidth<C>, typename Vec<C>::V{});
+ATTNOPS_INLINE void for_each_row(const RowRing<C>& out, Span span, int64_t y, int64_t count,
+                                 const Body& body) {
+  for (int64_t row = y; row < y + count; ++row) {
+    C* target = out.at(row, span.left);
+    body(row, target);
+    for (int64_t x = span.width(); x % kSlide != 0; ++x)
+      store(target + x * kWidth<C>, typename Vec<C>::V{});
   }
 }
 
@@ -124,19 +121,18 @@ class LocalConvolution {
   LocalConvolution(Arena& arena, int64_t height, int64_t width)
       : height_(height),
         width_(width),
-        window_(arena.take<const C*>(height + kAcross - 1)),
+        window_(arena.take<const C*>(height)),
         terms_(arena.take<Term<C>>(height)) {}
 
   // Rows [y, y + count) of out, columns `span`. Rows of in are there as far as the kernel reaches
   // and the map goes.
   void run(const RowRing<C>& in, int64_t map_height, const C* taps, const C* shift, const C* zeros,
-           Span span, int64_t y, int64_t count, const RowRing<C>& out, C* dump) const {
-    for_each_row_block(out, span, y, count, dump, [&](int64_t row, int64_t, C* const* target) {
-      point_at(in, row - height_ / 2, height_ + kAcross - 1, map_height, span.left - width_ / 2,
-               zeros, window_);
+           Span span, int64_t y, int64_t count, const RowRing<C>& out) const {
+    for_each_row(out, span, y, count, [&](int64_t row, C* target) {
+      point_at(in, row - height_ / 2, height_, map_height, span.left - width_ / 2, zeros, window_);
       for (int64_t i = 0; i < height_; ++i)
         terms_[i] = {window_ + i, taps + i * width_ * kWidth<C>, width_};
-      convolve<C, false>(terms_, height_, shift, nullptr, 0, span.width(), target);
+      convolve<C, false>(terms_, height_, shift, nullptr, 0, span.width(), &target);
     });
   }
 

@@ -14,6 +14,41 @@ namespace attnops::cpu::ATTNOPS_ISA {
 
 constexpr int kSets = 2, kRun = kMostTaps > 5 ? 4 : 2;
 
+// Sums over more than a few rows are kept in double: kParts vectors of it for every pixel.
+template <class C>
+constexpr int kParts = kWidth<C> / kWidth<double>;
+
+ATTNOPS_INLINE VecD load_wide(const double* p) { return load(p); }
+ATTNOPS_INLINE VecD load_wide(const float* p) {
+  typedef float Lanes __attribute__((vector_size(kVectorBytes / 2), aligned(4), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const Lanes*>(p), VecD);
+}
+
+// sum += v
+template <class C>
+ATTNOPS_INLINE void add_wide(typename Vec<C>::V v, double* sum) {
+  C lanes[kWidth<C>];
+  store(lanes, v);
+  for (int64_t i = 0; i < kWidth<C>; i += kWidth<double>)
+    store(sum + i, load(sum + i) + load_wide(lanes + i));
+}
+
+// sum += all pixels of `rows` rows.
+template <class C>
+static void sum_pixels(const C* const* row, int64_t rows, int64_t columns, double* sum) {
+  VecD total[kSets][kParts<C>] = {};
+  for (int64_t y = 0; y < rows; ++y)
+    for (int64_t x = 0; x < columns; ++x)
+#pragma GCC unroll 2
+      for (int i = 0; i < kParts<C>; ++i)
+        total[x % kSets][i] += load_wide(row[y] + x * kWidth<C> + i * kWidth<double>);
+#pragma GCC unroll 2
+  for (int i = 0; i < kParts<C>; ++i) {
+    double* part = sum + i * kWidth<double>;
+    store(part, load(part) + (total[0][i] + total[1][i]));
+  }
+}
+
 // Rows of left, and rows of right from the one (and the pixel) that the first tap meets.
 template <class C>
 struct Factors {
@@ -61,23 +96,20 @@ ATTNOPS_INLINE void add_rows(const Factors<C>& f, int64_t y, int64_t tap,
 
 // The sums of kTaps taps from `tap` on.
 template <class C, bool kAlongRows, int kTaps>
-static void add_sums(const Factors<C>& f, int64_t tap, C* sums, int64_t step) {
+static void add_sums(const Factors<C>& f, int64_t tap, double* sums, int64_t step) {
   constexpr int kRows = kAlongRows ? kRun : kSets;
   typename Vec<C>::V total[kSets][kTaps] = {};
   int64_t y = 0;
   for (; y + kRows <= f.rows; y += kRows) add_rows<C, kAlongRows, kTaps, kRows>(f, y, tap, total);
   for (; y < f.rows; ++y) add_rows<C, kAlongRows, kTaps, 1>(f, y, tap, total);
 #pragma GCC unroll 8
-  for (int t = 0; t < kTaps; ++t) {
-    C* sum = sums + (tap + t) * step;
-    store(sum, load(sum) + (total[0][t] + total[1][t]));
-  }
+  for (int t = 0; t < kTaps; ++t) add_wide<C>(total[0][t] + total[1][t], sums + (tap + t) * step);
 }
 
 // `step`: elements from the sum of one tap to that of the next, negative where taps are stored in
 // the reverse order.
 template <class C, bool kAlongRows>
-static void sum_taps(const Factors<C>& f, int64_t taps, C* sums, int64_t step) {
+static void sum_taps(const Factors<C>& f, int64_t taps, double* sums, int64_t step) {
   int64_t tap = 0;
   for (; tap + kMostTaps <= taps; tap += kMostTaps)
     add_sums<C, kAlongRows, kMostTaps>(f, tap, sums, step);

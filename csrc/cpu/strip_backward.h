@@ -36,10 +36,9 @@ class StripBackward {
         a_(arena_, kSlide, columns + 2 * reach_.side),
         h_(arena_, kSlide, columns),
         zeros_(arena_.take<C>(grad_.rows.stride)),
-        dump_(arena_.take<C>(grad_.rows.stride)),
         window_(arena_.take<const C*>(2 * reach_.up + kSlide)),
         strips_(arena_.take<RowRing<C>>(shape.strips)),
-        sources_(arena_.take<const C*>(shape.strips * kAcross)),
+        sources_(arena_.take<const C*>(shape.strips)),
         terms_(arena_.take<Term<C>>(shape.strips)) {
     for (int64_t i = 0; i < shape.strips; ++i) {
       const RowRing<C> rows(arena_, kSlide, columns + 2 * (reach_.side + reach_.local_side));
@@ -49,13 +48,12 @@ class StripBackward {
 
   int64_t bytes() const { return arena_.bytes(); }
 
-  // sums: one pixel for every tap and every shift.
+  // sums: [taps + shifts][kWidth], zero.
   void run(const DepthwisePiece& piece, const S* grad, const S* x, const S* taps, const S* shifts,
-           S* dx, C* sums) {
+           S* dx, double* sums) {
     const LaneGroup<S> group(shape_.maps, piece.group);
     start(group, piece, grad, x, taps, shifts);
-    memset(sums, 0, static_cast<size_t>((shape_.taps + shape_.shifts()) * kWidth<C>) * sizeof(C));
-    C* shift_sums = sums + shape_.taps * kWidth<C>;
+    double* shift_sums = sums + shape_.taps * kWidth<C>;
     local_.for_each_block([&](int64_t y, int64_t rows, bool own) {
       grad_.advance(group, y + rows + reach_.up, height_);
       for (int64_t i = 0; i < shape_.strips; ++i) turn_column(i, y);
@@ -67,6 +65,10 @@ class StripBackward {
       }
       local_.write(group, y + rows, dx);
     });
+    // The biases of all columns have the same gradient.
+    for (int64_t i = 1; i < shape_.strips; ++i)
+      memcpy(shift_sums + (2 * i + 2) * kWidth<C>, shift_sums + 2 * kWidth<C>,
+             kWidth<C> * sizeof(double));
   }
 
  private:
@@ -102,31 +104,24 @@ class StripBackward {
   // Rows [y, y + rows) of da.
   void turn_rows(int64_t y, int64_t rows) const {
     const Span span = local_.around();
-    for_each_row_block(
-        local_.gradient, span, y, rows, dump_, [&](int64_t row, int64_t count, C* const* target) {
-          const C* base[kAcross];
-          for (int64_t r = 0; r < kAcross; ++r) {
-            const int64_t from = row + min64(r, count - 1);
-            base[r] = grad_.rows.at(from, span.left);
-            for (int64_t i = 0; i < shape_.strips; ++i)
-              sources_[i * kAcross + r] = strips_[i].at(from, span.left - shape_.rows[i] / 2);
-          }
-          for (int64_t i = 0; i < shape_.strips; ++i)
-            terms_[i] = {sources_ + i * kAcross, reversed_.tap(row_tap(shape_, i)), shape_.rows[i]};
-          convolve<C, false>(terms_, shape_.strips, zeros_, base, 0, span.width(), target);
-        });
+    for_each_row(local_.gradient, span, y, rows, [&](int64_t row, C* target) {
+      for (int64_t i = 0; i < shape_.strips; ++i) {
+        sources_[i] = strips_[i].at(row, span.left - shape_.rows[i] / 2);
+        terms_[i] = {sources_ + i, reversed_.tap(row_tap(shape_, i)), shape_.rows[i]};
+      }
+      const C* base = grad_.rows.at(row, span.left);
+      convolve<C, false>(terms_, shape_.strips, zeros_, &base, 0, span.width(), &target);
+    });
   }
 
   // What rows [y, y + rows) of gh and h add to the gradients of the strips.
-  void add_strip_sums(int64_t y, int64_t rows, C* sums, C* shift_sums) const {
+  void add_strip_sums(int64_t y, int64_t rows, double* sums, double* shift_sums) const {
     constexpr int kW = kWidth<C>;
     convolution_.run(local_.x.rows, height_, parameters_.tap(0), parameters_.shift(0), zeros_,
-                     sides_, y, rows, a_, dump_);
+                     sides_, y, rows, a_);
     const C *left[kSlide], *right[kSlide];
     for (int64_t r = 0; r < rows; ++r) left[r] = grad_.rows.at(y + r, own_.left);
     sum_pixels(left, rows, own_.width(), shift_sums + 2 * kW);
-    for (int64_t i = 1; i < shape_.strips; ++i)  // the same for the columns of all strips
-      store(shift_sums + (2 * i + 2) * kW, load(shift_sums + 2 * kW));
     for (int64_t i = 0; i < shape_.strips; ++i) {
       const int64_t count = shape_.rows[i];
       for (int64_t r = 0; r < rows; ++r) {
@@ -140,14 +135,12 @@ class StripBackward {
     for (int64_t i = 0; i < shape_.strips; ++i) add_column_sums(i, y, rows, sums);
   }
 
-  void add_column_sums(int64_t i, int64_t y, int64_t rows, C* sums) const {
+  void add_column_sums(int64_t i, int64_t y, int64_t rows, double* sums) const {
     constexpr int kW = kWidth<C>;
-    for_each_row_block(h_, own_, y, rows, dump_, [&](int64_t row, int64_t count, C* const* target) {
-      const C* source[kAcross];
-      for (int64_t r = 0; r < kAcross; ++r)
-        source[r] = a_.at(row + min64(r, count - 1), own_.left - shape_.rows[i] / 2);
-      const Term<C> term = {source, parameters_.tap(row_tap(shape_, i)), shape_.rows[i]};
-      convolve<C, false>(&term, 1, parameters_.shift(2 * i + 1), nullptr, 0, own_.width(), target);
+    for_each_row(h_, own_, y, rows, [&](int64_t row, C* target) {
+      const C* source = a_.at(row, own_.left - shape_.rows[i] / 2);
+      const Term<C> term = {&source, parameters_.tap(row_tap(shape_, i)), shape_.rows[i]};
+      convolve<C, false>(&term, 1, parameters_.shift(2 * i + 1), nullptr, 0, own_.width(), &target);
     });
     const C* left[kSlide];
     for (int64_t r = 0; r < rows; ++r) left[r] = h_.at(y + r, own_.left);
@@ -167,7 +160,7 @@ class StripBackward {
   LocalGradient<S> local_;
   RowReader<S> grad_;
   RowRing<C> a_, h_;
-  C *zeros_, *dump_;
+  C* zeros_;
   const C** window_;
   RowRing<C>* strips_;  // gh
   const C** sources_;

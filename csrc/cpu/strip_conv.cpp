@@ -71,17 +71,16 @@ std::tuple<Tensor, Tensor, Tensor> strip_conv_backward(Tensor grad, Tensor x, Te
   const int64_t tile = kernels.tile_columns(s, true);
   const DepthwiseWork work(s.maps, kernels.lanes, tile);
   const int64_t count = static_cast<int64_t>(work.pieces().size());
-  const int64_t sum_bytes = (s.taps + s.shifts()) * kernels.vector_bytes;
-  const Scratch sums(count * sum_bytes);
+  const int64_t piece_sums = (s.taps + s.shifts()) * kernels.lanes;
+  std::vector<double> sums(count * piece_sums);
   work.run(kernels.scratch_bytes(s, tile, true),
            [&](int64_t i, const DepthwisePiece& piece, char* scratch) {
              kernels.backward(s, piece, gradient, source, weights, biases, target,
-                              sums.at(i * sum_bytes), scratch);
+                              sums.data() + i * piece_sums, scratch);
            });
-  const Scratch totals(s.maps.channels * std::max(s.taps, s.shifts()) * kernels.vector_bytes /
-                       kernels.lanes);
-  kernels.reduce(s, work.pieces().data(), count, sums.at(0), dtaps.mutable_data_ptr(),
-                 dshifts.mutable_data_ptr(), totals.at(0));
+  std::vector<double> totals(s.maps.channels * std::max(s.taps, s.shifts()));
+  kernels.reduce(s, work.pieces().data(), count, sums.data(), dtaps.mutable_data_ptr(),
+                 dshifts.mutable_data_ptr(), totals.data());
   return {dx, dtaps, dshifts};
 }
 

@@ -23,20 +23,21 @@ struct StripShape {
 // Entry points of one instruction set and one element type. Tensors are whole; scratch is private
 // to the caller and aligned to 64 bytes.
 struct StripKernels {
-  int64_t lanes, vector_bytes;
+  int64_t lanes;
   int64_t (*tile_columns)(const StripShape&, bool backward);  // of the widest piece to ask for
   int64_t (*scratch_bytes)(const StripShape&, int64_t columns, bool backward);
 
   void (*forward)(const StripShape&, const DepthwisePiece&, const void* x, const void* taps,
                   const void* shifts, void* out, void* scratch);
 
-  // dx of a piece, and what it adds to dtaps and dshifts: sums, taps + shifts vectors.
+  // dx of a piece, and what it adds to dtaps and dshifts: sums [taps + shifts][lanes], zero before.
   void (*backward)(const StripShape&, const DepthwisePiece&, const void* grad, const void* x,
-                   const void* taps, const void* shifts, void* dx, void* sums, void* scratch);
+                   const void* taps, const void* shifts, void* dx, double* sums, void* scratch);
 
-  // dtaps and dshifts from the sums of all pieces. Scratch: channels * max(taps, shifts) numbers.
-  void (*reduce)(const StripShape&, const DepthwisePiece* pieces, int64_t count, const void* sums,
-                 void* dtaps, void* dshifts, void* scratch);
+  // dtaps and dshifts from the sums of all pieces. totals [channels * max(taps, shifts)] is
+  // scratch.
+  void (*reduce)(const StripShape&, const DepthwisePiece* pieces, int64_t count, const double* sums,
+                 void* dtaps, void* dshifts, double* totals);
 };
 
 namespace baseline {

@@ -32,22 +32,20 @@ struct Table {
              static_cast<const S*>(shifts), static_cast<S*>(out));
   }
   static void backward(const StripShape& s, const DepthwisePiece& piece, const void* grad,
-                       const void* x, const void* taps, const void* shifts, void* dx, void* sums,
+                       const void* x, const void* taps, const void* shifts, void* dx, double* sums,
                        void* scratch) {
     StripBackward<S>(s, piece.right - piece.left, scratch)
         .run(piece, static_cast<const S*>(grad), static_cast<const S*>(x),
-             static_cast<const S*>(taps), static_cast<const S*>(shifts), static_cast<S*>(dx),
-             static_cast<C*>(sums));
+             static_cast<const S*>(taps), static_cast<const S*>(shifts), static_cast<S*>(dx), sums);
   }
   static void reduce(const StripShape& s, const DepthwisePiece* pieces, int64_t count,
-                     const void* sums, void* dtaps, void* dshifts, void* scratch) {
+                     const double* sums, void* dtaps, void* dshifts, double* totals) {
     const int64_t stride = s.taps + s.shifts();
-    reduce_sums(s.maps, pieces, count, static_cast<const C*>(sums), stride, 0, s.taps,
-                static_cast<C*>(scratch), static_cast<S*>(dtaps));
-    reduce_sums(s.maps, pieces, count, static_cast<const C*>(sums), stride, s.taps, s.shifts(),
-                static_cast<C*>(scratch), static_cast<S*>(dshifts));
+    reduce_sums<S>(s.maps, pieces, count, sums, stride, 0, s.taps, totals, static_cast<S*>(dtaps));
+    reduce_sums<S>(s.maps, pieces, count, sums, stride, s.taps, s.shifts(), totals,
+                   static_cast<S*>(dshifts));
   }
-  static constexpr StripKernels kernels = {kWidth<C>, kVectorBytes, tile_columns, scratch_bytes,
+  static constexpr StripKernels kernels = {kWidth<C>, tile_columns, scratch_bytes,
                                            forward,   backward,     reduce};
 };
 

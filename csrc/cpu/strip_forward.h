@@ -26,11 +26,9 @@ class StripForward {
         arena_(scratch),
         parameters_(arena_, shape),
         local_(arena_, shape.kernel_height, shape.kernel_width),
-        x_(arena_, shape.kernel_height + kAcross - 1,
-           columns + 2 * (reach_.side + reach_.local_side)),
+        x_(arena_, shape.kernel_height, columns + 2 * (reach_.side + reach_.local_side)),
         a_(arena_, kSlide + reach_.up, columns + 2 * reach_.side),
         zeros_(arena_.take<C>(x_.rows.stride)),
-        dump_(arena_.take<C>(x_.rows.stride)),
         staged_(arena_.take<C>(kSlide * kTile * kWidth<C>)),
         shift_(arena_.take<C>(kWidth<C>)),
         strips_(arena_.take<Strip>(shape.strips)),
@@ -57,7 +55,7 @@ class StripForward {
  private:
   // Pixels of a row on the way to the map at a time, in squares for unpack_lines.
   static constexpr int kTile = 16;
-  static_assert(kTile % kWidth<C> == 0 && kTile % kAcross == 0, "whole squares and blocks");
+  static_assert(kTile % kWidth<C> == 0, "whole squares");
 
   struct Strip {
     RowRing<C> rows;  // horizontal(a)
@@ -88,12 +86,11 @@ class StripForward {
   void compute_rows(const LaneGroup<S>& group, int64_t end) {
     const int64_t last = min64(height_, end + reach_.up);
     do {
-      const int64_t rows = min64(kAcross, last - next_);
-      if (rows > 0) {
-        x_.advance(group, next_ + rows + reach_.local_up, height_);
+      if (next_ < last) {
+        x_.advance(group, next_ + 1 + reach_.local_up, height_);
         local_.run(x_.rows, height_, parameters_.tap(0), parameters_.shift(0), zeros_, around_,
-                   next_, rows, a_, dump_);
-        next_ += rows;
+                   next_, 1, a_);
+        ++next_;
       }
       for (int64_t i = 0; i < shape_.strips; ++i)
         add_row(i, min64(next_, end + shape_.columns[i] / 2));
@@ -104,17 +101,13 @@ class StripForward {
   void add_row(int64_t i, int64_t end) {
     Strip& strip = strips_[i];
     const int64_t count = shape_.rows[i];
-    if (strip.next >= end) return;
-    for_each_row_block(strip.rows, own_, strip.next, end - strip.next, dump_,
-                       [&](int64_t y, int64_t rows, C* const* target) {
-                         const C* source[kAcross];
-                         for (int64_t r = 0; r < kAcross; ++r)
-                           source[r] = a_.at(min64(y + r, y + rows - 1), own_.left - count / 2);
-                         const Term<C> term = {source, parameters_.tap(row_tap(shape_, i)), count};
-                         convolve<C, false>(&term, 1, parameters_.shift(2 * i + 1), nullptr, 0,
-                                            own_.width(), target);
-                       });
-    strip.next = end;
+    const C* taps = parameters_.tap(row_tap(shape_, i));
+    for_each_row(strip.rows, own_, strip.next, end - strip.next, [&](int64_t y, C* target) {
+      const C* source = a_.at(y, own_.left - count / 2);
+      const Term<C> term = {&source, taps, count};
+      convolve<C, false>(&term, 1, parameters_.shift(2 * i + 1), nullptr, 0, own_.width(), &target);
+    });
+    strip.next = max64(strip.next, end);
   }
 
   // The rows of the result.
@@ -147,7 +140,7 @@ class StripForward {
   const LocalConvolution<C> local_;
   RowReader<S> x_;
   RowRing<C> a_;
-  C *zeros_, *dump_, *staged_, *shift_;
+  C *zeros_, *staged_, *shift_;
   Strip* strips_;
   Term<C>* terms_;
   Span own_, around_;  // columns of the piece, and those of a that its rows see
