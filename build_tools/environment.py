@@ -72,6 +72,15 @@ def existing_interpreter(environment: Path | None) -> str:
     sys.exit("no torch >= 2.10 found: make ... PYTHON=/path/to/a/python/that/has/it")
 
 
+def _keep_torch(python: str, prefix: Path) -> list[str]:
+    """Pip's arguments that keep the torch that is there: others of its family have to fit it."""
+    program = "from importlib.metadata import version; print(version('torch').partition('+')[0])"
+    found = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True)
+    constraints = prefix / ".attnops-constraints.txt"
+    constraints.write_text(f"torch=={found.stdout.strip()}\n")
+    return ["--constraint", str(constraints)]
+
+
 def _run(*command: str) -> None:
     print("+", " ".join(command), flush=True)
     result = subprocess.run(command, cwd=ROOT)
@@ -101,7 +110,7 @@ def set_up(environment: Path | None) -> None:
         return
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     _run(*pip, *([] if has_torch(python) else [TORCH]), *BUILD_REQUIREMENTS)
-    _run(*pip, "--no-build-isolation", "-e", ".[dev]")
+    _run(*pip, *_keep_torch(python, prefix), "--no-build-isolation", "-e", ".[dev]")
     stamp.write_text(json.dumps(fingerprint))
 
 
