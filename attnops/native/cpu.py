@@ -18,6 +18,10 @@ def _refuse_device(x: Tensor, *args: Any) -> str | None:
     return None if x.device.type == "cpu" else f"it runs CPU tensors only, got {x.device}"
 
 
+def _refuse_scores(scores: list[Tensor], *args: Any) -> str | None:
+    return _refuse_device(scores[0])
+
+
 def _refuse_pyramid_pool(x: Tensor, *args: Any) -> str | None:
     if x.shape[2] * x.shape[3] >= 2**31:
         return f"it indexes planes of less than 2^31 pixels, got {x.shape[2]}x{x.shape[3]}"
@@ -99,6 +103,13 @@ def register_all() -> None:
         forward=ops.nmf.default,
         backward=ops.nmf_backward.default,
         refuse=_refuse_nmf,
+    )
+    register(
+        "merge_scales",
+        "cpu",
+        forward=lambda *args: (ops.merge_scales.default(*args),),
+        backward=ops.merge_scales_backward.default,
+        refuse=_refuse_scores,
     )
     register(
         "upsample_argmax",

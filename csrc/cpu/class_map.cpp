@@ -30,7 +30,8 @@ struct Logits {
         item_bytes(logits.numel() / logits.size(0) * static_cast<int64_t>(logits.element_size())),
         rows(logits.size(2), out_height, align_corners, dtype_of(logits)),
         columns(logits.size(3), out_width, align_corners, dtype_of(logits)),
-        map{logits.size(1), is_channels_last(logits), rows.view(), columns.view(), ignore_index} {}
+        map{{logits.size(1), is_channels_last(logits), rows.view(), columns.view()}, ignore_index} {
+  }
 
   // Calls body(item, first row, last row, scratch): the output rows of all items in one run a
   // worker.

@@ -4,15 +4,11 @@
 #include <cstdint>
 
 #include "dtype.h"
-#include "resize_axis.h"
+#include "score_map.h"
 
 namespace attnops::cpu {
 
-// Logits of one batch item [classes, h, w], contiguous or channels_last, resized to [H, W].
-struct ClassMap {
-  int64_t classes;
-  bool channels_last;
-  ResizeAxis rows, columns;
+struct ClassMap : ScoreMap {
   int64_t ignore_index;
 };
 

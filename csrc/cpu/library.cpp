@@ -74,6 +74,15 @@ STABLE_TORCH_LIBRARY(attnops_cpu, m) {
   m.def(
       "depthwise_gelu_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias) -> "
       "(Tensor dx, Tensor dweight, Tensor dbias)");
+  // scores [B, K, h, w] each, attention_logits [B, S, H, W] or none, all in one layout -> out
+  // [B, K, height, width]; packed: the gradients of the maps one after the other, [elements];
+  // dlogits [0] without logits. The numbers of reduce are those of merge_scales.h.
+  m.def(
+      "merge_scales(Tensor[] scores, Tensor? attention_logits, int height, int width, int reduce, "
+      "bool align_corners) -> Tensor out");
+  m.def(
+      "merge_scales_backward(Tensor grad, Tensor[] scores, Tensor? attention_logits, int reduce, "
+      "bool align_corners) -> (Tensor packed, Tensor dlogits)");
   // logits [B, K, h, w], labels int64 [B, H, W].
   m.def(
       "upsample_argmax(Tensor logits, int height, int width, bool align_corners) -> "
@@ -104,6 +113,8 @@ STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
   m.impl("strip_conv_backward", TORCH_BOX(&attnops::cpu::strip_conv_backward));
   m.impl("depthwise_gelu", TORCH_BOX(&attnops::cpu::depthwise_gelu));
   m.impl("depthwise_gelu_backward", TORCH_BOX(&attnops::cpu::depthwise_gelu_backward));
+  m.impl("merge_scales", TORCH_BOX(&attnops::cpu::merge_scales));
+  m.impl("merge_scales_backward", TORCH_BOX(&attnops::cpu::merge_scales_backward));
   m.impl("upsample_argmax", TORCH_BOX(&attnops::cpu::upsample_argmax));
   m.impl("upsample_cross_entropy", TORCH_BOX(&attnops::cpu::upsample_cross_entropy));
   m.impl("upsample_cross_entropy_backward",

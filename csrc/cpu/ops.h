@@ -64,6 +64,13 @@ std::tuple<Tensor, Tensor, Tensor> strip_conv_backward(Tensor grad, Tensor x, Te
                                                        std::vector<int64_t> rows,
                                                        std::vector<int64_t> columns);
 
+Tensor merge_scales(std::vector<Tensor> scores, std::optional<Tensor> logits, int64_t height,
+                    int64_t width, int64_t reduce, bool align_corners);
+
+std::tuple<Tensor, Tensor> merge_scales_backward(Tensor grad, std::vector<Tensor> scores,
+                                                 std::optional<Tensor> logits, int64_t reduce,
+                                                 bool align_corners);
+
 Tensor depthwise_gelu(Tensor x, Tensor weight, std::optional<Tensor> bias);
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_gelu_backward(Tensor grad, Tensor x, Tensor weight,
