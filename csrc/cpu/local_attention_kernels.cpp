@@ -15,7 +15,7 @@
 // every group. The backward walks down the rows and keeps p and ds of the last ones, so that keys
 // gather from the queries around them in a fixed order; rows next to the end of a strip are
 // computed in both strips.
-#include "local_pack.h"
+#include "local_pixels.h"
 #include "local_softmax.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
@@ -31,6 +31,7 @@ constexpr int64_t kPlaneDepth = kDepth, kPixelDepth = 4 * kDepth;
 //               and zeros between the rows of scores, as wide as the halo
 //   wide        a tile with its halo: [channel][row][column]
 //   narrow      a tile without
+//   pixels      sums of all channels for a position of kWindowRows rows, and a pixel of zeros
 template <class C>
 struct Plan {
   int64_t rows;     // of a group
@@ -40,8 +41,8 @@ struct Plan {
   int64_t shift;    // columns left of its centre
   int64_t halo;     // that, in whole vectors
   bool full_width;  // a tile has all columns, so that its halo is zeros: rows share them
-  int64_t tap_stride, score_row, wide_row, wide_channel, narrow_channel;
-  int64_t dp, wide, narrow, total;  // offsets; scores start at 0
+  int64_t tap_stride, score_row, wide_row, wide_channel, narrow_channel, pixel;
+  int64_t dp, wide, narrow, pixels, total;  // offsets; scores start at 0
 
   Plan(const LocalShape& s, bool backward, int64_t group_rows) : rows(group_rows) {
     const int64_t width = round_up(s.width, kWidth<C>);
@@ -61,7 +62,9 @@ struct Plan {
     dp = round_up(scores, 16);
     wide = backward ? 2 * dp : dp;
     narrow = wide + depth * wide_channel;
-    total = narrow + depth * narrow_channel;
+    pixels = narrow + depth * narrow_channel;
+    pixel = s.channels_last ? odd_lines<C>(max64(s.key_channels, s.value_channels)) : 0;
+    total = pixels + (kWindowRows + 1) * pixel;
   }
 
   int64_t bytes() const { return round_up(total * static_cast<int64_t>(sizeof(C)), 64); }
@@ -97,6 +100,7 @@ class Worker {
         buffer_(static_cast<C*>(scratch)) {
     const int64_t first = backward ? 0 : plan.wide;
     memset(buffer_ + first, 0, static_cast<size_t>(plan.narrow - first) * sizeof(C));
+    memset(buffer_ + plan.pixels, 0, static_cast<size_t>(plan.total - plan.pixels) * sizeof(C));
   }
 
   int64_t map_row(int64_t row) const { return phase_ + row * shape_.row_step; }
@@ -120,6 +124,13 @@ class Worker {
   // out = beta sum_n weights[n] alpha x[. + n].
   void average(Taps<const C> weights, const S* x, C alpha, int64_t channels, const Group& g, C beta,
                S* out) const {
+    if (shape_.channels_last && channels >= kFewestPixelChannels<C>) {
+      C* sums = buffer_ + plan.pixels;
+      weigh_pixels<S>(shape_, weights, x, part(0, channels, g), window_, plan.shift, alpha * beta,
+                      reinterpret_cast<const S*>(sums + kWindowRows * plan.pixel), sums, plan.pixel,
+                      out);
+      return;
+    }
     for (int64_t c = 0; c < channels; c += plan.depth) {
       const int64_t depth = min64(plan.depth, channels - c);
       pack_wide(x, channels, c, depth, g, alpha);

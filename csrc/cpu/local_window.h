@@ -49,7 +49,7 @@ struct Int {
 };
 
 // Calls body(Int<rows>, Int<taps>, row, tap) for blocks that cover `rows` x `window_rows`. Blocks
-// of rows are as even as possible: 4 + 4 + 1 would cost more than 3 + 3 + 3.
+// are as even as possible: 4 + 4 + 1 would cost more than 3 + 3 + 3.
 template <int kRows, class Body>
 ATTNOPS_INLINE void for_each_tap_block(int64_t row, int64_t window_rows, const Body& body) {
   const int64_t pieces = (window_rows + kMostTaps - 1) / kMostTaps;
@@ -67,19 +67,27 @@ ATTNOPS_INLINE void for_each_tap_block(int64_t row, int64_t window_rows, const B
   }
 }
 
+// Calls body(Int<rows>, row) for blocks that cover `rows`.
 template <class Body>
-ATTNOPS_INLINE void for_each_block(int64_t rows, int64_t window_rows, const Body& body) {
+ATTNOPS_INLINE void for_each_row_block(int64_t rows, const Body& body) {
   const int64_t pieces = (rows + kWindowRows - 1) / kWindowRows;
   for (int64_t piece = 0; piece < pieces; ++piece) {
     const int64_t row = rows * piece / pieces;
     const int64_t count = rows * (piece + 1) / pieces - row;
-    if (count == 1) for_each_tap_block<1>(row, window_rows, body);
-    if (count == 2) for_each_tap_block<2>(row, window_rows, body);
+    if (count == 1) body(Int<1>(), row);
+    if (count == 2) body(Int<2>(), row);
     if constexpr (kWindowRows == 4) {
-      if (count == 3) for_each_tap_block<3>(row, window_rows, body);
-      if (count == 4) for_each_tap_block<4>(row, window_rows, body);
+      if (count == 3) body(Int<3>(), row);
+      if (count == 4) body(Int<4>(), row);
     }
   }
+}
+
+template <class Body>
+ATTNOPS_INLINE void for_each_block(int64_t rows, int64_t window_rows, const Body& body) {
+  for_each_row_block(rows, [&](auto block, int64_t row) {
+    for_each_tap_block<decltype(block)::value>(row, window_rows, body);
+  });
 }
 
 // Scores of kRows rows and kTaps rows of the window, all columns of the tile and of the window.
