@@ -15,6 +15,8 @@ _MAX_LEVELS, _MAX_BINS_AN_AXIS = 16, 64
 _MAX_PIXELS, _MAX_PLANES = 2**31 - 1 - 4096, 2**31 - 1
 # Windows whose tiles fit the shared memory (csrc/cuda/local_attention_plan.h).
 _MAX_KERNEL, _MAX_TAPS = 63, 441
+# Kernels whose tiles fit the shared memory (csrc/cuda/strip_conv_plan.h).
+_MAX_LOCAL_SIDE, _MAX_STRIPS, _MAX_STRIP_SIDE = 11, 8, 63
 
 
 def _refuse_device(x: Tensor) -> str | None:
@@ -49,6 +51,26 @@ def _refuse_local_attention(
     return _refuse_device(query)
 
 
+def _refuse_strip_conv(
+    x: Tensor,
+    taps: Tensor,
+    shifts: Tensor,
+    kernel: list[int],
+    rows: list[int],
+    columns: list[int],
+) -> str | None:
+    longest = max([*rows, *columns], default=0)
+    if max(kernel) > _MAX_LOCAL_SIDE or len(rows) > _MAX_STRIPS or longest > _MAX_STRIP_SIDE:
+        return (
+            f"it takes local kernels of up to {_MAX_LOCAL_SIDE} an axis and {_MAX_STRIPS} strips "
+            f"of up to {_MAX_STRIP_SIDE}, got {kernel[0]}x{kernel[1]} and rows {tuple(rows)}, "
+            f"columns {tuple(columns)}"
+        )
+    if x.shape[2] * x.shape[3] > _MAX_PIXELS:
+        return f"it indexes maps of up to {_MAX_PIXELS} pixels, got {tuple(x.shape)}"
+    return _refuse_device(x)
+
+
 def register_all() -> None:
     """Load the library and register its ops.
 
@@ -72,4 +94,11 @@ def register_all() -> None:
         forward=ops.local_attention.default,
         backward=ops.local_attention_backward.default,
         refuse=_refuse_local_attention,
+    )
+    register(
+        "strip_conv",
+        "cuda",
+        forward=lambda *args: (ops.strip_conv.default(*args),),
+        backward=ops.strip_conv_backward.default,
+        refuse=_refuse_strip_conv,
     )

@@ -12,4 +12,10 @@ STABLE_TORCH_LIBRARY(attnops_cuda, m) {
   m.def(
       "local_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor lse, "
       "int[] kernel, int[] dilation, float scale, bool mask) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "strip_conv(Tensor x, Tensor taps, Tensor shifts, int[] kernel, int[] rows, int[] columns) "
+      "-> Tensor");
+  m.def(
+      "strip_conv_backward(Tensor grad, Tensor x, Tensor taps, Tensor shifts, int[] kernel, "
+      "int[] rows, int[] columns) -> (Tensor, Tensor, Tensor)");
 }

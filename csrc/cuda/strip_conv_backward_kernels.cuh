@@ -1,0 +1,322 @@
+// Backward of strip convolutions (strip_conv_kernels.cuh). With g the gradient of out, and for
+// every strip s h_s = horizontal_s(a) + b_h:
+//
+//   gh_s = vertical_s^T(g), zero outside the map           gradient of h_s
+//   da = g + sum over s of horizontal_s^T(gh_s)            gradient of a
+//   dx = local^T(da)
+//   dtaps: of the local kernel from da and x, of a row from gh_s and a, of a column from g and h_s
+//   dshifts: sums of da; of gh_s and g for every strip
+//
+// Maps, taps and shifts as in the forward; a and h_s are computed again, and all of them stay in
+// shared memory.
+//
+// strip_backward_map_kernel: one block a tile of a few channels, writes dx. Moved per element: one
+// write and r reads, r as in the forward.
+// strip_backward_taps_kernel: one block a slice of the tiles of a few channels; adds up what its
+// tiles give, in their order, in p_partials `[slices, C, T + 1 + 2 * strips]`. Moved per element:
+// about 2 r reads.
+// strip_backward_reduce_kernel: adds up the slices in a fixed order; a block owns WARP sums.
+#pragma once
+
+#include "strip_conv_tile.cuh"
+
+namespace attnops::cuda {
+
+constexpr int REDUCE_PARTS = 8;  // of the slices, for every sum
+
+// gh: the transposed column of `taps` taps applied to s_grad, whose first row is plan.reach_y rows
+// above that of `area`, and whose columns are those of `area`. `area` begins (above, left) of the
+// tile. Zero outside the map.
+template <typename Acc>
+__device__ __forceinline__ void apply_column_transposed(const StripTile& tile, Acc* s_grad,
+                                                        const Acc* s_taps, int taps, StripArea area,
+                                                        int above, int left,
+                                                        Acc* s_grad_horizontal) {
+  const StripPlan& plan = tile.plan;
+  const StripPlane<Acc> from = tile.plane(s_grad, area);
+  const StripPlane<Acc> to = tile.plane(s_grad_horizontal, area);
+  const int lanes = plan.lanes;
+  tile.for_each(area.columns, area.rows / STRIP_RUN, [&](int column, int run) {
+    const int row = run * STRIP_RUN;
+    const int map_row = tile.y - above + row, map_column = tile.x - left + column;
+    Acc sums[STRIP_RUN] = {};
+    if (map_row < plan.height && map_row + STRIP_RUN > 0 && tile.is_inside(0, map_column)) {
+      correlate_run(sums, from.at(plan.reach_y - taps / 2 + row, column), from.row,
+                    s_taps + (taps - 1) * lanes, -lanes, taps);
+    }
+#pragma unroll
+    for (int j = 0; j < STRIP_RUN; ++j) {
+      *to.at(row + j, column) = tile.is_inside(map_row + j, map_column) ? sums[j] : Acc(0);
+    }
+  });
+}
+
+// da += the transposed row of `taps` taps applied to gh, which has plan.reach_x columns more than
+// `area` to either side. `area` begins (above, left) of the tile; da stays zero outside the map.
+template <typename Acc>
+__device__ __forceinline__ void add_row_transposed(const StripTile& tile, Acc* s_grad_horizontal,
+                                                   const Acc* s_taps, int taps, StripArea area,
+                                                   int above, int left, Acc* s_grad_local) {
+  const StripPlan& plan = tile.plan;
+  const StripPlane<Acc> from =
+      tile.plane(s_grad_horizontal, StripArea{area.rows, area.columns + 2 * plan.reach_x});
+  const StripPlane<Acc> to = tile.plane(s_grad_local, area);
+  const int lanes = plan.lanes;
+  tile.for_each(area.rows, area.columns / STRIP_RUN, [&](int row, int run) {
+    const int column = run * STRIP_RUN;
+    const int map_row = tile.y - above + row, map_column = tile.x - left + column;
+    if (map_row < 0 || map_row >= plan.height) return;
+    Acc sums[STRIP_RUN] = {};
+    correlate_run(sums, from.at(row, plan.reach_x - taps / 2 + column), from.column,
+                  s_taps + (taps - 1) * lanes, -lanes, taps);
+#pragma unroll
+    for (int j = 0; j < STRIP_RUN; ++j) {
+      if (tile.is_inside(map_row, map_column + j)) *to.at(row, column + j) += sums[j];
+    }
+  });
+}
+
+template <typename T>
+__global__ void __launch_bounds__(STRIP_THREADS, 2)
+    strip_backward_map_kernel(const T* __restrict__ p_grad, const T* __restrict__ p_taps,
+                              const T* __restrict__ p_shifts, T* __restrict__ p_grad_x,
+                              const __grid_constant__ StripPlan plan) {
+  using Acc = accumulator_t<T>;
+  ATTNOPS_DYNAMIC_SHARED(shared);
+  const StripTile tile = make_strip_tile(plan);
+  const int lanes = plan.lanes;
+  const int above = plan.kernel_height / 2, left = plan.kernel_width / 2;
+  Acc* s_parameters = reinterpret_cast<Acc*>(shared);  // [taps + shifts, lanes]
+  Acc* s_grad_local = s_parameters + plan.parameters() * lanes;
+  Acc* s_grad_horizontal = s_grad_local + plan.grad_local().size() * lanes;
+  Acc* s_grad = s_grad_horizontal + plan.grad_horizontal().size() * lanes;
+
+  tile.load_parameters(p_taps, p_shifts, s_parameters);
+  tile.load(p_grad, plan.grad_out(), above + plan.reach_y, left + plan.reach_x, s_grad);
+  tile.load(p_grad, plan.grad_local(), above, left, s_grad_local);
+  const Acc* s_taps = s_parameters + plan.kernel_height * plan.kernel_width * lanes + tile.lane();
+  for (int s = 0; s < plan.strips; ++s) {
+    __syncthreads();
+    apply_column_transposed(tile, s_grad, s_taps + plan.rows[s] * lanes, plan.columns[s],
+                            plan.grad_horizontal(), above, left + plan.reach_x, s_grad_horizontal);
+    __syncthreads();
+    add_row_transposed(tile, s_grad_horizontal, s_taps, plan.rows[s], plan.grad_local(), above,
+                       left, s_grad_local);
+    s_taps += (plan.rows[s] + plan.columns[s]) * lanes;
+  }
+  __syncthreads();
+
+  // STRIP_RUN rows of a column of dx; taps are read backwards.
+  const int column = threadIdx.x / lanes % plan.tile_columns;
+  const int row = threadIdx.x / lanes / plan.tile_columns * STRIP_RUN;
+  if (row >= plan.tile_rows || tile.channel() >= plan.channels) return;
+  if (!tile.is_inside(tile.y + row, tile.x + column)) return;
+  const StripPlane<Acc> from = tile.plane(s_grad_local, plan.grad_local());
+  const Acc* s_last =
+      s_parameters + (plan.kernel_height * plan.kernel_width - 1) * lanes + tile.lane();
+  Acc sums[STRIP_RUN] = {};
+  for (int k = 0; k < plan.kernel_width; ++k) {
+    correlate_run(sums, from.at(row, column + k), from.row, s_last - k * lanes,
+                  -plan.kernel_width * lanes, plan.kernel_height);
+  }
+#pragma unroll
+  for (int j = 0; j < STRIP_RUN; ++j) {
+    if (tile.y + row + j < plan.height) {
+      p_grad_x[tile.offset(tile.y + row + j, tile.x + column)] = narrow<T>(sums[j]);
+    }
+  }
+}
+
+// How a kernel's taps are summed up: sum over lines l and steps i of grad(l, i) * map(l, i + t),
+// for taps t of `tap_rows` rows.
+struct TapSums {
+  int lines;   // of the tile, within the map
+  int length;  // of a line, within the map
+  int grad_line, grad_step;
+  int map_line, map_step, map_tap_row;
+  int tap_rows, taps;
+  int first_tap, shift;  // where the sums go among a channel's; `shift`: the sum of grad
+};
+
+// s_grad and s_map: this lane's position (0, 0) of the tile, and what its first tap meets.
+// p_partials: sums of the tile's first channel, to which this adds (or which it sets, if is_first).
+// A thread multiplies one line by STRIP_RUN taps, then lines are added up in order.
+template <typename Acc>
+__device__ __forceinline__ void sum_taps(const StripTile& tile, const TapSums& of,
+                                         const Acc* s_grad, const Acc* s_map, Acc* s_sums,
+                                         bool is_first, Acc* p_partials) {
+  const StripPlan& plan = tile.plan;
+  const int threads = blockDim.x;
+  const int line_threads = of.lines * plan.lanes;
+  const int chunks_at_once = threads / line_threads;
+  const int row_chunks = (of.taps + STRIP_RUN - 1) / STRIP_RUN;
+  const int chunks = of.tap_rows * row_chunks;
+  const int line = threadIdx.x % line_threads / plan.lanes;
+  for (int first = 0; first < chunks; first += chunks_at_once) {
+    const int chunk = first + threadIdx.x / line_threads;
+    if (chunk < min(first + chunks_at_once, chunks)) {
+      const int tap = chunk % row_chunks * STRIP_RUN;
+      const int needed = of.length + of.taps - 1 - tap;  // positions of the map from this tap on
+      const Acc* s_from =
+          s_map + line * of.map_line + chunk / row_chunks * of.map_tap_row + tap * of.map_step;
+      const Acc* s_by = s_grad + line * of.grad_line;
+      Acc sums[STRIP_RUN] = {};
+      Acc total = 0;
+      Acc window[STRIP_RUN];
+#pragma unroll
+      for (int j = 0; j < STRIP_RUN - 1; ++j) {
+        window[j] = j < needed ? s_from[j * of.map_step] : Acc(0);
+      }
+      s_from += (STRIP_RUN - 1) * of.map_step;
+#pragma unroll 4
+      for (int i = 0; i < of.length; ++i, s_from += of.map_step, s_by += of.grad_step) {
+        window[STRIP_RUN - 1] = i + STRIP_RUN - 1 < needed ? *s_from : Acc(0);
+        const Acc grad = *s_by;
+        total += grad;
+#pragma unroll
+        for (int j = 0; j < STRIP_RUN; ++j) sums[j] += grad * window[j];
+#pragma unroll
+        for (int j = 0; j < STRIP_RUN - 1; ++j) window[j] = window[j + 1];
+      }
+#pragma unroll
+      for (int j = 0; j < STRIP_RUN; ++j) s_sums[j * threads + threadIdx.x] = sums[j];
+      s_sums[STRIP_RUN * threads + threadIdx.x] = total;
+    }
+    __syncthreads();
+    const int found = min(chunks_at_once, chunks - first) * (STRIP_RUN + 1) * plan.lanes;
+    for (int index = threadIdx.x; index < found; index += threads) {
+      const int j = index / plan.lanes % (STRIP_RUN + 1);
+      const int part = index / plan.lanes / (STRIP_RUN + 1);
+      const int tap = (first + part) % row_chunks * STRIP_RUN + j;
+      const bool is_total = j == STRIP_RUN;
+      if (is_total ? first + part != 0 : tap >= of.taps) continue;
+      if (tile.channel() >= plan.channels) continue;
+      const Acc* s_line = s_sums + j * threads + part * line_threads + tile.lane();
+      Acc sum = 0;
+      for (int k = 0; k < of.lines; ++k, s_line += plan.lanes) sum += *s_line;
+      const int at =
+          is_total ? of.shift : of.first_tap + (first + part) / row_chunks * of.taps + tap;
+      Acc* p_sum = p_partials + tile.lane() * plan.parameters() + at;
+      *p_sum = is_first ? sum : *p_sum + sum;
+    }
+    __syncthreads();
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(STRIP_THREADS, 2)
+    strip_backward_taps_kernel(const T* __restrict__ p_grad, const T* __restrict__ p_x,
+                               const T* __restrict__ p_taps, const T* __restrict__ p_shifts,
+                               accumulator_t<T>* __restrict__ p_partials,
+                               const __grid_constant__ StripPlan plan) {
+  using Acc = accumulator_t<T>;
+  ATTNOPS_DYNAMIC_SHARED(shared);
+  const int lanes = plan.lanes;
+  const int group = blockIdx.x % plan.groups;
+  const int64_t slice = blockIdx.x / plan.groups;
+  Acc* s_parameters = reinterpret_cast<Acc*>(shared);  // [taps + shifts, lanes]
+  Acc* s_local = s_parameters + plan.parameters() * lanes;
+  Acc* s_row = s_local + plan.local().size() * lanes;  // h_s, then gh_s
+  Acc* s_grad_local = s_row + plan.row_results() * lanes;
+  Acc* s_map = s_grad_local + plan.own().size() * lanes;  // x, then g, then x
+  Acc* s_sums = s_map + plan.source().size() * lanes;
+  Acc* p_sums = p_partials + (slice * plan.channels + int64_t{group} * lanes) * plan.parameters();
+  const int local_taps = plan.kernel_height * plan.kernel_width;
+  const int above = plan.kernel_height / 2, left = plan.kernel_width / 2;
+  const StripArea own_and_kernel{plan.tile_rows + plan.kernel_height - 1,
+                                 plan.tile_columns + plan.kernel_width - 1};
+
+  const int64_t begin = slice * plan.tiles / plan.slices;
+  const int64_t end = (slice + 1) * plan.tiles / plan.slices;
+  for (int64_t index = begin; index < end; ++index) {
+    const StripTile tile = make_strip_tile(plan, index, group);
+    const bool is_first = index == begin;
+    const int rows = min(plan.tile_rows, plan.height - tile.y);
+    const int columns = min(plan.tile_columns, plan.width - tile.x);
+    if (is_first) tile.load_parameters(p_taps, p_shifts, s_parameters);
+    tile.load(p_x, plan.source(), plan.reach_y + above, plan.reach_x + left, s_map);
+    tile.load(p_grad, plan.own(), 0, 0, s_grad_local);
+    __syncthreads();
+    apply_local(tile, s_map, s_parameters, s_local);
+    __syncthreads();
+    tile.load(p_grad, plan.own_grad_out(), plan.reach_y, plan.reach_x, s_map);
+
+    const StripPlane<Acc> local = tile.plane(s_local, plan.local());
+    const StripPlane<Acc> grad_local = tile.plane(s_grad_local, plan.own());
+    const StripPlane<Acc> grad = tile.plane(s_map, plan.own_grad_out());
+    int first_tap = local_taps;
+    for (int s = 0; s < plan.strips; ++s) {
+      const int row_taps = plan.rows[s], column_taps = plan.columns[s];
+      const int shift = plan.taps + 1 + 2 * s;
+      const Acc* s_row_taps = s_parameters + first_tap * lanes + tile.lane();
+      const Acc* s_column_taps = s_row_taps + row_taps * lanes;
+      apply_row(tile, s_local, s_row_taps, row_taps, s_parameters[shift * lanes + tile.lane()],
+                column_taps / 2, s_row);
+      __syncthreads();
+      const StripPlane<Acc> horizontal = tile.plane(s_row, plan.horizontal());
+      const TapSums of_column{columns,        rows, grad.column, grad.row,    horizontal.column,
+                              horizontal.row, 0,    1,           column_taps, first_tap + row_taps,
+                              shift + 1};
+      sum_taps(tile, of_column, grad.at(plan.reach_y, plan.reach_x), horizontal.s, s_sums, is_first,
+               p_sums);
+      apply_column_transposed(tile, s_map, s_column_taps, column_taps, plan.own_grad_horizontal(),
+                              0, plan.reach_x, s_row);
+      __syncthreads();
+      add_row_transposed(tile, s_row, s_row_taps, row_taps, plan.own(), 0, 0, s_grad_local);
+      const StripPlane<Acc> grad_horizontal = tile.plane(s_row, plan.own_grad_horizontal());
+      const TapSums of_row{rows,
+                           columns,
+                           grad_horizontal.row,
+                           grad_horizontal.column,
+                           local.row,
+                           local.column,
+                           0,
+                           1,
+                           row_taps,
+                           first_tap,
+                           shift};
+      sum_taps(tile, of_row, grad_horizontal.at(0, plan.reach_x),
+               local.at(plan.reach_y, plan.reach_x - row_taps / 2), s_sums, is_first, p_sums);
+      first_tap += row_taps + column_taps;
+    }
+    __syncthreads();
+    tile.load(p_x, own_and_kernel, above, left, s_map);
+    __syncthreads();
+    const StripPlane<Acc> source = tile.plane(s_map, own_and_kernel);
+    const TapSums of_local{
+        rows,          columns,    grad_local.row,     grad_local.column, source.row,
+        source.column, source.row, plan.kernel_height, plan.kernel_width, 0,
+        plan.taps};
+    sum_taps(tile, of_local, grad_local.s, source.s, s_sums, is_first, p_sums);
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(WARP* REDUCE_PARTS)
+    strip_backward_reduce_kernel(const accumulator_t<T>* __restrict__ p_partials,
+                                 T* __restrict__ p_grad_taps, T* __restrict__ p_grad_shifts,
+                                 int channels, int taps, int shifts, int slices) {
+  using Acc = accumulator_t<T>;
+  ATTNOPS_SHARED_ARRAY(Acc, s_sums, [REDUCE_PARTS][WARP]);
+  const int parameters = taps + shifts;
+  const int64_t sums = static_cast<int64_t>(channels) * parameters;
+  const int lane = threadIdx.x % WARP, part = threadIdx.x / WARP;
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * WARP + lane;
+  Acc sum = 0;
+  if (index < sums) {
+    for (int64_t slice = part; slice < slices; slice += REDUCE_PARTS) {
+      sum += p_partials[slice * sums + index];
+    }
+  }
+  s_sums[part][lane] = sum;
+  __syncthreads();
+  if (part != 0 || index >= sums) return;
+  for (int k = 1; k < REDUCE_PARTS; ++k) sum += s_sums[k][lane];
+  const int64_t channel = index / parameters;
+  const int which = static_cast<int>(index % parameters);
+  T* p_to = which < taps ? p_grad_taps + channel * taps + which
+                         : p_grad_shifts + channel * shifts + which - taps;
+  *p_to = narrow<T>(sum);
+}
+
+}  // namespace attnops::cuda

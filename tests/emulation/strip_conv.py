@@ -1,0 +1,81 @@
+"""Sends strip_conv problems to the emulated CUDA kernels (strip_conv_driver.cpp)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .exchange import DTYPES, exchange, fields, map_to_bytes, to_bytes
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A strip_conv problem and how the device looks: many multiprocessors make tiles small.
+
+    `strips` are pairs (length of the row, length of the column).
+    """
+
+    shape: tuple[int, int, int, int]
+    kernel: tuple[int, int] = (3, 3)
+    strips: tuple[tuple[int, int], ...] = ((5, 5),)
+    channels_last: bool = False
+    dtype: torch.dtype = torch.float32
+    multiprocessors: int = 1
+    misalign: int = 0
+
+    @property
+    def taps_shape(self) -> tuple[int, int]:
+        return self.shape[1], self.kernel[0] * self.kernel[1] + sum(map(sum, self.strips))
+
+    @property
+    def shifts_shape(self) -> tuple[int, int]:
+        return self.shape[1], 1 + 2 * len(self.strips)
+
+    def request(
+        self, backward: bool, maps: Sequence[Tensor], parameters: Sequence[Tensor]
+    ) -> bytes:
+        header = fields(
+            *(DTYPES.index(self.dtype), backward, self.channels_last),
+            *(*self.shape, *self.kernel, len(self.strips), self.multiprocessors, self.misalign),
+            *(row for row, _ in self.strips),
+            *(column for _, column in self.strips),
+        )
+        data = [map_to_bytes(x, self.channels_last) for x in maps]
+        return b"".join([header, *data, *map(to_bytes, parameters)])
+
+
+def forward(
+    program: Path, folder: Path, problem: Problem, inputs: Sequence[Tensor], **options: str
+) -> Tensor:
+    """out of x, taps, shifts.
+
+    Raises:
+        Failed: the kernels did something they must not.
+    """
+    request = problem.request(False, inputs[:1], inputs[1:])
+    result = exchange(program, folder, request, **options)
+    return result.take_map(problem.shape, problem.dtype, problem.channels_last)
+
+
+def backward(
+    program: Path,
+    folder: Path,
+    problem: Problem,
+    grad: Tensor,
+    inputs: Sequence[Tensor],
+    **options: str,
+) -> tuple[Tensor, ...]:
+    """Gradients of x, taps, shifts.
+
+    Raises:
+        Failed: the kernels did something they must not.
+    """
+    request = problem.request(True, (grad, inputs[0]), inputs[1:])
+    result = exchange(program, folder, request, **options)
+    grad_x = result.take_map(problem.shape, problem.dtype, problem.channels_last)
+    parameters = (problem.taps_shape, problem.shifts_shape)
+    return grad_x, *(result.take(shape, problem.dtype) for shape in parameters)

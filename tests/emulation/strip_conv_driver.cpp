@@ -1,0 +1,85 @@
+// Runs one strip_conv problem through the emulated CUDA kernels.
+//
+//   strip_conv_driver REQUEST RESULT
+//
+// REQUEST holds int64 fields (struct Request), the lengths of rows and of columns, then the maps in
+// the given layout and the parameters: x, taps, shifts for the forward; grad, x, taps, shifts for
+// the backward. RESULT receives out; or the gradients of x, taps and shifts.
+#include "cuda/strip_conv_launch.cuh"
+#include "exchange.h"
+
+namespace {
+
+using namespace attnops::cuda;
+using attnops::emulation::Array;
+
+struct Request {
+  int64_t dtype;  // 0 float32, 1 float16, 2 bfloat16, 3 float64
+  int64_t backward, channels_last;
+  int64_t batch, channels, height, width;
+  int64_t kernel_height, kernel_width, strips;
+  int64_t multiprocessors, misalign;
+};
+
+template <typename T>
+void run(const Request& request, const StripProblem& problem, const char* input,
+         std::ostream& file) {
+  const StripPlan sums = plan_strip_pass<T>(problem, StripPass::TAPS);
+  const size_t elements = request.batch * request.channels * request.height * request.width;
+  const size_t all_taps = request.channels * sums.taps;
+  const size_t all_shifts = request.channels * (1 + 2 * request.strips);
+  Array<T> x(elements, request.misalign), taps(all_taps), shifts(all_shifts);
+  if (!request.backward) {
+    Array<T> out(elements, request.misalign);
+    shifts.read(taps.read(x.read(input)));
+    strip_forward<T>(problem, x.data(), taps.data(), shifts.data(), out.data(), nullptr);
+    out.write(file);
+    return;
+  }
+  Array<T> grad(elements, request.misalign), grad_x(elements, request.misalign);
+  Array<T> grad_taps(all_taps), grad_shifts(all_shifts);
+  Array<accumulator_t<T>> partials(strip_partials(sums));
+  shifts.read(taps.read(x.read(grad.read(input))));
+  strip_backward<T>(problem, sums, grad.data(), x.data(), taps.data(), shifts.data(), grad_x.data(),
+                    grad_taps.data(), grad_shifts.data(), partials.data(), nullptr);
+  grad_x.write(file);
+  grad_taps.write(file);
+  grad_shifts.write(file);
+}
+
+int answer(const char* bytes, std::ostream& file) {
+  Request request;
+  std::memcpy(&request, bytes, sizeof(request));
+  bytes += sizeof(request);
+  const auto take_sides = [&] {
+    std::vector<int64_t> sides(request.strips);
+    for (int64_t& side : sides) {
+      std::memcpy(&side, bytes, sizeof(side));
+      bytes += sizeof(side);
+    }
+    return sides;
+  };
+  const std::vector<int64_t> rows = take_sides();
+  const std::vector<int64_t> columns = take_sides();
+  const StripProblem problem{request.batch,
+                             request.channels,
+                             request.height,
+                             request.width,
+                             request.kernel_height,
+                             request.kernel_width,
+                             rows,
+                             columns,
+                             request.channels_last != 0,
+                             static_cast<int>(request.multiprocessors)};
+  if (!strip_conv_supported(problem)) {
+    std::cerr << "unsupported kernels\n";
+    return 2;
+  }
+  const bool known = attnops::emulation::with_dtype(
+      request.dtype, [&](auto element) { run<decltype(element)>(request, problem, bytes, file); });
+  return known ? 0 : 2;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return attnops::emulation::drive(argc, argv, answer); }
