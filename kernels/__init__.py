@@ -18,8 +18,11 @@ def register_all() -> None:
         group_attention,
         local_attention,
         local_attention_backward,
+        nmf,
+        nmf_backward,
         pyramid_pool,
         pyramid_pool_backward,
+        upsample_argmax,
         upsample_gate,
     )
 
@@ -44,6 +47,13 @@ def register_all() -> None:
         backward=local_attention_backward.backward,
         refuse=local_attention.refuse,
     )
+    _dispatch.register(
+        "nmf",
+        "triton",
+        forward=nmf.forward,
+        backward=nmf_backward.backward,
+        refuse=nmf.refuse,
+    )
     for module in (upsample_gate, group_attention):
         _dispatch.register(
             module.__name__.rpartition(".")[2],
@@ -52,3 +62,10 @@ def register_all() -> None:
             backward=module.backward,
             refuse=module.refuse,
         )
+    _dispatch.register(
+        "upsample_argmax",
+        "triton",
+        forward=upsample_argmax.forward,
+        backward=None,
+        refuse=upsample_argmax.refuse,
+    )
