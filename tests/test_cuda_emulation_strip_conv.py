@@ -43,6 +43,11 @@ PROBLEMS += [
     for inner in (False, True)
     for channels in (1, 6, 40)
 ]
+# Blocks that add up the sums of several tiles.
+PROBLEMS += [
+    Problem((3, 9, 7, 9), (5, 5), SEGNEXT),
+    Problem((3, 40, 7, 9), (5, 5), SEGNEXT, channels_last=True),
+]
 ORDERS = ("forward", "reverse", "11")
 
 

@@ -23,6 +23,7 @@
 namespace attnops::cuda {
 
 constexpr int REDUCE_PARTS = 8;  // of the slices, for every sum
+constexpr int REDUCE_THREADS = WARP * REDUCE_PARTS;
 
 // gh: the transposed column of `taps` taps applied to s_grad, whose first row is plan.reach_y rows
 // above that of `area`, and whose columns are those of `area`. `area` begins (above, left) of the
@@ -127,24 +128,24 @@ __global__ void __launch_bounds__(STRIP_THREADS, 2)
   }
 }
 
-// How a kernel's taps are summed up: sum over lines l and steps i of grad(l, i) * map(l, i + t),
-// for taps t of `tap_rows` rows.
+// What is summed up for a kernel's taps: over the rows l and columns i of the tile that lie in the
+// map, grad(l, i) * map(l + k, i + t) for tap t of the kernel's row k. For a column of taps, both
+// planes are transposed, and so are lines and length.
 struct TapSums {
-  int lines;   // of the tile, within the map
-  int length;  // of a line, within the map
-  int grad_line, grad_step;
-  int map_line, map_step, map_tap_row;
-  int tap_rows, taps;
-  int first_tap, shift;  // where the sums go among a channel's; `shift`: the sum of grad
+  int lines;
+  int length;
+  int tap_rows;
+  int taps;       // of a row
+  int first_tap;  // where the sums go among a channel's
+  int shift;      // where the sum of grad goes
 };
 
-// s_grad and s_map: this lane's position (0, 0) of the tile, and what its first tap meets.
 // p_partials: sums of the tile's first channel, to which this adds (or which it sets, if is_first).
 // A thread multiplies one line by STRIP_RUN taps, then lines are added up in order.
 template <typename Acc>
 __device__ __forceinline__ void sum_taps(const StripTile& tile, const TapSums& of,
-                                         const Acc* s_grad, const Acc* s_map, Acc* s_sums,
-                                         bool is_first, Acc* p_partials) {
+                                         const StripPlane<Acc>& grad, const StripPlane<Acc>& map,
+                                         Acc* s_sums, bool is_first, Acc* p_partials) {
   const StripPlan& plan = tile.plan;
   const int threads = blockDim.x;
   const int line_threads = of.lines * plan.lanes;
@@ -157,24 +158,23 @@ __device__ __forceinline__ void sum_taps(const StripTile& tile, const TapSums& o
     if (chunk < min(first + chunks_at_once, chunks)) {
       const int tap = chunk % row_chunks * STRIP_RUN;
       const int needed = of.length + of.taps - 1 - tap;  // positions of the map from this tap on
-      const Acc* s_from =
-          s_map + line * of.map_line + chunk / row_chunks * of.map_tap_row + tap * of.map_step;
-      const Acc* s_by = s_grad + line * of.grad_line;
+      const Acc* s_map = map.at(line + chunk / row_chunks, tap);
+      const Acc* s_grad = grad.at(line, 0);
       Acc sums[STRIP_RUN] = {};
       Acc total = 0;
       Acc window[STRIP_RUN];
 #pragma unroll
       for (int j = 0; j < STRIP_RUN - 1; ++j) {
-        window[j] = j < needed ? s_from[j * of.map_step] : Acc(0);
+        window[j] = j < needed ? s_map[j * map.column] : Acc(0);
       }
-      s_from += (STRIP_RUN - 1) * of.map_step;
+      s_map += (STRIP_RUN - 1) * map.column;
 #pragma unroll 4
-      for (int i = 0; i < of.length; ++i, s_from += of.map_step, s_by += of.grad_step) {
-        window[STRIP_RUN - 1] = i + STRIP_RUN - 1 < needed ? *s_from : Acc(0);
-        const Acc grad = *s_by;
-        total += grad;
+      for (int i = 0; i < of.length; ++i, s_map += map.column, s_grad += grad.column) {
+        window[STRIP_RUN - 1] = i + STRIP_RUN - 1 < needed ? *s_map : Acc(0);
+        const Acc factor = *s_grad;
+        total += factor;
 #pragma unroll
-        for (int j = 0; j < STRIP_RUN; ++j) sums[j] += grad * window[j];
+        for (int j = 0; j < STRIP_RUN; ++j) sums[j] += factor * window[j];
 #pragma unroll
         for (int j = 0; j < STRIP_RUN - 1; ++j) window[j] = window[j + 1];
       }
@@ -242,7 +242,6 @@ __global__ void __launch_bounds__(STRIP_THREADS, 2)
     tile.load(p_grad, plan.own_grad_out(), plan.reach_y, plan.reach_x, s_map);
 
     const StripPlane<Acc> local = tile.plane(s_local, plan.local());
-    const StripPlane<Acc> grad_local = tile.plane(s_grad_local, plan.own());
     const StripPlane<Acc> grad = tile.plane(s_map, plan.own_grad_out());
     int first_tap = local_taps;
     for (int s = 0; s < plan.strips; ++s) {
@@ -254,45 +253,30 @@ __global__ void __launch_bounds__(STRIP_THREADS, 2)
                 column_taps / 2, s_row);
       __syncthreads();
       const StripPlane<Acc> horizontal = tile.plane(s_row, plan.horizontal());
-      const TapSums of_column{columns,        rows, grad.column, grad.row,    horizontal.column,
-                              horizontal.row, 0,    1,           column_taps, first_tap + row_taps,
-                              shift + 1};
-      sum_taps(tile, of_column, grad.at(plan.reach_y, plan.reach_x), horizontal.s, s_sums, is_first,
-               p_sums);
+      const TapSums of_column{columns, rows, 1, column_taps, first_tap + row_taps, shift + 1};
+      sum_taps(tile, of_column, grad.from(plan.reach_y, plan.reach_x).transposed(),
+               horizontal.transposed(), s_sums, is_first, p_sums);
       apply_column_transposed(tile, s_map, s_column_taps, column_taps, plan.own_grad_horizontal(),
                               0, plan.reach_x, s_row);
       __syncthreads();
       add_row_transposed(tile, s_row, s_row_taps, row_taps, plan.own(), 0, 0, s_grad_local);
       const StripPlane<Acc> grad_horizontal = tile.plane(s_row, plan.own_grad_horizontal());
-      const TapSums of_row{rows,
-                           columns,
-                           grad_horizontal.row,
-                           grad_horizontal.column,
-                           local.row,
-                           local.column,
-                           0,
-                           1,
-                           row_taps,
-                           first_tap,
-                           shift};
-      sum_taps(tile, of_row, grad_horizontal.at(0, plan.reach_x),
-               local.at(plan.reach_y, plan.reach_x - row_taps / 2), s_sums, is_first, p_sums);
+      const TapSums of_row{rows, columns, 1, row_taps, first_tap, shift};
+      sum_taps(tile, of_row, grad_horizontal.from(0, plan.reach_x),
+               local.from(plan.reach_y, plan.reach_x - row_taps / 2), s_sums, is_first, p_sums);
       first_tap += row_taps + column_taps;
     }
     __syncthreads();
     tile.load(p_x, own_and_kernel, above, left, s_map);
     __syncthreads();
-    const StripPlane<Acc> source = tile.plane(s_map, own_and_kernel);
-    const TapSums of_local{
-        rows,          columns,    grad_local.row,     grad_local.column, source.row,
-        source.column, source.row, plan.kernel_height, plan.kernel_width, 0,
-        plan.taps};
-    sum_taps(tile, of_local, grad_local.s, source.s, s_sums, is_first, p_sums);
+    const TapSums of_local{rows, columns, plan.kernel_height, plan.kernel_width, 0, plan.taps};
+    sum_taps(tile, of_local, tile.plane(s_grad_local, plan.own()),
+             tile.plane(s_map, own_and_kernel), s_sums, is_first, p_sums);
   }
 }
 
 template <typename T>
-__global__ void __launch_bounds__(WARP* REDUCE_PARTS)
+__global__ void __launch_bounds__(REDUCE_THREADS)
     strip_backward_reduce_kernel(const accumulator_t<T>* __restrict__ p_partials,
                                  T* __restrict__ p_grad_taps, T* __restrict__ p_grad_shifts,
                                  int channels, int taps, int shifts, int slices) {

@@ -54,9 +54,9 @@ void strip_backward(const StripProblem& problem, const StripPlan& sums, const T*
   const int64_t parameters = int64_t{sums.channels} * sums.parameters();
   ATTNOPS_LAUNCH((strip_backward_reduce_kernel<T>),
                  detail::strip_grid(detail::strip_ceil_divide(parameters, WARP)),
-                 dim3(WARP * REDUCE_PARTS), 0, stream,
-                 static_cast<const accumulator_t<T>*>(partials), grad_taps, grad_shifts,
-                 sums.channels, sums.taps, sums.parameters() - sums.taps, sums.slices);
+                 dim3(REDUCE_THREADS), 0, stream, static_cast<const accumulator_t<T>*>(partials),
+                 grad_taps, grad_shifts, sums.channels, sums.taps, sums.parameters() - sums.taps,
+                 sums.slices);
 }
 
 }  // namespace attnops::cuda

@@ -15,6 +15,9 @@ struct StripPlane {
   int column;  // from a position to the next
 
   __device__ __forceinline__ Acc* at(int y, int x) const { return s + y * row + x * column; }
+  // The same plane from another position on, and with rows and columns exchanged.
+  __device__ __forceinline__ StripPlane from(int y, int x) const { return {at(y, x), row, column}; }
+  __device__ __forceinline__ StripPlane transposed() const { return {s, column, row}; }
 };
 
 // A tile of one group of channels, and this thread's share: channel `lane` of it.
