@@ -48,18 +48,28 @@ ATTNOPS_INLINE VecF gelu_distance(VecF x) {
 }
 ATTNOPS_INLINE VecD gelu_distance(VecD x) { return at_most(39.0, select(x < 0, -x, x)); }
 
-// 2^(y + kPower) for y <= 0; 0 where that is below the normal range.
+// 2^(y + kPower) for y <= 0 and kPower <= 0; 0, or a subnormal number, where that is below the
+// normal range.
 template <int kPower>
 ATTNOPS_INLINE VecF exp2_lanes(VecF y) {
-  constexpr float kSeries[] = {1.0f,           0.693147203f,   0.240226479f,   0.0555033247f,
-                               0.00961843736f, 0.00133988744f, 0.000153533619f};
-  constexpr int kBias = 127 + kPower;
-  constexpr float kShift =
-      0x1.8p+23f + kBias;  // leaves round(y) + kBias in the low bits of the sum
-  y = at_least(-static_cast<float>(kBias), y);
+  constexpr float kScale = 1.0f / (1 << -kPower);
+  constexpr float kSeries[] = {kScale,
+                               kScale * 0.693147203f,
+                               kScale * 0.240226479f,
+                               kScale * 0.0555033247f,
+                               kScale * 0.00961843736f,
+                               kScale * 0.00133988744f,
+                               kScale * 0.000153533619f};
+#if defined(__AVX512F__)
+  const VecF whole = (VecF)_mm512_maskz_roundscale_ps(-1, (__m512)y, _MM_FROUND_TO_NEAREST_INT);
+  return (VecF)_mm512_maskz_scalef_ps(-1, (__m512)polynomial(kSeries, y - whole), (__m512)whole);
+#else
+  constexpr float kShift = 0x1.8p+23f + 127;  // leaves round(y) + 127 in the low bits of the sum
+  y = at_least(-127.0f, y);
   const VecF shifted = y + kShift;
-  const VecF scale = (VecF)((Vec<float>::I)shifted << 23);
-  return polynomial(kSeries, y - (shifted - kShift)) * scale;
+  const VecF power = (VecF)((Vec<float>::I)shifted << 23);
+  return polynomial(kSeries, y - (shifted - kShift)) * power;
+#endif
 }
 
 // e^(-a^2 / 2)
