@@ -2,13 +2,15 @@
 //
 //   upper(a) = erfc(a / sqrt 2) / 2 for a = |x|      gelu(x) = max(x, 0) - a upper(a)
 //
-// Nothing cancels, so small results have small errors. For float, upper(a) = 2^(a P(a)) / 2, where
-// the polynomial P is fitted (weighted minimax, relative error of upper(a) 2e-8 near 0) up to 7.5;
-// beyond, where a upper(a) < 1e-12, a P(a) goes on falling. For double, with
-// u = 1 - 1 / (1 + slope a), upper(a) = e^(-a^2 / 2) (1 - u) P(u), and P interpolates at Chebyshev
-// nodes to 2e-17.
+// Nothing cancels, so small results have small errors. For float, upper(a) is read from a table of
+// polynomials where permutations of registers are fast (gelu_table.h). Elsewhere it is
+// 2^(a P(a)) / 2, where the polynomial P is fitted (weighted minimax, relative error of upper(a)
+// 2e-8 near 0) up to 7.5; beyond, where a upper(a) < 1e-12, a P(a) goes on falling. For double,
+// with u = 1 - 1 / (1 + slope a), upper(a) = e^(-a^2 / 2) (1 - u) P(u), and P interpolates at
+// Chebyshev nodes to 2e-17.
 #pragma once
 
+#include "gelu_table.h"
 #include "vec.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
@@ -44,12 +46,20 @@ ATTNOPS_INLINE V polynomial(const C (&series)[kCount], V x) {
 
 // |x|, as far as results differ from those in infinity.
 ATTNOPS_INLINE VecF gelu_distance(VecF x) {
-  return at_most(14.0f, (VecF)((Vec<float>::I)x & 0x7fffffff));
+#if defined(__AVX512F__)
+  constexpr float kFar = 15 * kPiece;
+#else
+  constexpr float kFar = 14;
+#endif
+  return at_most(kFar, (VecF)((Vec<float>::I)x & 0x7fffffff));
 }
 ATTNOPS_INLINE VecD gelu_distance(VecD x) { return at_most(39.0, select(x < 0, -x, x)); }
 
-// 2^(y + kPower) for y <= 0 and kPower <= 0; 0, or a subnormal number, where that is below the
-// normal range.
+#if defined(__AVX512F__)
+ATTNOPS_INLINE VecF normal_upper(VecF a) { return in_pieces(kUpper, a); }
+ATTNOPS_INLINE VecF slope_below(VecF a) { return in_pieces(kSlope, a); }
+#else
+// 2^(y + kPower) for y <= 0 and kPower <= 0; 0 where 2^y is below the normal range.
 template <int kPower>
 ATTNOPS_INLINE VecF exp2_lanes(VecF y) {
   constexpr float kScale = 1.0f / (1 << -kPower);
@@ -60,22 +70,15 @@ ATTNOPS_INLINE VecF exp2_lanes(VecF y) {
                                kScale * 0.00961843736f,
                                kScale * 0.00133988744f,
                                kScale * 0.000153533619f};
-#if defined(__AVX512F__)
-  const VecF whole = (VecF)_mm512_maskz_roundscale_ps(-1, (__m512)y, _MM_FROUND_TO_NEAREST_INT);
-  return (VecF)_mm512_maskz_scalef_ps(-1, (__m512)polynomial(kSeries, y - whole), (__m512)whole);
-#else
   constexpr float kShift = 0x1.8p+23f + 127;  // leaves round(y) + 127 in the low bits of the sum
   y = at_least(-127.0f, y);
   const VecF shifted = y + kShift;
   const VecF power = (VecF)((Vec<float>::I)shifted << 23);
   return polynomial(kSeries, y - (shifted - kShift)) * power;
-#endif
 }
 
 // e^(-a^2 / 2)
 ATTNOPS_INLINE VecF normal_bell(VecF a) { return exp2_lanes<0>(a * a * -0.72134752044448170f); }
-ATTNOPS_INLINE VecD normal_bell(VecD a) { return exp_lanes<double>(-0.5 * a * a); }
-
 ATTNOPS_INLINE VecF normal_upper(VecF a) {
   constexpr float kSeries[] = {-1.15110467f,     -0.459218847f,    -0.0524366514f,
                                0.00691696803f,   5.21139022e-05f,  -0.000324943465f,
@@ -83,6 +86,12 @@ ATTNOPS_INLINE VecF normal_upper(VecF a) {
                                -1.62216225e-07f, 7.34611941e-09f,  -1.48745875e-10f};
   return exp2_lanes<-1>(a * polynomial(kSeries, a));
 }
+ATTNOPS_INLINE VecF slope_below(VecF a) {
+  return normal_upper(a) - a * normal_bell(a) * 0.39894228040143268f;
+}
+#endif
+
+ATTNOPS_INLINE VecD normal_bell(VecD a) { return exp_lanes<double>(-0.5 * a * a); }
 ATTNOPS_INLINE VecD normal_upper(VecD a) {
   constexpr double kSlope = 0.28284271247461901;  // 0.4 / sqrt 2
   constexpr double kSeries[] = {0.5,
@@ -112,6 +121,9 @@ ATTNOPS_INLINE VecD normal_upper(VecD a) {
   const VecD inverse = 1 / (1 + kSlope * a);
   return normal_bell(a) * inverse * polynomial(kSeries, 1 - inverse);
 }
+ATTNOPS_INLINE VecD slope_below(VecD a) {
+  return normal_upper(a) - a * normal_bell(a) * 0.39894228040143268;
+}
 
 template <class C>
 ATTNOPS_INLINE typename Vec<C>::V gelu_lanes(typename Vec<C>::V x) {
@@ -119,12 +131,10 @@ ATTNOPS_INLINE typename Vec<C>::V gelu_lanes(typename Vec<C>::V x) {
   return at_least((C)0, x) - a * normal_upper(a);
 }
 
-// The derivative: the distribution plus x times its density.
+// The derivative: the distribution plus x times its density, 1 / sqrt(2 pi) e^(-x^2 / 2).
 template <class C>
 ATTNOPS_INLINE typename Vec<C>::V gelu_slope_lanes(typename Vec<C>::V x) {
-  constexpr C kDensity = static_cast<C>(0.39894228040143268);  // 1 / sqrt(2 pi)
-  const auto a = gelu_distance(x);
-  const auto below = normal_upper(a) - a * normal_bell(a) * kDensity;
+  const auto below = slope_below(gelu_distance(x));
   return select(x > 0, 1 - below, below);
 }
 
