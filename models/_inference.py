@@ -41,6 +41,8 @@ def predict_labels(
     factors = _checked_scales(scales)
     check_flag("predict", "flip", flip)
     windows = _checked_window(window, stride)
+    if images.device.type == "cpu" and images.dim() == 4:
+        images = images.contiguous(memory_format=torch.channels_last)  # convolves faster there
     with torch.no_grad(), evaluation_mode(model):
         if factors == [1.0] and not flip:
             if windows is None:

@@ -36,10 +36,10 @@ class Projection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.conv.weight, self.conv.bias
         if self.bn is None:
-            return pointwise(x, weight, bias)
+            return pointwise(x, weight, bias, lean=True)
         if not has_fixed_statistics(self.bn):
-            return torch.relu_(self.bn(pointwise(x, weight, bias)))
-        return torch.relu_(pointwise(x, weight, *fold_batch_norm(bias, self.bn)))
+            return torch.relu_(self.bn(pointwise(x, weight, bias, lean=True)))
+        return torch.relu_(pointwise(x, weight, *fold_batch_norm(bias, self.bn), lean=True))
 
 
 def has_fixed_statistics(bn: nn.Module) -> bool:
@@ -68,18 +68,25 @@ def scale_outputs(weight: Tensor, factor: Tensor) -> Tensor:
 
 
 def pointwise(
-    x: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    factor: Tensor | None = None,
+    *,
+    lean: bool = False,
 ) -> Tensor:
     """factor·(W·x) + bias of a map `[B, C, *spatial]` with W `[O, C, 1, 1]`, in x's layout.
 
-    The 1x1 convolution as a matrix product, which on CPUs is faster than the convolution.
+    lean: memory counts for more than time; without gradients the product then needs no more than
+    its output.
     """
-    if _may_run_in_slabs(x, weight, bias, factor):
+    recorded = _is_recorded(x, weight, bias, factor)
+    if lean and _may_run_in_slabs(x, recorded):
         return _multiply_in_slabs(x, weight, bias, factor)
     if factor is not None:
         weight = scale_outputs(weight, factor)
         bias = None if bias is None else bias.to(weight.dtype)
-    if torch.compiler.is_compiling() and x.dim() == 4:
+    if x.dim() == 4 and (torch.compiler.is_compiling() or _convolves_faster(x, recorded)):
         return conv2d(x, weight, bias)  # Inductor lays convolutions out itself
     matrix = weight.flatten(1)
     if is_channels_inner(x):
@@ -92,14 +99,27 @@ def pointwise(
     return torch.baddbmm(shift, matrix, columns).unflatten(2, x.shape[2:])
 
 
-def _may_run_in_slabs(x: Tensor, *parameters: Tensor | None) -> bool:
+def _convolves_faster(x: Tensor, recorded: bool) -> bool:
+    """Whether oneDNN's convolution beats the matrix product: not in the backward of contiguous
+    maps, and only in the types that it has.
+    """
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and (is_channels_inner(x) or not recorded)
+    )
+
+
+def _is_recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd follows what is computed from the tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _may_run_in_slabs(x: Tensor, recorded: bool) -> bool:
     """Whether the product may be written piece by piece: eagerly, on the CPU, with no gradient.
 
     A traced loop would be unrolled for one size, and autocast does not cast where `out=` is given.
     """
-    recorded = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, *parameters)
-    )
     return (
         x.device.type == "cpu"
         and not recorded

@@ -43,7 +43,7 @@ class Fusion(nn.Module):
         if has_fixed_statistics(bn):
             bias, factor = fold_batch_norm(bias, bn)
             mix, bn = scale_outputs(mix, factor), None
-        out = pointwise(high, weight, bias, factor)
+        out = pointwise(high, weight, bias, factor, lean=True)
         out = out + attention(low, high, mix)
         if bn is not None:
             out = bn(out)

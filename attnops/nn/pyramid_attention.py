@@ -105,7 +105,10 @@ class PyramidAttention(nn.Module):
         convolutions = (self.key.conv if self.key.is_linear else None, self.value)
         if self.reduce == "max":
             return tuple(
-                conv and pyramid_pool(pointwise(low, conv.weight, conv.bias), self.sizes, "max")
+                conv
+                and pyramid_pool(
+                    pointwise(low, conv.weight, conv.bias, lean=True), self.sizes, "max"
+                )
                 for conv in convolutions
             )
         if not any(convolutions):
@@ -157,7 +160,7 @@ class PyramidAttention(nn.Module):
             return anchor_attention(query, key, value, scale, bias=bias)
         context = anchor_attention(query, key, value, scale, bias=bias)
         for weight, shift in convolutions:
-            context = pointwise(context, weight, shift)
+            context = pointwise(context, weight, shift, lean=True)
         return context
 
 
