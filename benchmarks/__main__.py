@@ -24,12 +24,13 @@ COMMANDS = {
     "apnb-table": ("apnb_table", "table 1 of the ANN paper: time, memory, operations"),
     "figure2": ("figure2", "figure 2 of the ANN paper: time by kind of operation"),
     "gald-table": ("gald_table", "table IV of the GALD paper: time and parameters of its heads"),
+    "networks": ("networks", "whole networks: predict and a training step"),
     **dict.fromkeys(OPS, ("microbench", "microbenchmarks of the op (pytest-benchmark)")),
     "demo": ("demo", "attention on a photograph, the table and figure 2, in demo/"),
     "gpu": ("gpu", "tests and all benchmarks on the CUDA device, into one report"),
     "report": ("report", "the committed result files as one Markdown text"),
 }
-EXTRA = ("rich", "matplotlib", "pytest", "pytest_benchmark", "skimage")
+EXTRA = ("rich", "matplotlib", "pytest", "pytest_benchmark", "skimage", "timm")
 DISTRIBUTIONS = {"pytest_benchmark": "pytest-benchmark", "skimage": "scikit-image"}
 
 

@@ -22,7 +22,9 @@ from attnops.benchmarks import (
     gald_table,
     memory,
     microbench,
+    networks,
     op_cases,
+    present,
     record,
     timing,
     used,
@@ -406,6 +408,19 @@ def test_demo_pixels_attend_to_what_looks_alike(tmp_path) -> None:
     assert abs(attention.reconstruction - photo).mean() < 0.1
     demo_attention.draw(attention, tmp_path / "attention.png")
     assert (tmp_path / "attention.png").stat().st_size > 10_000
+
+
+def test_networks() -> None:
+    document = record.Document()
+    tasks = (networks.Task("predict", 1, 64), networks.Task("training step", 2, 64))
+    networks.measure(document, ["segnext_t"], torch.device("cpu"), 0.01, tasks)
+    rows = document.rows
+    assert len(rows) == 8 and all(row.p50 > 0 for row in rows)
+    ours = [row for row in rows if row.name == "attnops" and row.direction == "predict"]
+    best = min(row.p50 for row in rows if row.name == "reference" and row.direction == "predict")
+    assert [row.ratios["reference"] for row in ours] == [best / row.p50 for row in ours]
+    text = present.markdown(networks.grid(document))
+    assert text.count("| segnext_t, training step, 2x3x64x64 |") == 4
 
 
 def test_gald_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -27,7 +27,10 @@ struct Table {
   using I = typename Vec<C>::I;
   static constexpr int64_t kW = kWidth<C>;
 
-  static constexpr C kNothing = -C(__builtin_inf());  // the logit of a lane without a class
+  // The logit of a lane without a class, which none of a class is below: finite, because blends of
+  // infinities are NaN. Where logits are not all finite, it becomes minus infinity.
+  static constexpr C kNothing =
+      sizeof(C) == 4 ? -static_cast<C>(__FLT_MAX__) : -static_cast<C>(__DBL_MAX__);
 
   // What a worker needs; `held` rows of gradients of logits.
   struct Worker {
@@ -49,18 +52,15 @@ struct Table {
     return Worker(s, held, nullptr).arena.bytes();
   }
 
-  // The logits of a pixel between columns a and b.
+  // The logits of a pixel between columns a and b. kFinite: all of them are.
+  template <bool kFinite>
   ATTNOPS_INLINE V pixel_logits(const C* a, const C* b, C left, C right, int64_t k,
                                 int64_t classes) {
     const V v = left * load(a + k) + right * load(b + k);
-    if (k + kW <= classes) return v;
-    return mask_lanes(v, classes - k);
-  }
-
-  ATTNOPS_INLINE V mask_lanes(V v, int64_t count) {
+    if (kFinite || k + kW <= classes) return v;
     C lanes[kW];
     store(lanes, v);
-    for (int64_t i = count; i < kW; ++i) lanes[i] = kNothing;
+    for (int64_t i = classes - k; i < kW; ++i) lanes[i] = -C(__builtin_inf());
     return load(lanes);
   }
 
@@ -68,46 +68,61 @@ struct Table {
                      int64_t end, void* scratch) {
     Worker worker(s, 0, scratch);
     worker.rows.start(static_cast<const S*>(logits));
-    const int64_t lanes = worker.lanes;
-    I lane;
-    for (int64_t i = 0; i < kW; ++i) lane[i] = static_cast<typename Vec<C>::Int>(i);
     for (int64_t y = begin; y < end; ++y) {
       const C* blend = worker.rows.blend(y);
-      for (int64_t x = 0; x < s.columns.outputs; ++x) {
-        const C right = static_cast<C>(s.columns.weight[x]), left = C(1) - right;
-        const C* a = blend + s.columns.first[x] * lanes;
-        const C* b = blend + s.columns.second[x] * lanes;
-        V best = pixel_logits(a, b, left, right, 0, s.classes);
-        I index = lane, current = lane;
-        for (int64_t k = kW; k < lanes; k += kW) {
-          const V v = pixel_logits(a, b, left, right, k, s.classes);
-          current += static_cast<typename Vec<C>::Int>(kW);
-          // NaN counts as larger than anything but an earlier NaN.
-          const I better = (I)(v > best) | ((I)(v != v) & (I)(best == best));
-          best = better ? v : best;
-          index = better ? current : index;
-        }
-        out[y * s.columns.outputs + x] = first_of_largest(best, index);
-      }
+      int64_t* row = out + y * s.columns.outputs;
+      if (worker.rows.finite())
+        label_row<true>(s, blend, worker.lanes, row);
+      else
+        label_row<false>(s, blend, worker.lanes, row);
     }
   }
 
-  // The smallest index among the lanes with the largest value, NaN being the largest.
-  ATTNOPS_INLINE int64_t first_of_largest(V best, I index) {
-    C value = best[0];
-    int64_t found = index[0];
-    for (int64_t i = 1; i < kW; ++i) {
-      const C v = best[i];
-      const int64_t k = index[i];
-      const bool is_nan = v != v, was_nan = value != value;
-      const bool better =
-          is_nan ? !was_nan || k < found : !was_nan && (v > value || (v == value && k < found));
-      if (better) {
-        value = v;
-        found = k;
+  template <bool kFinite>
+  static void label_row(const ClassMap& s, const C* blend, int64_t lanes, int64_t* out) {
+    I lane;
+    for (int64_t i = 0; i < kW; ++i) lane[i] = static_cast<typename Vec<C>::Int>(i);
+    const int64_t width = s.columns.outputs;
+    for (int64_t x = 0; x < width; x += kW) {
+      V best[kW] = {}, index[kW] = {};
+      const int64_t count = min64(kW, width - x);
+      for (int64_t p = 0; p < count; ++p) {
+        const C right = static_cast<C>(s.columns.weight[x + p]), left = C(1) - right;
+        const C* a = blend + s.columns.first[x + p] * lanes;
+        const C* b = blend + s.columns.second[x + p] * lanes;
+        V most = pixel_logits<kFinite>(a, b, left, right, 0, s.classes);
+        I found = lane, current = lane;
+        for (int64_t k = kW; k < lanes; k += kW) {
+          const V v = pixel_logits<kFinite>(a, b, left, right, k, s.classes);
+          current += static_cast<typename Vec<C>::Int>(kW);
+          const I better = is_better<kFinite>(v, most);
+          most = better ? v : most;
+          found = better ? current : found;
+        }
+        best[p] = most;
+        index[p] = (V)found;
       }
+      // A lane of all pixels becomes a vector, and vectors are compared.
+      transpose_steps<C>(best);
+      transpose_steps<C>(index);
+      V most = best[0];
+      I found = (I)index[0];
+      for (int64_t i = 1; i < kW; ++i) {
+        const I other = (I)index[i];
+        const I same = ~is_better<kFinite>(most, best[i]) & (I)(other < found);
+        const I better = is_better<kFinite>(best[i], most) | same;
+        most = better ? best[i] : most;
+        found = better ? other : found;
+      }
+      for (int64_t p = 0; p < count; ++p) out[x + p] = found[p];
     }
-    return found;
+  }
+
+  // NaN is larger than anything but NaN.
+  template <bool kFinite>
+  ATTNOPS_INLINE I is_better(V v, V than) {
+    const I larger = (I)(v > than);
+    return kFinite ? larger : larger | ((I)(v != v) & (I)(than == than));
   }
 
   static void losses(const ClassMap& s, const void* logits, const int64_t* target, void* loss_,
@@ -120,20 +135,22 @@ struct Table {
     C* rest = static_cast<C*>(rest_);
     for (int64_t y = begin; y < end; ++y) {
       const C* blend = worker.rows.blend(y);
+      const bool finite = worker.rows.finite();
       for (int64_t x = 0; x < s.columns.outputs; ++x) {
         const C right = static_cast<C>(s.columns.weight[x]), left = C(1) - right;
         const C* a = blend + s.columns.first[x] * lanes;
         const C* b = blend + s.columns.second[x] * lanes;
-        V most = broadcast<C>(kNothing);
+        V most = broadcast<C>(-C(__builtin_inf()));
         I nan = {};
         for (int64_t k = 0; k < lanes; k += kW) {
-          const V v = pixel_logits(a, b, left, right, k, s.classes);
+          const V v = finite ? pixel_logits<true>(a, b, left, right, k, s.classes)
+                             : pixel_logits<false>(a, b, left, right, k, s.classes);
           store(pixel + k, v);
           most = select(v > most, v, most);
           nan |= (I)(v != v);
         }
         C m = lane_max<C>(most);
-        for (int64_t i = 0; i < kW; ++i)
+        for (int64_t i = 0; i < kW && !finite; ++i)
           if (nan[i]) m = C(__builtin_nan(""));
         V sum = {};
         for (int64_t k = 0; k < lanes; k += kW) sum += exp_lanes<C>(load(pixel + k) - m);
@@ -161,6 +178,7 @@ struct Table {
     const C* rest = static_cast<const C*>(rest_);
     for (int64_t y = begin; y < end; ++y) {
       const C* blend = worker.rows.blend(y);
+      const bool finite = worker.rows.finite();
       C* sum = worker.gradients.start_row();
       for (int64_t x = 0; x < s.columns.outputs; ++x) {
         const int64_t i = y * s.columns.outputs + x, t = target[i];
@@ -169,7 +187,8 @@ struct Table {
         const int64_t a = s.columns.first[x] * lanes, b = s.columns.second[x] * lanes;
         const C m = largest[i], r = rest[i], g = grad[i];
         for (int64_t k = 0; k < lanes; k += kW) {
-          const V v = pixel_logits(blend + a, blend + b, left, right, k, s.classes);
+          const V v = finite ? pixel_logits<true>(blend + a, blend + b, left, right, k, s.classes)
+                             : pixel_logits<false>(blend + a, blend + b, left, right, k, s.classes);
           const V d = g * exp_lanes<C>((v - m) - r);
           store(sum + a + k, load(sum + a + k) + left * d);
           store(sum + b + k, load(sum + b + k) + right * d);

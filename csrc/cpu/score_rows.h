@@ -88,31 +88,39 @@ class BlendedRows {
     held_[0] = held_[1] = -1;
   }
 
+  // Whether neither row of the last blend has an infinity or NaN: blends of it have none, either.
+  bool finite() const { return finite_[last_[0]] && finite_[last_[1]]; }
+
   // [w][lanes] for output row y, to be blended horizontally; valid up to the next call.
   const C* blend(int64_t y) {
     const ResizeAxis& axis = map_.rows;
-    const C* top = get(axis.first[y], axis.second[y]);
-    if (axis.second[y] == axis.first[y]) return top;
-    const C* bottom = get(axis.second[y], axis.first[y]);
+    last_[0] = get(axis.first[y], axis.second[y]);
+    last_[1] = get(axis.second[y], axis.first[y]);
+    const C *top = rows_[last_[0]], *bottom = rows_[last_[1]];
+    if (top == bottom) return top;
     const C low = static_cast<C>(axis.weight[y]), high = C(1) - low;
     for (int64_t i = 0; i < row_; i += kWidth<C>)
       store(blend_ + i, high * load(top + i) + low * load(bottom + i));
-    // Weights of zero make NaN of a padding with infinities.
-    for (int64_t x = 0; x < map_.columns.inputs; ++x)
-      for (int64_t k = map_.classes; k < lanes_; ++k) blend_[x * lanes_ + k] = padding_;
     return blend_;
   }
 
  private:
-  // Row `row`, without giving up row `other`.
-  const C* get(int64_t row, int64_t other) {
+  // The place in rows_ of row `row`, without giving up row `other`.
+  int get(int64_t row, int64_t other) {
     for (int i = 0; i < 2; ++i)
-      if (held_[i] == row) return rows_[i];
+      if (held_[i] == row) return i;
     const int slot = held_[0] == other ? 1 : 0;
     load_scores(scores_, map_.channels_last, map_.classes, map_.rows.inputs, map_.columns.inputs,
                 row, padding_, rows_[slot]);
+    typename Vec<C>::I bad = {};
+    for (int64_t i = 0; i < row_; i += kWidth<C>) {
+      const auto v = load(rows_[slot] + i);
+      bad |= (typename Vec<C>::I)(v - v != 0);
+    }
+    finite_[slot] = true;
+    for (int i = 0; i < kWidth<C>; ++i) finite_[slot] &= bad[i] == 0;
     held_[slot] = row;
-    return rows_[slot];
+    return slot;
   }
 
   ScoreMap map_;
@@ -121,6 +129,8 @@ class BlendedRows {
   C *rows_[2], *blend_;
   const S* scores_ = nullptr;
   int64_t held_[2] = {-1, -1};
+  bool finite_[2] = {};
+  int last_[2] = {};  // the rows of the last blend
 };
 
 // Gradients of rows [first, last) of a map, gathered from the output rows that read them.

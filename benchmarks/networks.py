@@ -1,0 +1,176 @@
+"""Whole networks: `predict`, and a training step, against the same network in plain PyTorch.
+
+    python -m attnops.benchmarks networks [--networks NAME,...] [--threads N] [--json FILE]
+        [--markdown FILE]
+
+Plain PyTorch is the reference backend, eagerly; on a GPU also under torch.compile. Both run in both
+memory formats, and ratios are against the better one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import attnops
+
+from .arguments import first_device
+from .present import Grid, markdown, number, show
+from .record import Document, Row, write_whole
+from .timing import time_cpu, time_cuda
+
+TABLE = "networks"
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DEFAULT = {"cpu": "segnext_t", "cuda": "segnext_t,ann_r50,galdv2_r50,sanet_r50"}
+CLASSES = 150
+CONTENDERS = {"reference": "reference", "attnops": "auto"}
+COMPILED = "reference, compiled"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is timed, and on how many images of which side."""
+
+    name: str
+    batch: int
+    side: int
+
+    def call(self, model: torch.nn.Module, images: Tensor) -> Callable[[], object]:
+        if self.name == "predict":
+            model.eval()
+            return lambda: model.predict(images)
+        model.train()
+        target = torch.randint(CLASSES, (self.batch, self.side, self.side), device=images.device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            model.loss(model(images), target).backward()
+            optimizer.step()
+
+        return step
+
+
+TASKS = (Task("predict", 1, 512), Task("training step", 2, 256))
+
+
+def measure(
+    document: Document,
+    networks: Sequence[str],
+    device: torch.device,
+    seconds: float = 4.0,
+    tasks: Sequence[Task] = TASKS,
+) -> None:
+    """A row for every network, task, memory format and contender."""
+    for network in networks:
+        for task in tasks:
+            _measure_task(document, network, task, device, seconds)
+
+
+def _measure_task(
+    document: Document, network: str, task: Task, device: torch.device, seconds: float
+) -> None:
+    from attnops.models import create_model
+
+    torch.manual_seed(0)
+    model = create_model(network, num_classes=CLASSES).to(device)
+    images = torch.randn(task.batch, 3, task.side, task.side, device=device)
+    contenders = dict(CONTENDERS)
+    if device.type == "cuda":
+        contenders[COMPILED] = "reference"
+    timings = {}
+    rows: list[Row] = []
+    for layout, memory_format in FORMATS.items():
+        model.to(memory_format=memory_format)
+        given = images.contiguous(memory_format=memory_format)
+        calls = {}
+        for name, backend in contenders.items():
+            calls[name] = _on_backend(task.call(model, given), backend, name == COMPILED)
+            row = document.new_row(
+                TABLE,
+                name,
+                device.type,
+                shape=list(images.shape),
+                dtype="float32",
+                layout=layout,
+                direction=task.name,
+                options=[["network", network]],
+            )
+            row.backend = backend
+            rows.append(row)
+            calls[name]()
+        if device.type == "cuda":
+            timings = {name: time_cuda(call) for name, call in calls.items()}
+        else:
+            timings = time_cpu(calls, seconds)
+        for row, timing in zip(rows[-len(calls) :], timings.values(), strict=True):
+            row.put_timing(timing)
+    for row in rows:
+        for name in contenders:
+            if name != row.name:
+                row.ratios[name] = min(r.p50 for r in rows if r.name == name) / row.p50
+
+
+def _on_backend(call: Callable[[], object], backend: str, compiled: bool) -> Callable[[], object]:
+    if compiled:
+        call = torch.compile(call)
+
+    def run() -> object:
+        with attnops.use_backend(backend):
+            return call()
+
+    return run
+
+
+def grid(document: Document) -> Grid:
+    found = [row for row in document.rows if row.table == TABLE]
+    others = [name for name in (*CONTENDERS, COMPILED) if name != "attnops"]
+    others = [name for name in others if any(row.name == name for row in found)]
+    header = ["network, task, input", "layout", "contender", "ms p50 [p20, p80]"]
+    header += [f"x {name}, better layout" for name in others]
+    cells = []
+    for row in found:
+        shape = "x".join(map(str, row.shape))
+        spread = f"{number(row.p50)} [{number(row.p20)}, {number(row.p80)}]"
+        ratios = [number(row.ratios.get(name)) for name in others]
+        cells.append(
+            (
+                f"{row.options[0][1]}, {row.direction}, {shape}",
+                row.layout,
+                row.name,
+                spread,
+                *(ratios if row.name == "attnops" else [""] * len(others)),
+            )
+        )
+    notes = [
+        f"{CLASSES} classes; predict: network, resize and labels; training step: forward, loss, "
+        "backward and SGD. Reference: the same network on the reference backend."
+    ]
+    return Grid(f"Whole networks, float32: {found[0].device}", header, cells, notes)
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser("attnops bench networks", description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", help="names, separated by commas")
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--seconds", type=float, default=4.0, help="time for each row")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--markdown", metavar="FILE")
+    chosen = parser.parse_args(arguments)
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    device = first_device(chosen.device, parser)
+    networks = (chosen.networks or DEFAULT[device.type]).split(",")
+    document = Document()
+    measure(document, networks, device, chosen.seconds)
+    show(grid(document))
+    if chosen.json:
+        document.save(chosen.json)
+    if chosen.markdown:
+        write_whole(chosen.markdown, markdown(grid(document)))
+    return 0
