@@ -24,22 +24,24 @@ static void load_scores(const S* map, bool channels_last, int64_t classes, int64
   for (int64_t k = 0; k < classes; k += kW) {
     const int64_t count = min64(kW, classes - k);
     if (channels_last) {
+      using I = typename Vec<C>::I;
+      V rest = {};
+      for (int64_t i = count; i < kW; ++i) rest[i] = padding;
       const S* source = map + y * width * classes + k;
       for (int64_t x = 0; x < width; ++x)
-        store(out + x * lanes + k, load_partial(source + x * classes, count));
+        store(out + x * lanes + k, (V)((I)load_partial(source + x * classes, count) | (I)rest));
       continue;
     }
     for (int64_t x = 0; x < width; x += kW) {
       const int64_t pixels = min64(kW, width - x);
-      V square[kW] = {};
+      V square[kW];
+      for (int64_t i = count; i < kW; ++i) square[i] = broadcast<C>(padding);
       for (int64_t i = 0; i < count; ++i)
         square[i] = load_partial(map + ((k + i) * height + y) * width + x, pixels);
       transpose_steps<C>(square);
       for (int64_t i = 0; i < pixels; ++i) store(out + (x + i) * lanes + k, square[i]);
     }
   }
-  for (int64_t x = 0; x < width; ++x)
-    for (int64_t k = classes; k < lanes; ++k) out[x * lanes + k] = padding;
 }
 
 // The other way.
