@@ -285,8 +285,48 @@ struct ExpConstants<double> {
 };
 
 // e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2 and the Taylor series of e^r, whose
-// remainder is below a tenth of a unit in the last place. 2^n is applied in two factors so that
-// results below the normal range are rounded once. -inf gives 0, NaN stays NaN.
+// remainder is below a tenth of a unit in the last place. Results below the normal range are
+// rounded once. -inf gives 0, NaN stays NaN.
+template <class C>
+ATTNOPS_INLINE typename Vec<C>::V exp_series(typename Vec<C>::V x, typename Vec<C>::V n) {
+  using K = ExpConstants<C>;
+  const auto r = (x - n * K::kLn2High) - n * K::kLn2Low;
+  double factorial[K::kDegree + 1] = {1.0};
+  for (int i = 1; i <= K::kDegree; ++i) factorial[i] = factorial[i - 1] * i;
+  auto series = broadcast<C>(static_cast<C>(1.0 / factorial[K::kDegree]));
+#pragma GCC unroll 16
+  for (int i = K::kDegree - 1; i >= 0; --i)
+    series = series * r + static_cast<C>(1.0 / factorial[i]);
+  return series;
+}
+
+#if defined(__AVX512F__)
+
+// The bounds come first: of a bound and NaN the instructions return their second operand.
+ATTNOPS_INLINE VecF exp_of(VecF x) {
+  using K = ExpConstants<float>;
+  x = (VecF)_mm512_maskz_max_ps(-1, _mm512_set1_ps(K::kLowest), (__m512)x);
+  x = (VecF)_mm512_maskz_min_ps(-1, _mm512_set1_ps(K::kHighest), (__m512)x);
+  const __m512 n =
+      _mm512_maskz_roundscale_ps(-1, (__m512)(x * K::kLog2E), _MM_FROUND_TO_NEAREST_INT);
+  return (VecF)_mm512_maskz_scalef_ps(-1, (__m512)exp_series<float>(x, (VecF)n), n);
+}
+ATTNOPS_INLINE VecD exp_of(VecD x) {
+  using K = ExpConstants<double>;
+  x = (VecD)_mm512_maskz_max_pd(-1, _mm512_set1_pd(K::kLowest), (__m512d)x);
+  x = (VecD)_mm512_maskz_min_pd(-1, _mm512_set1_pd(K::kHighest), (__m512d)x);
+  const __m512d n =
+      _mm512_maskz_roundscale_pd(-1, (__m512d)(x * K::kLog2E), _MM_FROUND_TO_NEAREST_INT);
+  return (VecD)_mm512_maskz_scalef_pd(-1, (__m512d)exp_series<double>(x, (VecD)n), n);
+}
+template <class C>
+ATTNOPS_INLINE typename Vec<C>::V exp_lanes(typename Vec<C>::V x) {
+  return exp_of(x);
+}
+
+#else
+
+// 2^n is applied in two factors, of which the first one never leaves the normal range.
 template <class C>
 ATTNOPS_INLINE typename Vec<C>::V exp_lanes(typename Vec<C>::V x) {
   using V = typename Vec<C>::V;
@@ -296,19 +336,14 @@ ATTNOPS_INLINE typename Vec<C>::V exp_lanes(typename Vec<C>::V x) {
   x = select(x > K::kHighest, broadcast<C>(K::kHighest), x);
   // Adding 1.5 * 2^mantissa leaves round(x / ln 2) in the low bits of the sum.
   const V shifted = x * K::kLog2E + K::kShift;
-  const V n = shifted - K::kShift;
-  const V r = (x - n * K::kLn2High) - n * K::kLn2Low;
-  double factorial[K::kDegree + 1] = {1.0};
-  for (int i = 1; i <= K::kDegree; ++i) factorial[i] = factorial[i - 1] * i;
-  V series = broadcast<C>(static_cast<C>(1.0 / factorial[K::kDegree]));
-#pragma GCC unroll 16
-  for (int i = K::kDegree - 1; i >= 0; --i)
-    series = series * r + static_cast<C>(1.0 / factorial[i]);
+  const V series = exp_series<C>(x, shifted - K::kShift);
   const I power = (I)shifted - (I)broadcast<C>(K::kShift);
   const I half = power >> 1;
   const V low = (V)((half + K::kBias) << K::kMantissa);
   const V high = (V)((power - half + K::kBias) << K::kMantissa);
   return series * low * high;
 }
+
+#endif
 
 }  // namespace attnops::cpu::ATTNOPS_ISA
