@@ -15,6 +15,7 @@ def register_all() -> None:
     from . import (
         anchor_attention,
         anchor_attention_backward,
+        depthwise_gelu,
         group_attention,
         local_attention,
         local_attention_backward,
@@ -54,7 +55,7 @@ def register_all() -> None:
         backward=nmf_backward.backward,
         refuse=nmf.refuse,
     )
-    for module in (upsample_gate, group_attention):
+    for module in (depthwise_gelu, group_attention, upsample_gate):
         _dispatch.register(
             module.__name__.rpartition(".")[2],
             "triton",
