@@ -158,8 +158,13 @@ def _refuse_unless_all_fit(
     missing: list[str],
     unexpected: list[str],
 ) -> None:
+    def in_file(key: str) -> str:
+        name = format.published_name(key)
+        return key if name in (None, key) else f"{name} (here {key})"
+
+    missing = [in_file(key) for key in missing]
     misshapen = [
-        f"{key} {list(found[key].shape)} instead of {list(target[key].shape)}"
+        f"{in_file(key)} {list(found[key].shape)} instead of {list(target[key].shape)}"
         for key in found
         if key in target and found[key].shape != target[key].shape
     ]
