@@ -23,7 +23,11 @@ def register_all() -> None:
         nmf_backward,
         pyramid_pool,
         pyramid_pool_backward,
+        strip_conv,
+        strip_conv_backward,
         upsample_argmax,
+        upsample_cross_entropy,
+        upsample_cross_entropy_backward,
         upsample_gate,
     )
 
@@ -64,9 +68,23 @@ def register_all() -> None:
             refuse=module.refuse,
         )
     _dispatch.register(
+        "strip_conv",
+        "triton",
+        forward=strip_conv.forward,
+        backward=strip_conv_backward.backward,
+        refuse=strip_conv.refuse,
+    )
+    _dispatch.register(
         "upsample_argmax",
         "triton",
         forward=upsample_argmax.forward,
         backward=None,
         refuse=upsample_argmax.refuse,
+    )
+    _dispatch.register(
+        "upsample_cross_entropy",
+        "triton",
+        forward=upsample_cross_entropy.forward,
+        backward=upsample_cross_entropy_backward.backward,
+        refuse=upsample_cross_entropy.refuse,
     )

@@ -295,6 +295,7 @@ class TapSums:
 
     def __init__(self, x: torch.Tensor, rows: int, launch: Launch) -> None:
         batch, channels, height, width = x.shape
+        self.sizes = (channels, height, width)
         self.launch = launch
         positions = launch.constants["POSITIONS"]
         self.split_tiles = SPLIT[launch.constants["INNER"]] // positions
@@ -317,7 +318,7 @@ class TapSums:
             grad,
             x,
             self.parts,
-            *x.shape[1:],
+            *self.sizes,
             *kernel,
             self.splits,
             self.split_tiles,

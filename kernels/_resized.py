@@ -85,6 +85,9 @@ def resized(p_scores, b_tl, b_tr, b_bl, b_br, b_down, b_across, mask):
 @triton.jit
 def reader_range(b_source, inputs, outputs, align_corners):
     """begin and end of the outputs that read each input: [begin, end), empty if none does."""
+    # The interpreter cannot combine a scalar's condition with a vector's: all become vectors.
+    inputs = inputs + tl.zeros_like(b_source)
+    outputs = outputs + tl.zeros_like(b_source)
     b_begin = readers_begin(b_source, inputs, outputs, align_corners)
     b_end = readers_end(b_source, inputs, outputs, align_corners)
     # The bounds are loose by a few outputs, each of which would cost a whole step of a loop.

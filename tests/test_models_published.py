@@ -107,7 +107,9 @@ def test_a_missing_key_is_refused_by_name(name, options, keys, style):
     state = numbered(published_keys(keys))
     lost = next(key for key in state if key.endswith("layer4.0.conv2.weight"))
     del state[lost]
-    with pytest.raises(MappingError, match=r"missing: (\S+ \(here )?backbone\.layer4\.0\.conv2\.weight"):
+    with pytest.raises(
+        MappingError, match=r"missing: (\S+ \(here )?backbone\.layer4\.0\.conv2\.weight"
+    ):
         load_checkpoint(on_meta(name, **options), state)
 
 
