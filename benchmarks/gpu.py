@@ -24,7 +24,7 @@ import torch
 
 from attnops.env import environment
 
-from . import figure2, microbench
+from . import figure2, microbench, networks
 from .apnb_run import Options, run, say
 from .counts import Block
 from .device_tests import refusals, run_tests
@@ -73,6 +73,15 @@ def _figure2(document: Document, budget: Budget, refused: Refused) -> None:
         document.checkpoint()
 
 
+def _networks(document: Document, budget: Budget, refused: Refused) -> None:
+    # It needs no package beside torch; the others are there where timm is.
+    why = _why_not_the_modules(refused)
+    if why:
+        raise RuntimeError(f"networks are not timed: {why}")
+    networks.measure(document, ["segnext_t"], CUDA)
+    document.checkpoint()
+
+
 # In the order of importance: what comes late may find no time left. Limits in seconds.
 PARTS: dict[str, tuple[Callable[[Document, Budget, Refused], None], float]] = {
     "table bfloat16": (_table(torch.bfloat16, "forward"), 110),
@@ -80,6 +89,7 @@ PARTS: dict[str, tuple[Callable[[Document, Budget, Refused], None], float]] = {
     "table float32": (_table(torch.float32, "forward"), 90),
     "figure 2": (_figure2, 30),
     "table bfloat16, backward": (_table(torch.bfloat16, "forward+backward"), 60),
+    "networks": (_networks, 60),
     "ops float32": (_ops("float32"), 60),
 }
 

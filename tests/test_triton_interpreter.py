@@ -22,6 +22,8 @@ def run_interpreted(*arguments: str) -> None:
     assert " passed" in done.stdout
 
 
-@pytest.mark.parametrize("op", ["attention and not gald", "pool or segments", "gald"])
+@pytest.mark.parametrize(
+    "op", ["attention and not gald", "pool or segments", "gald", "segnext or nmf", "score_map"]
+)
 def test_launchers(op: str) -> None:
     run_interpreted("triton_launchers.py", "-k", op)

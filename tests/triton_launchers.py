@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from harness import assert_within_budget, error
 from torch import Tensor
 
+import attnops
 from attnops._layout import empty_map
 from attnops.kernels import (
     _anchor_partials,
     _anchors,
-    _cells,
+    _aot_triton,
     _common,
+    _nmf_sums,
     _segments,
     anchor_attention,
     anchor_attention_backward,
@@ -48,35 +50,14 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list:
         original(kernel, programs, *args, launch=launch)
 
     original = _common.run
-    for module in (
-        _anchor_partials,
-        _anchors,
-        _cells,
-        anchor_attention,
-        anchor_attention_backward,
-        group_attention,
-        local_attention,
-        local_attention_backward,
-        pyramid_pool,
-        pyramid_pool_backward,
-        upsample_gate,
-    ):
-        monkeypatch.setattr(module, "run", run)
+    for module in _aot_triton.modules():
+        if module is not _common and hasattr(module, "run"):
+            monkeypatch.setattr(module, "run", run)
     return found
 
 
 def assert_compiled_ahead(launches: list) -> None:
-    modules = (
-        anchor_attention,
-        anchor_attention_backward,
-        group_attention,
-        local_attention,
-        local_attention_backward,
-        pyramid_pool,
-        pyramid_pool_backward,
-        upsample_gate,
-    )
-    cases = {(case.kernel.__name__, str(case.launch)) for m in modules for case in m.aot_cases()}
+    cases = {(case.kernel.__name__, str(case.launch)) for case in _aot_triton.all_cases()}
     assert launches
     for kernel, launch in launches:
         assert (kernel.__name__, str(launch)) in cases
@@ -347,3 +328,69 @@ def test_gald_refusals():
     assert "float64" in local_attention.refuse(wide, wide, wide, [3, 3], [1, 1], 1.0, False)
     assert "float64" in upsample_gate.refuse(wide, wide, 1, False, 1, 1.0, False)
     assert "float64" in group_attention.refuse(wide, wide, wide, 1)
+
+
+# The ops of SegNeXt and those on score maps: their values are tested through the public functions.
+
+
+def run_with_gradients(function, *tensors: Tensor) -> None:
+    leaves = [t.requires_grad_() for t in tensors]
+    with attnops.use_backend("triton"):
+        out = function(*leaves)
+        out = out[0] + out[1].sum() if isinstance(out, tuple) else out
+        torch.autograd.grad(out.sum(), leaves)
+
+
+@pytest.mark.parametrize("inner", FLAGS, ids=["contiguous", "inner"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_segnext_launches_are_compiled_ahead(dtype, inner, launches):
+    x = in_layout(torch.randn(1, 8, 5, 6).to(dtype), inner)
+    local, *strips = (torch.randn(8, 1, *k).to(dtype) for k in ((3, 3), (1, 5), (5, 1)))
+    bias = torch.randn(8).to(dtype)
+    run_with_gradients(attnops.depthwise_gelu, x, local, bias)
+
+    def strip_conv(x, local, row, column):
+        return attnops.strip_conv(x, local, None, [((row, None), (column, None))])
+
+    run_with_gradients(strip_conv, x, local, *strips)
+    for rank in (3, 17, 33):
+        positive = in_layout(torch.rand(1, 8, 30).to(dtype), inner)
+        run_with_gradients(
+            lambda x, bases: attnops.nmf(x, bases, steps=1),
+            positive,
+            torch.rand(1, 8, rank).to(dtype),
+        )
+    assert_compiled_ahead(launches)
+
+
+@pytest.mark.parametrize("inner", FLAGS, ids=["contiguous", "inner"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_score_map_launches_are_compiled_ahead(dtype, inner, launches):
+    maps = [in_layout(torch.randn(1, 5, n, n).to(dtype), inner) for n in (3, 5)]
+    weights = in_layout(torch.randn(1, 2, 6, 7).to(dtype), inner)
+    run_with_gradients(lambda *t: attnops.merge_scales(t[:2], t[2]), *maps, weights)
+    for reduce in ("mean", "max"):
+        run_with_gradients(lambda *t, r=reduce: attnops.merge_scales(t, None, r), *maps)
+    target = torch.randint(5, (1, 9, 8))
+    run_with_gradients(lambda x: attnops.upsample_cross_entropy(x, target), maps[0])
+    with attnops.use_backend("triton"):
+        attnops.upsample_argmax(maps[0], (9, 8))
+    assert_compiled_ahead(launches)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_nmf_in_groups_and_slabs(steps, monkeypatch):
+    """A cache for one item's tile only: items and positions go through in several pieces."""
+    x, bases = torch.rand(3, 9, 150), torch.rand(3, 9, 5)
+
+    def results():
+        leaves = [t.detach().requires_grad_() for t in (x, bases)]
+        out = attnops.nmf(*leaves, steps=steps)
+        return [*out, *torch.autograd.grad(out[0].sum() + out[1].square().sum(), leaves)]
+
+    with attnops.use_backend("reference"):
+        wanted = results()
+    monkeypatch.setattr(_nmf_sums, "CACHED_BYTES", 4 * 9 * 64)
+    with attnops.use_backend("triton"):
+        found = results()
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
