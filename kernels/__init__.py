@@ -19,6 +19,8 @@ def register_all() -> None:
         group_attention,
         local_attention,
         local_attention_backward,
+        merge_scales,
+        merge_scales_backward,
         nmf,
         nmf_backward,
         pyramid_pool,
@@ -73,6 +75,13 @@ def register_all() -> None:
         forward=strip_conv.forward,
         backward=strip_conv_backward.backward,
         refuse=strip_conv.refuse,
+    )
+    _dispatch.register(
+        "merge_scales",
+        "triton",
+        forward=merge_scales.forward,
+        backward=merge_scales_backward.backward,
+        refuse=merge_scales.refuse,
     )
     _dispatch.register(
         "upsample_argmax",
