@@ -14,6 +14,7 @@ from .local_attention import local_attention
 from .merge_scales import merge_scales
 from .nmf import nmf
 from .pyramid_pool import pyramid_pool
+from .replace import ReplacementReport, replace_modules
 from .strip_conv import strip_conv
 from .upsample_argmax import upsample_argmax
 from .upsample_cross_entropy import upsample_cross_entropy
@@ -32,6 +33,7 @@ def __getattr__(name: str) -> ModuleType:
 
 __all__ = [
     "BackendError",
+    "ReplacementReport",
     "__version__",
     "anchor_attention",
     "backends",
@@ -43,6 +45,7 @@ __all__ = [
     "nn",
     "pyramid_pool",
     "reference",
+    "replace_modules",
     "strip_conv",
     "upsample_argmax",
     "upsample_cross_entropy",
