@@ -25,6 +25,34 @@ def _bench(arguments: Sequence[str]) -> int:
     return bench(arguments)
 
 
+def _models(pattern: str) -> int:
+    import torch
+
+    from . import models
+
+    names = models.list_models(pattern)
+    if not names:
+        print(f"attnops models: no network fits {pattern!r}", file=sys.stderr)
+        return 1
+    width = max(map(len, names))
+    missing = ""
+    for name in names:
+        try:
+            with torch.device("meta"):
+                network = models.create_model(name)
+        except ImportError as error:
+            print(f"{name:{width}}  -")
+            missing = str(error)
+            continue
+        sizes = {key: p.numel() for key, p in network.named_parameters()}
+        count = sum(size for key, size in sizes.items() if not key.startswith("aux")) / 1e6
+        classes = network.config["num_classes"]
+        print(f"{name:{width}}  {count:6.2f} M parameters, {classes} classes")
+    if missing:
+        print(missing, file=sys.stderr)
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the console script with `arguments` (default: the process's); returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -34,10 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"attnops {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     env.add_arguments(commands.add_parser("env", help="what is compiled, found and chosen"))
+    listing = commands.add_parser("models", help="the networks and their sizes")
+    listing.add_argument("filter", nargs="?", default="*", help="a pattern such as 'segnext_*'")
     commands.add_parser("bench", help="tables, op microbenchmarks, reports", add_help=False)
     if arguments[:1] == ["bench"]:  # its options belong to attnops.benchmarks
         return _bench(arguments[1:])
-    return env.run(parser.parse_args(arguments))
+    chosen = parser.parse_args(arguments)
+    return _models(chosen.filter) if chosen.command == "models" else env.run(chosen)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from torch.nn.functional import gelu, interpolate, normalize
 
 from attnops._layout import dense, is_channels_inner
 from attnops.nn import MSCA, Hamburger, NonLocal
+from attnops.nn._precision import without_autocast
 
 from .mscan import convolve
 
@@ -110,7 +111,7 @@ class ExpectationMaximisation(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             wide = x if x.dtype == torch.float64 else x.float()
             source = wide.flatten(2)
             bases = self.bases.to(wide.dtype).expand(x.shape[0], -1, -1)

@@ -97,3 +97,22 @@ def test_gpu_run_needs_a_gpu(capsys: pytest.CaptureFixture, tmp_path) -> None:
     assert cli.main(["bench", "gpu", "--out", str(tmp_path)]) == 1
     assert "CUDA" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_models_lists_networks_with_their_sizes(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["models", "segnext_[tl]"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["segnext_l", "segnext_t"]
+    assert "48.93 M parameters, 150 classes" in lines[0]
+    assert cli.main(["models", "nothing*"]) == 1
+    assert "nothing*" in capsys.readouterr().err
+
+
+def test_models_names_the_package_that_is_missing(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert cli.main(["models", "ann_r50"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.split() == ["ann_r50", "-"]
+    assert 'pip install "attnops[models]"' in captured.err

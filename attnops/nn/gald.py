@@ -8,6 +8,7 @@ from torch.nn.functional import conv2d, group_norm, interpolate
 
 from .._checks import check_shape, check_tensors
 from ..group_attention import group_attention
+from ._precision import without_autocast
 from ._projection import pointwise
 from .local_distribution import LocalDistribution, strided_depthwise
 
@@ -71,7 +72,7 @@ class CGNL(nn.Module):
         g = pointwise(x, self.g.weight, None)
         if theta.dtype != torch.float16:
             return x + self.gn(self.z(group_attention(theta, phi, g, self.groups)))
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             wide = group_attention(theta.float(), phi.float(), g.float(), self.groups)
             wide = conv2d(wide, self.z.weight.float(), groups=self.groups)
             scale, shift = self.gn.weight.float(), self.gn.bias.float()

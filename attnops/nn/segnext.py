@@ -12,6 +12,7 @@ from .._checks import check_choice, check_shape, check_tensors
 from .._layout import is_channels_inner
 from ..nmf import GRADIENTS, nmf
 from ..strip_conv import strip_conv
+from ._precision import without_autocast
 from ._projection import apply_to_anchors, pointwise
 
 
@@ -156,7 +157,7 @@ class Hamburger(nn.Module):
         check_tensors("Hamburger", x=x)
         check_shape("Hamburger", "x", x, ("B", self.channels, "H", "W"))
         ham = torch.relu(pointwise(x, self.ham_in.weight, self.ham_in.bias))
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             source = (ham if ham.dtype == torch.float64 else ham.float()).flatten(2)
             steps = self.train_steps if self.training else self.eval_steps
             bases, coef = nmf(source, self._initial_bases(source), steps, grad=self.grad)
