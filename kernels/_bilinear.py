@@ -29,7 +29,9 @@ def resize_taps(b_output, inputs, outputs, align_corners):
     same = inputs == outputs
     b_first = tl.where(same, b_output, b_first)
     b_weight = tl.where(same, 0.0, b_weight)
-    return b_first, tl.minimum(b_first + 1, inputs - 1), b_weight
+    # Where nothing is resized, no neighbour is read at all: it may be NaN.
+    b_second = tl.where(same, b_first, tl.minimum(b_first + 1, inputs - 1))
+    return b_first, b_second, b_weight
 
 
 @triton.jit

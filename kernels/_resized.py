@@ -14,13 +14,6 @@ from ._bilinear import readers_begin, readers_end, resize_taps
 
 
 @triton.jit
-def map_taps(b_output, inputs, outputs, align_corners):
-    """first, second and w along one axis; where nothing is resized, no neighbour is read at all."""
-    b_first, b_second, b_weight = resize_taps(b_output, inputs, outputs, align_corners)
-    return b_first, tl.where(inputs == outputs, b_first, b_second), b_weight
-
-
-@triton.jit
 def mix(b_first, b_second, weight):
     """(1 - w) first + w second, with the same roundings wherever it is compiled into."""
     return tl.fma(weight, b_second, (1.0 - weight) * b_first)
@@ -57,8 +50,8 @@ def corner_offsets(
     INNER: tl.constexpr,
 ):
     """Of pixels [POSITIONS]: offsets of their four neighbours, two weights; [POSITIONS, 1] each."""
-    b_top, b_bottom, b_down = map_taps(b_row, small_height, height, align_corners)
-    b_left, b_right, b_across = map_taps(b_column, small_width, width, align_corners)
+    b_top, b_bottom, b_down = resize_taps(b_row, small_height, height, align_corners)
+    b_left, b_right, b_across = resize_taps(b_column, small_width, width, align_corners)
     return (
         pixel_offsets(b_top * small_width + b_left, classes, INNER),
         pixel_offsets(b_top * small_width + b_right, classes, INNER),
@@ -92,9 +85,9 @@ def reader_range(b_source, inputs, outputs, align_corners):
     b_end = readers_end(b_source, inputs, outputs, align_corners)
     # The bounds are loose by a few outputs, each of which would cost a whole step of a loop.
     for _ in tl.static_range(3):
-        _, b_second, _ = map_taps(b_begin, inputs, outputs, align_corners)
+        _, b_second, _ = resize_taps(b_begin, inputs, outputs, align_corners)
         b_begin = tl.where((b_second < b_source) & (b_begin < b_end), b_begin + 1, b_begin)
-        b_first, _, _ = map_taps(b_end - 1, inputs, outputs, align_corners)
+        b_first, _, _ = resize_taps(b_end - 1, inputs, outputs, align_corners)
         b_end = tl.where((b_first > b_source) & (b_begin < b_end), b_end - 1, b_end)
     return b_begin, b_end
 

@@ -14,13 +14,12 @@ import triton
 import triton.language as tl
 
 from .._layout import empty_map, is_channels_inner
-from ._bilinear import readers_begin, readers_end, share_of
+from ._bilinear import readers_begin, readers_end, resize_taps, share_of
 from ._common import TRITON_DTYPES, AotCase, aligned_storage, device_guard, run
 from ._resized import (
     class_offsets,
     corner_offsets,
     load_wide,
-    map_taps,
     pixel_offsets,
     reader_range,
     resized,
@@ -191,12 +190,12 @@ def merge_map_backward_kernel(
     b_sum = tl.zeros([POSITIONS, CLASSES], tl.float32)
     for y in range(first_row, last_row):
         at = row * 0 + y  # a tensor for the interpreter too
-        top, bottom, down = map_taps(at, small_height, height, align_corners)
+        top, bottom, down = resize_taps(at, small_height, height, align_corners)
         share_y = share_of(top, bottom, down, row) * share_of_mean
         readers = tl.where((top == row) | (bottom == row), most, 0)
         for step in range(readers):
             b_x = b_begin + step
-            b_first, b_second, b_across = map_taps(b_x, small_width, width, align_corners)
+            b_first, b_second, b_across = resize_taps(b_x, small_width, width, align_corners)
             b_reads = (b_x < b_end) & ((b_first == b_source) | (b_second == b_source))
             b_share = share_y * share_of(b_first, b_second, b_across, b_source)
             b_pixel = at * width + b_x
