@@ -25,6 +25,7 @@ COMMANDS = {
     "figure2": ("figure2", "figure 2 of the ANN paper: time by kind of operation"),
     "gald-table": ("gald_table", "table IV of the GALD paper: time and parameters of its heads"),
     "networks": ("networks", "whole networks: predict and a training step"),
+    "costs": ("costs", "parameters and multiply-adds of every network beside the papers'"),
     **dict.fromkeys(OPS, ("microbench", "microbenchmarks of the op (pytest-benchmark)")),
     "demo": ("demo", "attention on a photograph, the table and figure 2, in demo/"),
     "gpu": ("gpu", "tests and all benchmarks on the CUDA device, into one report"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from attnops.env import as_text
 
-from . import apnb_grid, figure2, goals, microbench, networks
+from . import apnb_grid, costs, figure2, goals, microbench, networks
 from .apnb_run import TABLE
 from .present import markdown
 from .record import Document
@@ -54,6 +54,8 @@ def as_markdown(document: Document) -> str:
         lines += ["## Ops", "", operations]
     if any(row.table == networks.TABLE for row in document.rows):
         lines += [markdown(networks.grid(document))]
+    if any(row.table == costs.TABLE for row in document.rows):
+        lines += [markdown(costs.grid(document))]
     for found in document.parts.get(figure2.TABLE, {}).values():
         lines += [markdown(figure2.grid(found))]
     return "\n".join(lines).rstrip() + "\n"
