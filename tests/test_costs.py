@@ -87,16 +87,18 @@ def test_what_the_fused_ann_leaves_out():
     assert found.products - done.products == saved
 
 
-MISSED = {  # outside of the rounding of the papers' figures, by all readings of their text
+MISSED = {  # what does not round to the paper's figure: ours
     ("segnext_b", "num_classes=150, decoder=cc", "parameters_million"): 27.702,
     ("segnext_b", "num_classes=150, decoder=cc", "gmac"): 34.54,
+    ("segnext_b", "num_classes=150, decoder=ema", "gmac"): 32.196,
     ("segnext_t", "num_classes=150, decoder=mlp", "parameters_million"): 4.337,
     ("segnext_t", "num_classes=150, decoder=mlp", "gmac"): 10.06,
     ("segnext_s", "num_classes=150, MSCA 5, 21", "gmac"): 15.68,
-    ("segnext_l", "num_classes=19", "gmac"): 553.7,
+    ("segnext_l", "num_classes=19", "gmac"): 553.70,
     ("ann_r101", "num_classes=19, with aux", "parameters_million"): 62.964,
     ("galdv1_r101", "num_classes=19", "parameters_million"): 66.665,
     ("galdv2_r101", "num_classes=19, ga=aspp", "parameters_million"): 65.839,
+    ("sanet_r101", "num_classes=21", "parameters_million"): 55.446,
     ("sanet_r101", "num_classes=21", "gmac"): 205.35,
 }
 
@@ -116,8 +118,8 @@ def test_printed_figures_are_met_but_for_the_known_ones(document):
         ours = {"parameters_million": options["parameters"] / 1e6, "gmac": row.gmac}
         for name, printed in row.paper.items():
             seen += 1
-            unit = 0.05 if printed < 63 or name == "gmac" else 0.005
-            if abs(ours[name] - printed) > unit + 0.002:
+            rounding = 0.5 * 10.0 ** -len(str(printed).partition(".")[2])
+            if abs(ours[name] - printed) > rounding:
                 missed[row.name, options["words"], name] = pytest.approx(ours[name], rel=5e-4)
     assert seen > 30
     assert missed == MISSED
