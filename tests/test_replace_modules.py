@@ -281,6 +281,20 @@ def test_every_place_is_found_and_shared_modules_stay_shared():
     assert attnops.replace_modules(model).replaced == []  # a second time there is nothing to do
 
 
+def test_a_module_that_stands_twice_in_one_parent_is_replaced_twice():
+    gate = GatingUnit(4)
+    model = nn.Sequential(gate, nn.ReLU(), gate)
+    assert len(attnops.replace_modules(model).replaced) == 1
+    assert isinstance(model[0], MSCA) and model[2] is model[0]
+
+
+def test_a_context_of_zeros_is_named():
+    model = Holder(Block(8, 8, True, False))
+    nn.init.zeros_(model.inner.stages[0].out_project.weight)
+    (entry,) = attnops.replace_modules(model).replaced
+    assert "its context is zero" in entry.note
+
+
 def test_frozen_batch_norms_stay_frozen():
     model = Holder(Block(8, 8, True, False)).train()
     model.inner.bottleneck.bn.eval()
@@ -387,13 +401,16 @@ def test_without_comparison_nothing_runs():
     assert "meta device" in attnops.replace_modules(model).replaced[0].note
 
 
-def test_the_random_state_is_left_alone():
+def test_the_random_state_is_left_alone(monkeypatch):
+    seeded = []
     torch.manual_seed(0)
     wanted = torch.rand(3)
     model = Holder(PublishedHamburger(16, 4))
     torch.manual_seed(0)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     attnops.replace_modules(model)
     assert torch.equal(torch.rand(3), wanted)
+    assert type(model.inner) is Hamburger and seeded == []
 
 
 def test_what_is_no_module_is_refused():

@@ -99,7 +99,10 @@ def _visit(
     compare: bool,
     report: ReplacementReport,
 ) -> None:
-    for name, child in list(parent.named_children()):
+    # Not named_children(), which gives a module that stands twice in one parent only once.
+    for name, child in list(parent._modules.items()):
+        if child is None:
+            continue
         path = f"{prefix}{name}"
         if child in done:  # a module that stands in several places
             new = done[child]
@@ -167,7 +170,8 @@ def _best(module: nn.Module, candidates: list[Candidate], compare: bool) -> tupl
 
 def _run(module: nn.Module, inputs: list[Tensor]) -> object:
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _evaluation(module):
-        torch.manual_seed(0)  # for what is drawn in the forward
+        # For what is drawn in the forward; torch.manual_seed would seed the GPUs as well.
+        torch.default_generator.manual_seed(0)
         return module(*(x.clone() for x in inputs))
 
 

@@ -72,7 +72,10 @@ def _replacement(module: nn.Module, core: nn.Module, names: _Names) -> list[Cand
     _put(ours.fusion, fuse)
     if fuse.dropout is not None:
         ours.fusion.dropout = fuse.dropout
-    return [Candidate(ours, inputs)]
+    note = ""
+    if not out.weight.is_meta and not out.weight.any():
+        note = "its context is zero, as initialised: the comparison saw the fusion alone"
+    return [Candidate(ours, inputs, note)]
 
 
 def _put(target: nn.Module, parts: Chain) -> None:
