@@ -111,7 +111,7 @@ def test_models_lists_networks_with_their_sizes(capsys: pytest.CaptureFixture) -
 def test_models_names_the_package_that_is_missing(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "timm", None)
+    monkeypatch.setitem(sys.modules, "timm.models.resnet", None)
     assert cli.main(["models", "ann_r50"]) == 0
     captured = capsys.readouterr()
     assert captured.out.split() == ["ann_r50", "-"]
