@@ -158,7 +158,7 @@ def backward(
         sums = TapSums(x, count + 1, launch)
         sums.add(dz, x, kernel, 0, count)
         totals = sums.totals(x.dtype)
-    dweight = totals[:, :count].reshape(weight.shape)
+    dweight = totals[:, :count].contiguous().view(weight.shape)
     return dx, dweight, totals[:, count].contiguous()
 
 
