@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def thin_out_interpreted(items: list[pytest.Item]) -> None:
-    """Of a large grid on Triton's interpreter, which is slow, leave every third to the fast suite.
+    """Of a large grid on Triton's interpreter, which is slow, leave every sixth to the fast suite.
 
     The others are marked slow; `make test-all`, and runs on a GPU, take them all.
     """
@@ -58,9 +58,9 @@ def thin_out_interpreted(items: list[pytest.Item]) -> None:
         if callspec is not None and callspec.params.get("backend") == "triton":
             grids.setdefault((str(item.path), item.originalname), []).append(item)
     for grid in grids.values():
-        if len(grid) > 20:
+        if len(grid) > 12:
             for index, item in enumerate(grid):
-                if index % 3:
+                if index % 6:
                     item.add_marker(pytest.mark.slow)
 
 
