@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 
@@ -48,9 +49,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def thin_out_interpreted(items: list[pytest.Item]) -> None:
-    """Of a large grid on Triton's interpreter, which is slow, leave every sixth to the fast suite.
+    """Leave the fast suite about eight of each large grid on Triton's interpreter, which is slow.
 
-    The others are marked slow; `make test-all`, and runs on a GPU, take them all.
+    Tests of the number of CPU threads say least of the interpreter and wait too. What is left out
+    is marked slow; `make test-all`, and runs on a GPU, take it all.
     """
     grids: dict[tuple[str, str], list[pytest.Item]] = {}
     for item in items:
@@ -58,10 +60,10 @@ def thin_out_interpreted(items: list[pytest.Item]) -> None:
         if callspec is not None and callspec.params.get("backend") == "triton":
             grids.setdefault((str(item.path), item.originalname), []).append(item)
     for grid in grids.values():
-        if len(grid) > 12:
-            for index, item in enumerate(grid):
-                if index % 6:
-                    item.add_marker(pytest.mark.slow)
+        stride = math.ceil(len(grid) / 8)
+        for index, item in enumerate(grid):
+            if index % stride or "threads" in item.fixturenames:
+                item.add_marker(pytest.mark.slow)
 
 
 def skip_what_needs_a_compiler(items: list[pytest.Item]) -> None:
