@@ -228,6 +228,18 @@ def test_refused_blocks_are_not_run() -> None:
     assert all("its tests failed" in row.note for row in ours)
 
 
+def test_a_slow_contender_is_left_out_of_larger_inputs() -> None:
+    """Its own time on the smaller input counts, not the rate of matrix products alone."""
+    document = new_document()
+    apnb_run.run(document, OPTIONS, timing.Budget(None))
+    slow = next(r for r in document.rows if r.name == apnb_cases.EAGER_NON_LOCAL)
+    slow.p50 = 60e3
+    apnb_run.run(document, replace(OPTIONS, sizes=((26, 22),)), timing.Budget(600))
+    larger = {r.name: r for r in document.rows if r.shape[2:] == [26, 22]}
+    assert "--budget" in larger.pop(apnb_cases.EAGER_NON_LOCAL).note
+    assert all(r.p50 for r in larger.values())
+
+
 def test_rows_without_time_or_memory_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     document = new_document()
     apnb_run.run(document, OPTIONS, timing.Budget(0))
