@@ -20,8 +20,9 @@ from attnops.nn import MSCA
 
 from .cost_cases import ONE_BRANCH, Case, cases
 from .cost_counts import count, parameters
-from .present import Grid, markdown, number, show
-from .record import Document, Row, write_whole
+from .output import add_output_arguments, deliver
+from .present import Grid, number
+from .record import Document, Row
 
 TABLE = "costs"
 NOTES = (
@@ -121,8 +122,7 @@ def grid(document: Document) -> Grid:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("attnops bench costs", description=__doc__.splitlines()[0])
     parser.add_argument("filter", nargs="?", default="*", help='such as "segnext_*"')
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--markdown", metavar="FILE")
+    add_output_arguments(parser)
     chosen = parser.parse_args(arguments)
     wanted = [case for case in cases() if fnmatchcase(case.network, chosen.filter)]
     if not wanted:
@@ -130,9 +130,5 @@ def main(arguments: Sequence[str]) -> int:
     document = Document()
     for case in wanted:
         add_row(document, case)
-    show(grid(document))
-    if chosen.json:
-        document.save(chosen.json)
-    if chosen.markdown:
-        write_whole(chosen.markdown, markdown(grid(document)))
+    deliver(document, grid(document), chosen)
     return 0

@@ -21,8 +21,9 @@ from attnops.nn import ASPP, DynamicLocalDistribution, LocalDistribution
 from attnops.nn.aggregation import conv_bn_relu
 
 from .arguments import first_device
-from .present import Grid, markdown, number, show
-from .record import Document, write_whole
+from .output import add_output_arguments, deliver
+from .present import Grid, number
+from .record import Document
 from .timing import time_cpu, time_cuda
 
 TABLE = "gald"
@@ -129,16 +130,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each row")
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--markdown", metavar="FILE")
+    add_output_arguments(parser)
     chosen = parser.parse_args(arguments)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     document = Document()
     measure(document, first_device(chosen.device, parser), chosen.seconds)
-    show(grid(document))
-    if chosen.json:
-        document.save(chosen.json)
-    if chosen.markdown:
-        write_whole(chosen.markdown, markdown(grid(document)))
+    deliver(document, grid(document), chosen)
     return 0

@@ -19,8 +19,9 @@ from torch import Tensor
 import attnops
 
 from .arguments import first_device
-from .present import Grid, markdown, number, show
-from .record import Document, Row, write_whole
+from .output import add_output_arguments, deliver
+from .present import Grid, number
+from .record import Document, Row
 from .timing import time_cpu, time_cuda
 
 TABLE = "networks"
@@ -159,8 +160,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each row")
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--markdown", metavar="FILE")
+    add_output_arguments(parser)
     chosen = parser.parse_args(arguments)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
@@ -168,9 +168,5 @@ def main(arguments: Sequence[str]) -> int:
     networks = (chosen.networks or DEFAULT[device.type]).split(",")
     document = Document()
     measure(document, networks, device, chosen.seconds)
-    show(grid(document))
-    if chosen.json:
-        document.save(chosen.json)
-    if chosen.markdown:
-        write_whole(chosen.markdown, markdown(grid(document)))
+    deliver(document, grid(document), chosen)
     return 0

@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def thin_out_interpreted(items: list[pytest.Item]) -> None:
-    """Leave the fast suite about eight of each large grid on Triton's interpreter, which is slow.
+    """Leave the fast suite at most eight of a grid on Triton's interpreter, which is slow.
 
     Tests of the number of CPU threads say least of the interpreter and wait too. What is left out
     is marked slow; `make test-all`, and runs on a GPU, take it all.
