@@ -21,15 +21,15 @@ OPS = (
 )
 # name -> (module with main(arguments) -> exit status, what it does)
 COMMANDS = {
-    "apnb-table": ("apnb_table", "table 1 of the ANN paper: time, memory, operations"),
-    "figure2": ("figure2", "figure 2 of the ANN paper: time by kind of operation"),
+    "apnb-table": ("apnb.table", "table 1 of the ANN paper: time, memory, operations"),
+    "figure2": ("apnb.figure2", "figure 2 of the ANN paper: time by kind of operation"),
     "gald-table": ("gald_table", "table IV of the GALD paper: time and parameters of its heads"),
     "networks": ("networks", "whole networks: predict and a training step"),
-    "costs": ("costs", "parameters and multiply-adds of every network beside the papers'"),
-    **dict.fromkeys(OPS, ("microbench", "microbenchmarks of the op (pytest-benchmark)")),
-    "demo": ("demo", "attention on a photograph, the table and figure 2, in demo/"),
-    "gpu": ("gpu", "tests and all benchmarks on the CUDA device, into one report"),
-    "report": ("report", "the committed result files as one Markdown text"),
+    "costs": ("costs.table", "parameters and multiply-adds of every network beside the papers'"),
+    **dict.fromkeys(OPS, ("ops.microbench", "microbenchmarks of the op (pytest-benchmark)")),
+    "demo": ("demo.run", "attention on a photograph, the table and figure 2, in demo/"),
+    "gpu": ("gpu.run", "tests and all benchmarks on the CUDA device, into one report"),
+    "report": ("report.command", "the committed result files as one Markdown text"),
 }
 EXTRA = ("rich", "matplotlib", "pytest", "pytest_benchmark", "skimage", "timm")
 DISTRIBUTIONS = {"pytest_benchmark": "pytest-benchmark", "skimage": "scikit-image"}
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     module_name = COMMANDS[name][0]
-    if module_name == "microbench":
+    if module_name == "ops.microbench":
         rest = [name, *rest]
     try:
         module = importlib.import_module(f".{module_name}", __package__)

@@ -21,10 +21,10 @@ from attnops.nn import ASPP, DynamicLocalDistribution, LocalDistribution
 from attnops.nn.aggregation import conv_bn_relu
 
 from .arguments import first_device
-from .output import add_output_arguments, deliver
-from .present import Grid, number
-from .record import Document
-from .timing import time_cpu, time_cuda
+from .measure.timing import time_cpu, time_cuda
+from .report.deliver import add_output_arguments, deliver
+from .report.grid import Grid, number
+from .report.records import Document
 
 TABLE = "gald"
 SHAPE = (1, 2048, 64, 64)

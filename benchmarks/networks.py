@@ -19,10 +19,10 @@ from torch import Tensor
 import attnops
 
 from .arguments import first_device
-from .output import add_output_arguments, deliver
-from .present import Grid, number
-from .record import Document, Row
-from .timing import time_cpu, time_cuda
+from .measure.timing import time_cpu, time_cuda
+from .report.deliver import add_output_arguments, deliver
+from .report.grid import Grid, number
+from .report.records import Document, Row
 
 TABLE = "networks"
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -109,7 +109,7 @@ def draw(photo: numpy.ndarray, results: Sequence[Result], path: Path) -> None:
     """A crop of the photograph and of every result, side by side."""
     from matplotlib import pyplot
 
-    from attnops.benchmarks.plots import STYLE, save
+    from attnops.benchmarks.report.plots import STYLE, save
 
     crop = (slice(40, 200), slice(150, 310))
     panels = [("photograph", photo), *((f"{r.name}\n{r.psnr:.2f} dB", r.picture) for r in results)]

@@ -6,7 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from attnops.benchmarks import apnb_cases, device_tests, goals, gpu, record, report
+from attnops.benchmarks.apnb import cases as apnb_cases
+from attnops.benchmarks.gpu import device_tests
+from attnops.benchmarks.gpu import run as gpu
+from attnops.benchmarks.report import command as report
+from attnops.benchmarks.report import goals
+from attnops.benchmarks.report import records as record
 
 
 def _row(name: str, p50: float, memory_mib: float, **values) -> record.Row:

@@ -12,24 +12,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import attnops
-from attnops.benchmarks import (
-    agree,
-    apnb_cases,
-    apnb_grid,
-    apnb_run,
-    counts,
-    figure2,
-    gald_table,
-    memory,
-    networks,
-    op_cases,
-    present,
-    record,
-    timing,
-    used,
-    whole_report,
-)
-from attnops.benchmarks.counts import Block
+from attnops.benchmarks import gald_table, networks
+from attnops.benchmarks.apnb import cases as apnb_cases
+from attnops.benchmarks.apnb import figure2, operations
+from attnops.benchmarks.apnb import grid as apnb_grid
+from attnops.benchmarks.apnb import run as apnb_run
+from attnops.benchmarks.apnb.operations import Block
+from attnops.benchmarks.measure import agreement as agree
+from attnops.benchmarks.measure import backends_that_ran as used
+from attnops.benchmarks.measure import memory, timing
+from attnops.benchmarks.ops import cases as op_cases
+from attnops.benchmarks.report import document_markdown as whole_report
+from attnops.benchmarks.report import grid as present
+from attnops.benchmarks.report import records as record
 from attnops.nn import pyramid_attention
 
 CPU = torch.device("cpu")
@@ -66,13 +61,15 @@ def table() -> record.Document:
 
 def test_counts_are_the_papers() -> None:
     small, large = Block(96, 96), Block(256, 128)
-    assert counts.non_local_macs(small) / 1e9 == pytest.approx(57.98, abs=5e-3)
-    assert counts.non_local_macs(large) / 1e9 == pytest.approx(601.3, abs=5e-2)
-    assert counts.apnb_macs(small) / 1e9 == pytest.approx(15.01, abs=6e-3)
-    assert counts.apnb_macs(large) / 1e9 == pytest.approx(53.39, abs=6e-3)
-    assert counts.apnb_macs(large) / counts.apnb_macs(small) == pytest.approx(3.556, abs=1e-3)
-    assert counts.printed("apnb", large).gflops == 43.5
-    assert counts.printed("apnb", replace(large, batch=8)) is None
+    assert operations.non_local_macs(small) / 1e9 == pytest.approx(57.98, abs=5e-3)
+    assert operations.non_local_macs(large) / 1e9 == pytest.approx(601.3, abs=5e-2)
+    assert operations.apnb_macs(small) / 1e9 == pytest.approx(15.01, abs=6e-3)
+    assert operations.apnb_macs(large) / 1e9 == pytest.approx(53.39, abs=6e-3)
+    assert operations.apnb_macs(large) / operations.apnb_macs(small) == pytest.approx(
+        3.556, abs=1e-3
+    )
+    assert operations.printed("apnb", large).gflops == 43.5
+    assert operations.printed("apnb", replace(large, batch=8)) is None
 
 
 def _attention_flops(query, key, value, *args, out_shape=None, **kwargs) -> int:
@@ -301,13 +298,13 @@ def test_figure2_splits_the_time(tmp_path) -> None:
     assert ours["convolutions"] == 0 and ours["fused attention"] > 0
     assert eager["total"] == pytest.approx(sum(eager[kind] for kind in figure2.KINDS))
     json.dumps(document.to_json())
-    plots = pytest.importorskip("attnops.benchmarks.plots")
+    plots = pytest.importorskip("attnops.benchmarks.report.plots")
     plots.plot_kinds(found, tmp_path / "figure2.png")
     assert (tmp_path / "figure2.png").stat().st_size > 10_000
 
 
 def test_painted_attention_lies_on_the_pooled_bins() -> None:
-    demo_attention = pytest.importorskip("attnops.benchmarks.demo_attention")
+    demo_attention = pytest.importorskip("attnops.benchmarks.demo.attention")
     height, width, sizes = 21, 34, (1, 3, 8)
     x = torch.randn(1, 2, height, width)
     boxes = demo_attention.anchor_boxes(height, width, sizes)
@@ -320,8 +317,8 @@ def test_painted_attention_lies_on_the_pooled_bins() -> None:
 
 
 def test_demo_pixels_attend_to_what_looks_alike(tmp_path) -> None:
-    demo_attention = pytest.importorskip("attnops.benchmarks.demo_attention")
-    plots = pytest.importorskip("attnops.benchmarks.plots")
+    demo_attention = pytest.importorskip("attnops.benchmarks.demo.attention")
+    plots = pytest.importorskip("attnops.benchmarks.report.plots")
     assert plots
     photo = torch.zeros(48, 64, 3).numpy()
     photo[:, :32] = (0.9, 0.1, 0.1)  # red on the left, blue on the right

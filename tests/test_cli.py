@@ -86,7 +86,7 @@ def test_missing_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "attnops.benchmarks.plots", raising=False)
+    monkeypatch.delitem(sys.modules, "attnops.benchmarks.report.plots", raising=False)
     assert cli.main(["bench", "figure2", "--size", "8x8", "--device", "cpu"]) == 1
     error = capsys.readouterr().err
     assert "matplotlib" in error and 'pip install "attnops[bench]"' in error

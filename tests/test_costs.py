@@ -14,12 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 pytest.importorskip("timm")
 
 import attnops
-from attnops.benchmarks import costs, whole_report
 from attnops.benchmarks.__main__ import main
-from attnops.benchmarks.cost_cases import IMAGE, OLD, STREET, Case, cases
-from attnops.benchmarks.cost_counts import _Counter, count, nmf, parameters
-from attnops.benchmarks.published_chains import CHAINS, published_chains
-from attnops.benchmarks.record import RESULTS, Document
+from attnops.benchmarks.costs import table as costs
+from attnops.benchmarks.costs.cases import IMAGE, OLD, STREET, Case, cases
+from attnops.benchmarks.costs.multiply_adds import _Counter, count, nmf, parameters
+from attnops.benchmarks.costs.published_chains import CHAINS, published_chains
+from attnops.benchmarks.report import document_markdown as whole_report
+from attnops.benchmarks.report.records import RESULTS, Document
 from attnops.models import create_model, list_models
 from attnops.nn import AFNB, APNB, ASPP, Hamburger
 

@@ -14,7 +14,9 @@ from torch.nn.functional import relu
 
 import attnops
 from attnops import reference
-from attnops.benchmarks import apnb_cases, counts, memory
+from attnops.benchmarks.apnb import cases as apnb_cases
+from attnops.benchmarks.apnb import operations
+from attnops.benchmarks.measure import memory
 from attnops.nn import AFNB, APNB, NonLocal, _projection
 from attnops.nn._projection import folding_saves, pointwise
 
@@ -253,7 +255,7 @@ def test_apnb_needs_little_more_than_its_projected_map(layout):
     """8 MiB of map; the products' buffers and the anchors have to do with 3."""
     if not attnops.backends()["anchor_attention"]["cpu"]:
         pytest.skip("the compiled CPU kernels are not here")
-    block = counts.Block(128, 128, 1, channels=1024, hidden=128)
+    block = operations.Block(128, 128, 1, channels=1024, hidden=128)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

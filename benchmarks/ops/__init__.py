@@ -1,1 +1,1 @@
-"""Microbenchmarks for pytest-benchmark: `attnops bench OP`, or pytest with one of these files."""
+"""Microbenchmarks of single ops: `attnops bench OP` (bench_op.py under pytest-benchmark)."""

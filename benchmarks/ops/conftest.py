@@ -5,21 +5,25 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnops.benchmarks.op_cases import FUNCTIONS, OpCase, all_cases, checked_step, facts
-from attnops.benchmarks.used import in_words, recorded_backends
+from attnops.benchmarks.measure.backends_that_ran import in_words, recorded_backends
+from attnops.benchmarks.ops.cases import FUNCTIONS, OpCase, all_cases, checked_step, facts
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--bench-op", action="append", help="an op to time; default: every one")
     parser.addoption("--bench-dtype", default="float32", help="dtype of the maps")
     parser.addoption("--bench-quick", action="store_true", help="the smallest map only")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    op = metafunc.module.OP
-    dtype = metafunc.config.getoption("--bench-dtype")
-    cases = all_cases(op, (dtype,), metafunc.config.getoption("--bench-quick"))
-    metafunc.parametrize("case", cases, ids=str)
-    metafunc.parametrize("contender", FUNCTIONS[op])
+    option = metafunc.config.getoption
+    contests = [
+        pytest.param(case, contender, id=f"{case.op}-{case}-{contender}")
+        for op in option("--bench-op") or FUNCTIONS
+        for case in all_cases(op, (option("--bench-dtype"),), option("--bench-quick"))
+        for contender in FUNCTIONS[op]
+    ]
+    metafunc.parametrize("case, contender", contests)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .record import RESULTS, Document, write_whole
-from .whole_report import as_markdown
+from .document_markdown import as_markdown
+from .records import RESULTS, Document, write_whole
 
 
 def main(arguments: Sequence[str]) -> int:

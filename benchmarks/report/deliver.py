@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from .present import Grid, markdown, show
-from .record import Document, write_whole
+from .grid import Grid, markdown, show
+from .records import Document, write_whole
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,11 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from .apnb_cases import (
+from ..arguments import DTYPES, first_device, size
+from ..measure.memory import free_bytes
+from ..report.grid import Grid, number, show
+from ..report.records import Document
+from .cases import (
     EAGER_LINEAR,
     EAGER_NON_LOCAL,
     EAGER_RELEASED,
@@ -29,11 +33,7 @@ from .apnb_cases import (
     make_input,
     make_module,
 )
-from .arguments import DTYPES, first_device, size
-from .counts import Block
-from .memory import free_bytes
-from .present import Grid, number, show
-from .record import Document
+from .operations import Block
 
 TABLE = "figure2"
 FORMS = {
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str]) -> int:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     device = first_device(chosen.device, parser)
-    from .plots import plot_kinds
+    from ..report.plots import plot_kinds
 
     document = Document()
     block = Block(*chosen.size)

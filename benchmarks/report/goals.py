@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .apnb_cases import (
+from ..apnb.cases import (
     EAGER_LINEAR,
     EAGER_NON_LOCAL,
     EAGER_RELEASED,
@@ -13,10 +13,10 @@ from .apnb_cases import (
     OURS_RELEASED,
     compiled_name,
 )
-from .apnb_run import TABLE
-from .op_cases import OURS
-from .present import Grid, number
-from .record import Row
+from ..apnb.run import TABLE
+from ..ops.cases import OURS
+from .grid import Grid, number
+from .records import Row
 
 FORMS = (
     ("linear", OURS_LINEAR, EAGER_LINEAR),

@@ -12,8 +12,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from .present import number
-from .record import Row
+from .grid import number
+from .records import Row
 
 OURS, COMPILED, EAGER, NON_LOCAL = "#1f6fb4", "#d98c2b", "#8c8c8c", "#4d4d4d"
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}

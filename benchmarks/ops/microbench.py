@@ -14,13 +14,17 @@ from pathlib import Path
 
 import torch
 
-from . import op_cases
-from .agree import Disagreement
-from .apnb_run import rates_of, say
-from .arguments import DTYPES, first_device
-from .floor import exact_float32
-from .memory import Case, MemoryUnknown, measure_cpu, measure_cuda
-from .op_cases import (
+from ..apnb.run import rates_of, say
+from ..arguments import DTYPES, first_device
+from ..measure.agreement import Disagreement
+from ..measure.backends_that_ran import in_words, recorded_backends
+from ..measure.floor import exact_float32
+from ..measure.memory import Case, MemoryUnknown, measure_cpu, measure_cuda
+from ..measure.timing import Budget, Timing, time_cuda, time_cuda_graph
+from ..report.grid import Grid, markdown, number, show
+from ..report.records import Document, Row, put_ratios, why, write_whole
+from . import cases as op_cases
+from .cases import (
     COMPILED,
     EAGER,
     FUNCTIONS,
@@ -31,10 +35,6 @@ from .op_cases import (
     checked_step,
     facts,
 )
-from .present import Grid, markdown, number, show
-from .record import Document, Row, put_ratios, why, write_whole
-from .timing import Budget, Timing, time_cuda, time_cuda_graph
-from .used import in_words, recorded_backends
 
 
 def row_of(document: Document, case: OpCase, contender: str, device: torch.device) -> Row:
@@ -227,7 +227,7 @@ def _run_pytest(
     import pytest
     import pytest_benchmark  # noqa: F401  (its absence is to be named, not to fail as an option)
 
-    file = Path(__file__).with_name("ops") / f"bench_{op}.py"
+    file = Path(__file__).with_name("bench_op.py")
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "benchmark.json"
         options = [
@@ -237,6 +237,7 @@ def _run_pytest(
             "--benchmark-disable-gc",
             "--benchmark-columns=min,median,iqr,rounds",
             f"--benchmark-json={result}",
+            f"--bench-op={op}",
             f"--bench-dtype={chosen.dtype}",
             "-p",
             "no:cacheprovider",

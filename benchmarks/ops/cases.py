@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .agree import check_labels, check_same
-from .arguments import DTYPES
+from ..arguments import DTYPES
+from ..measure.agreement import check_labels, check_same
+from ..measure.memory import Case
 from .definitions import DEFINITIONS
 from .definitions._definition import COMPILED, EAGER, NATTEN, OURS, SDPA, Draw
-from .memory import Case
 
 __all__ = ["COMPILED", "EAGER", "NATTEN", "OURS", "SDPA", "OpCase", "OpStep", "checked_step"]
 

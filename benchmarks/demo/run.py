@@ -16,14 +16,15 @@ import torch
 import attnops
 from attnops import env
 
-from . import demo_attention, figure2
-from .apnb_run import Options, run, say
-from .apnb_table import report
-from .counts import Block
-from .plots import plot_kinds
-from .present import show
-from .record import Document
-from .timing import Budget
+from ..apnb import figure2
+from ..apnb.operations import Block
+from ..apnb.run import Options, run, say
+from ..apnb.table import report
+from ..measure.timing import Budget
+from ..report.grid import show
+from ..report.plots import plot_kinds
+from ..report.records import Document
+from . import attention as demo_attention
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from attnops.nn import APNB, NonLocal
 
-from . import counts
-from .counts import Block
-from .definitions._definition import Draw
-from .memory import Case
+from ..measure.memory import Case
+from ..ops.definitions._definition import Draw
+from . import operations
+from .operations import Block
 from .peers import eager_apnb, eager_non_local, randomise
 
 FORMS = {
@@ -78,7 +78,7 @@ def _non_local(block: Block) -> nn.Module:
 def _twice(block: Block) -> int:
     """The shared projection run for the query and again for the key."""
     projection = block.batch * block.positions * block.channels * block.hidden
-    return counts.apnb_macs(block) + projection
+    return operations.apnb_macs(block) + projection
 
 
 EAGER_NON_LOCAL = "eager non-local"
@@ -96,18 +96,18 @@ def contenders(compile_modes: tuple[str, ...] = ("default",)) -> Iterator[Conten
         ("linear", EAGER_LINEAR, OURS_LINEAR),
         ("released", EAGER_RELEASED, OURS_RELEASED),
     ):
-        executed = counts.apnb_macs if form == "linear" else _twice
+        executed = operations.apnb_macs if form == "linear" else _twice
         yield Contender(eager, form, eager, _eager(form, once=False), executed)
         if form == "released":
             make = _eager(form, once=True)
-            yield Contender(EAGER_RELEASED_ONCE, form, eager, make, counts.apnb_macs)
+            yield Contender(EAGER_RELEASED_ONCE, form, eager, make, operations.apnb_macs)
         for mode in compile_modes:
             name = compiled_name(form, mode)
             make = _eager(form, once=True)
-            yield Contender(name, form, eager, make, counts.apnb_macs, compiled=mode)
+            yield Contender(name, form, eager, make, operations.apnb_macs, compiled=mode)
 
         def folded(block: Block, form: str = form) -> int:
-            return counts.folded_apnb_macs(block, form)
+            return operations.folded_apnb_macs(block, form)
 
         yield Contender(ours, form, eager, _ours(form), folded, is_ours=True)
     yield Contender(
@@ -115,9 +115,11 @@ def contenders(compile_modes: tuple[str, ...] = ("default",)) -> Iterator[Conten
         "non-local",
         EAGER_NON_LOCAL,
         lambda block: eager_non_local(_non_local(block)).eval(),
-        counts.non_local_macs,
+        operations.non_local_macs,
     )
-    yield Contender(SDPA_NON_LOCAL, "non-local", EAGER_NON_LOCAL, _non_local, counts.non_local_macs)
+    yield Contender(
+        SDPA_NON_LOCAL, "non-local", EAGER_NON_LOCAL, _non_local, operations.non_local_macs
+    )
 
 
 def compiled_name(form: str, mode: str) -> str:
@@ -128,8 +130,8 @@ def compiled_name(form: str, mode: str) -> str:
 def floor_macs(function: str, block: Block) -> int:
     """Fewest multiply-adds known for a function."""
     if function == "non-local":
-        return counts.non_local_macs(block)
-    return counts.folded_apnb_macs(block, function)
+        return operations.non_local_macs(block)
+    return operations.folded_apnb_macs(block, function)
 
 
 def make_input(

@@ -8,9 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import counts
-from .agree import RELU_STRAYS, Disagreement, check_same
-from .apnb_cases import (
+from ..measure.agreement import RELU_STRAYS, Disagreement, check_same
+from ..measure.backends_that_ran import in_words, recorded_backends
+from ..measure.floor import Rates, exact_float32, measure_rates
+from ..measure.memory import Case, MemoryUnknown, free_bytes, measure_cpu, measure_cuda
+from ..measure.timing import Budget, time_cpu, time_cuda, time_cuda_graph
+from ..report.records import Document, Row, put_ratios, why
+from . import operations
+from .cases import (
     EAGER_LINEAR,
     EAGER_NON_LOCAL,
     EAGER_RELEASED,
@@ -23,12 +28,7 @@ from .apnb_cases import (
     make_module,
     memory_case,
 )
-from .counts import Block
-from .floor import Rates, exact_float32, measure_rates
-from .memory import Case, MemoryUnknown, free_bytes, measure_cpu, measure_cuda
-from .record import Document, Row, put_ratios, why
-from .timing import Budget, time_cpu, time_cuda, time_cuda_graph
-from .used import in_words, recorded_backends
+from .operations import Block
 
 TABLE = "apnb"
 REFERENCES = (
@@ -159,10 +159,12 @@ class _Input:
             layout=self.layout,
             direction=self.direction,
         )
-        by_rule = counts.non_local_macs if contender.family == "non-local" else counts.apnb_macs
+        by_rule = (
+            operations.non_local_macs if contender.family == "non-local" else operations.apnb_macs
+        )
         row.gmac = by_rule(self.block) / 1e9
         row.gmac_done = contender.macs(self.block) / 1e9
-        printed = counts.printed(contender.family, self.block)
+        printed = operations.printed(contender.family, self.block)
         if printed is not None and self.direction == "forward":
             row.paper = vars(printed)
         return row

@@ -6,10 +6,15 @@ from typing import Any
 
 from attnops.env import as_text
 
-from . import apnb_grid, costs, figure2, goals, microbench, networks
-from .apnb_run import TABLE
-from .present import markdown
-from .record import Document
+from .. import networks
+from ..apnb import figure2
+from ..apnb import grid as apnb_grid
+from ..apnb.run import TABLE
+from ..costs import table as costs
+from ..ops import microbench
+from . import goals
+from .grid import markdown
+from .records import Document
 
 
 def _tests(found: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .definitions import DEFINITIONS
+from ..ops.definitions import DEFINITIONS
 
 OUTCOME = re.compile(r"^(?P<id>\S+::.+?) (?P<outcome>PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 STARTED = re.compile(r"^(?P<id>tests/\S+::.+?)\s*$")

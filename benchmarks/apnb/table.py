@@ -14,14 +14,14 @@ from collections.abc import Sequence
 
 import torch
 
-from . import goals
-from .apnb_grid import grids, legend
-from .apnb_run import TABLE, Options, run
-from .arguments import DTYPES, first_device, size
-from .present import show
-from .record import Document, write_whole
-from .timing import Budget
-from .whole_report import as_markdown
+from ..arguments import DTYPES, first_device, size
+from ..measure.timing import Budget
+from ..report import goals
+from ..report.document_markdown import as_markdown
+from ..report.grid import show
+from ..report.records import Document, write_whole
+from .grid import grids, legend
+from .run import TABLE, Options, run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +92,6 @@ def report(
     if markdown_file:
         write_whole(markdown_file, as_markdown(document))
     if plot:
-        from .plots import plot_table
+        from ..report.plots import plot_table
 
         plot_table([row for row in document.rows if row.table == TABLE], plot)

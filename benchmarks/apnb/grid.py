@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from . import counts
-from .apnb_cases import EAGER_LINEAR, EAGER_NON_LOCAL, EAGER_RELEASED
-from .apnb_run import TABLE
-from .present import Grid, markdown, number
-from .record import Document, Row
+from ..report.grid import Grid, markdown, number
+from ..report.records import Document, Row
+from . import operations
+from .cases import EAGER_LINEAR, EAGER_NON_LOCAL, EAGER_RELEASED
+from .run import TABLE
 
 HEADER = (
     "block",
@@ -99,7 +99,7 @@ def legend(document: Document) -> list[str]:
         for r in rates
     )
     return [
-        *counts.NOTES,
+        *operations.NOTES,
         "on: the backend of attnops that ran. "
         "Memory: peak beyond the input, with and without the output; weights count as input. The "
         "paper's MB and ms: Titan Xp.",

@@ -14,10 +14,10 @@ from typing import Any
 
 from attnops.env import environment
 
-from .memory import MIB, MemoryUse
-from .timing import Timing
+from ..measure.memory import MIB, MemoryUse
+from ..measure.timing import Timing
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 FORMAT = 1
 
 

@@ -24,14 +24,16 @@ import torch
 
 from attnops.env import environment
 
-from . import figure2, microbench, networks
-from .apnb_run import Options, run, say
-from .counts import Block
+from .. import networks
+from ..apnb import figure2
+from ..apnb.operations import Block
+from ..apnb.run import Options, run, say
+from ..measure.timing import Budget
+from ..ops import microbench
+from ..ops.cases import FUNCTIONS, all_cases
+from ..report.document_markdown import as_markdown
+from ..report.records import RESULTS, Document, write_whole
 from .device_tests import refusals, run_tests
-from .op_cases import FUNCTIONS, all_cases
-from .record import RESULTS, Document, write_whole
-from .timing import Budget
-from .whole_report import as_markdown
 
 TESTS_SHARE = 0.42  # of the whole time, at most
 CUDA = torch.device("cuda")
@@ -174,7 +176,7 @@ def _run_all(chosen: argparse.Namespace, budget: Budget) -> int:
         failed["tests"] = "left out on request; what is timed below is not covered by tests"
     else:
         say("tests")
-        outcomes = run_tests(Path(__file__).resolve().parents[1], TESTS_SHARE * chosen.budget)
+        outcomes = run_tests(Path(__file__).resolve().parents[2], TESTS_SHARE * chosen.budget)
         document.parts["tests"] = dataclasses.asdict(outcomes)
         refused = refusals(outcomes)
         if not outcomes.counts:

@@ -123,7 +123,7 @@ def draw(attention: Attention, path: str | Path) -> None:
     """The picture: photograph, reconstruction, and a panel for every marked pixel."""
     from matplotlib import pyplot
 
-    from .plots import STYLE, save
+    from ..report.plots import STYLE, save
 
     columns = max(2, len(attention.pixels))
     with pyplot.rc_context(STYLE):

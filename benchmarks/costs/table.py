@@ -18,11 +18,11 @@ from attnops.models import create_model
 from attnops.models.mscan import Attention
 from attnops.nn import MSCA
 
-from .cost_cases import ONE_BRANCH, Case, cases
-from .cost_counts import count, parameters
-from .output import add_output_arguments, deliver
-from .present import Grid, number
-from .record import Document, Row
+from ..report.deliver import add_output_arguments, deliver
+from ..report.grid import Grid, number
+from ..report.records import Document, Row
+from .cases import ONE_BRANCH, Case, cases
+from .multiply_adds import count, parameters
 
 TABLE = "costs"
 NOTES = (

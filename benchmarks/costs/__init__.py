@@ -1,0 +1,1 @@
+"""Parameters and multiply-adds of whole networks, beside the papers' figures."""

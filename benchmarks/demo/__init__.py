@@ -1,0 +1,1 @@
+"""`make demo`: attention on a photograph, the table and figure 2."""

@@ -1,0 +1,1 @@
+"""`make gpu`: the tests and all benchmarks on a CUDA device, into one report."""
