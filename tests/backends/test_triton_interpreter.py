@@ -11,13 +11,13 @@ import pytest
 
 pytest.importorskip("triton")
 
-TESTS = Path(__file__).parent
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
 
 def run_interpreted(*arguments: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
-    done = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=SUPPORT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
 

@@ -13,7 +13,7 @@ import attnops
 from attnops.models import DilatedResNet, SegmentationModel
 
 IGNORED = 255
-KEYS = Path(__file__).resolve().parent / "data" / "keys"
+KEYS = Path(__file__).resolve().parents[1] / "data" / "keys"
 
 
 def tiny_resnet(

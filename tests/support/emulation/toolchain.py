@@ -16,7 +16,7 @@ import pytest
 import torch
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+ROOT = HERE.parents[2]
 CACHE = ROOT / "build" / "emulation"
 SANITIZERS = {
     "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
@@ -45,7 +45,7 @@ def unavailable(sanitizer: str) -> str | None:
 def build(
     driver: str, sanitizer: str, csrc: Path = ROOT / "csrc", defines: Sequence[str] = ()
 ) -> Path:
-    """The program of tests/emulation/`driver` against the kernels of `csrc`.
+    """The program of tests/support/emulation/`driver` against the kernels of `csrc`.
 
     Programs are kept in build/emulation under a hash of all that goes into them, so that a session
     compiles only what changed; processes that want the same one wait for the first. Skips the test

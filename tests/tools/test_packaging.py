@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # build_tools is part of the checkout, not of the installed package
 
 from build_tools import backend, environment, jobs, ninja_file, packages, plan, settings, toolchain
@@ -47,10 +47,16 @@ esac""",
 
 def source_copy(target: Path) -> Path:
     """The checkout without what was built in it."""
-    skip = shutil.ignore_patterns(
-        *(".git", ".venv*", "build", "dist", "demo", "lib", "*.so", "*.egg-info", "__pycache__"),
-        *(".pytest_cache", ".hypothesis", ".ruff_cache", "results"),
+    at_the_top = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "demo")
+    anywhere = shutil.ignore_patterns(
+        *("lib", "*.so", "*.egg-info", "__pycache__", "results"),
+        *(".pytest_cache", ".hypothesis", ".ruff_cache"),
     )
+
+    def skip(folder: str, names: list[str]) -> set[str]:
+        built = anywhere(folder, names)
+        return built | at_the_top(folder, names) if Path(folder) == ROOT else built
+
     shutil.copytree(ROOT, target, ignore=skip, symlinks=True)
     for name in packages.MAPPED:
         (target / "attnops" / name).unlink(missing_ok=True)

@@ -53,7 +53,7 @@ def test_instruction_set(isa: str, threads: int) -> None:
         pytest.skip(f"{isa} is not among what was compiled: {compiled}")
     result = subprocess.run(
         [sys.executable, __file__, str(LIBRARY), isa, str(threads)],
-        env={**os.environ, "ATTNOPS_ISA": isa},
+        env={**os.environ, "ATTNOPS_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
     )
