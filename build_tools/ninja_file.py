@@ -63,6 +63,12 @@ class _Writer:
     def common(self) -> list[str]:
         return ["-std=c++17", "-O3", TARGET_VERSION, f"-I{ROOT / 'csrc'}"]
 
+    def sources(self, folder: str) -> dict[str, Path]:
+        """What csrc/`folder` compiles, by the name of the object file: <folder>/<op>/<file>."""
+        root = ROOT / "csrc"
+        found = [*(root / folder).rglob("*.cpp"), *(root / folder).rglob("*.cu")]
+        return {str(path.relative_to(root).with_suffix("")): path for path in sorted(found)}
+
     def torch_link(self, *libraries: str) -> list[str]:
         """Found at run time through the torch that is loaded already, so no rpath."""
         return [f"-L{self.plan.torch.libraries}", *(f"-l{name}" for name in libraries)]
@@ -73,12 +79,12 @@ class _Writer:
         torch = ["-isystem", str(plan.torch.include)]
         have = [f"-DATTNOPS_HAVE_{isa.upper()}" for isa in plan.isas if isa != "baseline"]
         flags = [*self.common(), "-fPIC", *warnings, *torch, *have]
-        sources = sorted((ROOT / "csrc/cpu").glob("*.cpp"))
-        kernels = [source for source in sources if source.stem.endswith("_kernels")]
+        sources = self.sources("cpu")
+        kernels = {name: source for name, source in sources.items() if source.stem == "kernels"}
         objects = [
-            self.edge(f"cpu/{source.stem}.o", "cxx", [source], flags)
-            for source in sources
-            if source not in kernels
+            self.edge(f"{name}.o", "cxx", [source], flags)
+            for name, source in sources.items()
+            if name not in kernels
         ]
         # Simpler instruction sets first: of an inline function that several objects hold, the
         # linker keeps the first copy, and that one has to run on every processor.
@@ -87,8 +93,8 @@ class _Writer:
         for isa, isa_flags in plan.isas.items():
             isa_flags = [*flags, *quiet, *isa_flags, f"-DATTNOPS_ISA={isa}"]
             objects += [
-                self.edge(f"cpu/{source.stem}.{isa}.o", "cxx", [source], isa_flags)
-                for source in kernels
+                self.edge(f"{name}.{isa}.o", "cxx", [source], isa_flags)
+                for name, source in kernels.items()
             ]
         # -z defs: anything outside the stable ABI fails here and not on someone's machine.
         link = ["-Wl,-z,defs", *self.torch_link("torch_cpu")]
@@ -103,12 +109,11 @@ class _Writer:
         if len(plan.compiler.command) == 1:
             nvcc_flags.append(f"-ccbin={plan.compiler.command[0]}")
         objects = []
-        for source in sorted((ROOT / "csrc/cuda").glob("*.c*")):
-            name = f"cuda/{source.stem}.o"
-            if source.suffix == ".cu":
-                objects.append(self.edge(name, "nvcc", [source], nvcc_flags))
-            elif source.suffix == ".cpp":
-                objects.append(self.edge(name, "cxx", [source], cxx_flags))
+        for name, source in self.sources("cuda").items():
+            rule, rule_flags = (
+                ("nvcc", nvcc_flags) if source.suffix == ".cu" else ("cxx", cxx_flags)
+            )
+            objects.append(self.edge(f"{name}.o", rule, [source], rule_flags))
         self.library("libattnops_cuda.so", objects, self.cuda_link())
 
     def cuda_link(self) -> list[str]:

@@ -15,8 +15,8 @@ from .packages import ROOT, version
 from .settings import MIN_ARCH, Arch, BuildError, Settings
 from .toolchain import Compiler, Toolkit, Torch, find_compiler, find_ninja, find_toolkit, find_torch
 
-# Compiler flags of the instruction sets that `*_kernels.cpp` are compiled for, by machine.
-# The one that runs is chosen when the library is loaded.
+# Compiler flags of the instruction sets that `csrc/cpu/<op>/kernels.cpp` are compiled for, by
+# machine. The one that runs is chosen when the library is loaded.
 ISA_FLAGS = {
     "x86_64": {
         "baseline": (),
@@ -170,7 +170,7 @@ def make_plan(settings: Settings | None = None, introspection: bool = False) -> 
     absent = "" if compiler else "no C++ compiler found" if supported else "Linux only"
 
     no_cpu = "ATTNOPS_CPU=0" if settings.cpu == "0" else absent
-    if not no_cpu and not (ROOT / "csrc/cpu/library.cpp").exists():
+    if not no_cpu and not (ROOT / "csrc/cpu/common/library.cpp").exists():
         no_cpu = "csrc/cpu is not in this source tree"
     if no_cpu and settings.cpu == "1":
         raise BuildError(f"ATTNOPS_CPU=1, but {no_cpu}")

@@ -250,10 +250,10 @@ class TestPlan:
             pytest.skip(f"no CPU library here: {made.no_cpu}")
         lines = ninja_file.ninja_text(made).splitlines()
         (link,) = (line for line in lines if line.startswith("build libattnops_cpu.so"))
-        isas = [word.split(".")[-2] for word in link.split() if "_kernels." in word]
+        isas = [word.split(".")[-2] for word in link.split() if "/kernels." in word]
         order = list(made.isas)
         assert isas and isas == sorted(isas, key=order.index)
-        assert link.index("cpu/library.o") < link.index("_kernels.")
+        assert link.index("cpu/common/library.o") < link.index("/kernels.")
 
 
 class TestBackend:

@@ -1,0 +1,60 @@
+// What the host code and the vector code of anchor attention share: plain data and function tables.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/common/dtype.h"
+
+namespace attnops::cpu {
+
+// One batch item: query [key_channels, positions], key [key_channels, anchors],
+// value [value_channels, anchors]. channels_inner: query, grad and out have contiguous channels.
+struct AnchorShape {
+  int64_t key_channels, value_channels, positions, anchors;
+  double scale;
+  bool channels_inner;
+};
+
+// Entry points of one instruction set and one element type. Pointers to tensors are to one batch
+// item. `packed` holds key, value and bias rearranged for the products, `partial` the running sums
+// of the anchors' gradients, `scratch` is private to the caller; all three are aligned to 64 bytes.
+struct AnchorKernels {
+  // A tile, the unit of forward and backward, has at most this many positions.
+  int64_t forward_tile, backward_tile;
+
+  int64_t (*packed_bytes)(const AnchorShape&, bool backward);
+  int64_t (*scratch_bytes)(const AnchorShape&, bool backward);
+  int64_t (*partial_bytes)(const AnchorShape&);
+
+  // Packs the channels of part `part` of `parts`. bias may be null.
+  void (*pack)(const AnchorShape&, bool backward, const void* key, const void* value,
+               const void* bias, void* packed, int64_t part, int64_t parts);
+
+  // Positions [first, first + count): out and lse. The value may be read from `packed` or where it
+  // is.
+  void (*forward)(const AnchorShape&, const void* packed, const void* value, const void* query,
+                  void* out, void* lse, int64_t first, int64_t count, void* scratch);
+
+  // Positions [first, first + count): dquery, and their share of the anchors' gradients added to
+  // partial, which starts as zeros.
+  void (*backward)(const AnchorShape&, const void* packed, const void* grad, const void* query,
+                   const void* lse, void* dquery, void* partial, int64_t first, int64_t count,
+                   void* scratch);
+
+  // Sums `count` partials, `stride` bytes apart, in order; the channels of part `part` of `parts`.
+  // dbias may be null.
+  void (*reduce)(const AnchorShape&, const void* partials, int64_t count, int64_t stride,
+                 void* dkey, void* dvalue, void* dbias, int64_t part, int64_t parts);
+};
+
+namespace baseline {
+const AnchorKernels& anchor_kernels(DType dtype);
+}
+namespace avx2 {
+const AnchorKernels& anchor_kernels(DType dtype);
+}
+namespace avx512 {
+const AnchorKernels& anchor_kernels(DType dtype);
+}
+
+}  // namespace attnops::cpu

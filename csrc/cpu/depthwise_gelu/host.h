@@ -1,0 +1,59 @@
+// What the host code and the vector code of depthwise_gelu share: plain data and function tables.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/common/dtype.h"
+#include "cpu/depthwise/shape.h"
+
+namespace attnops::cpu {
+
+// weight [channels, 1, kernel_height, kernel_width], bias [channels] or null.
+struct GeluShape {
+  DepthwiseMaps maps;
+  int64_t kernel_height, kernel_width;
+
+  int64_t taps() const { return kernel_height * kernel_width; }
+};
+
+// Rows [first, last) and channels [channel, channel + channels) of a batch item; one channel where
+// maps are contiguous.
+struct GeluUnit {
+  int64_t item, channel, channels, first, last;
+};
+
+// Entry points of one instruction set and one element type. Tensors are whole; scratch is private
+// to the caller and aligned to 64 bytes.
+struct GeluKernels {
+  int64_t lanes;
+  // Rows of a unit of contiguous maps.
+  int64_t (*plane_rows)(const GeluShape&);
+
+  // Weight and bias as the kernels want them, shared by all units.
+  int64_t (*parameter_bytes)(const GeluShape&);
+  void (*pack)(const GeluShape&, const void* weight, const void* bias, void* parameters);
+
+  // For units of up to so many rows and channels.
+  int64_t (*scratch_bytes)(const GeluShape&, int64_t rows, int64_t channels, bool backward);
+  void (*forward)(const GeluShape&, const GeluUnit&, const void* parameters, const void* x,
+                  void* out, void* scratch);
+  // dx of a unit, and what it adds to dweight and dbias: sums [taps + 1][channels of the unit,
+  // padded to whole vectors].
+  void (*backward)(const GeluShape&, const GeluUnit&, const void* parameters, const void* grad,
+                   const void* x, void* dx, double* sums, void* scratch);
+
+  // out [count] from sums that stand `stride` apart.
+  void (*round)(const double* sums, int64_t stride, int64_t count, void* out);
+};
+
+namespace baseline {
+const GeluKernels& gelu_kernels(DType dtype);
+}
+namespace avx2 {
+const GeluKernels& gelu_kernels(DType dtype);
+}
+namespace avx512 {
+const GeluKernels& gelu_kernels(DType dtype);
+}
+
+}  // namespace attnops::cpu

@@ -1,0 +1,141 @@
+// Grouped attention: inner products of groups of channels, and their products with maps; compiled
+// once per instruction set. Sums run in several accumulators of C, and in double across runs.
+#include "cpu/common/vec.h"
+#include "host.h"
+
+namespace attnops::cpu::ATTNOPS_ISA {
+namespace {
+
+constexpr int kAccumulators = 4;
+
+template <class S>
+struct Table {
+  using C = Compute<S>;
+  using V = typename Vec<C>::V;
+  static constexpr int64_t kStep = kAccumulators * kWidth<C>;
+
+  static double dot_run(const void* x_, const void* y_, int64_t count, double factor, void* out_) {
+    const S *x = static_cast<const S*>(x_), *y = static_cast<const S*>(y_);
+    S* out = static_cast<S*>(out_);
+    const C f = static_cast<C>(factor);
+    V sums[kAccumulators] = {};
+    int64_t i = 0;
+    for (; i + kStep <= count; i += kStep)
+#pragma GCC unroll 4
+      for (int j = 0; j < kAccumulators; ++j) {
+        const V v = load(x + i + j * kWidth<C>);
+        sums[j] += v * load(y + i + j * kWidth<C>);
+        if (out) store(out + i + j * kWidth<C>, f * v);
+      }
+    for (; i < count; i += kWidth<C>) {
+      const int64_t left = min64(kWidth<C>, count - i);
+      const V v = load_partial(x + i, left);
+      sums[0] += v * load_partial(y + i, left);
+      if (out) store_partial(out + i, f * v, left);
+    }
+    return static_cast<double>(lane_sum<C>((sums[0] + sums[1]) + (sums[2] + sums[3])));
+  }
+
+  static void scale_run(const void* x_, int64_t count, double factor, void* out_) {
+    const S* x = static_cast<const S*>(x_);
+    S* out = static_cast<S*>(out_);
+    const C f = static_cast<C>(factor);
+    int64_t i = 0;
+    for (; i + kWidth<C> <= count; i += kWidth<C>) store(out + i, f * load(x + i));
+    if (i < count) store_partial(out + i, f * load_partial(x + i, count - i), count - i);
+  }
+
+  // Sums and factors by channel, each padded to whole vectors.
+  static int64_t scratch_bytes(int64_t channels) {
+    return round_up(2 * round_up(channels, kWidth<C>) * static_cast<int64_t>(sizeof(C)), 64);
+  }
+
+  static void spread(const double* factors, int64_t channels, int64_t groups, C* out) {
+    const int64_t width = channels / groups;
+    for (int64_t c = 0; c < channels; ++c) out[c] = static_cast<C>(factors[c / width]);
+    for (int64_t c = channels; c < round_up(channels, kWidth<C>); ++c) out[c] = C(0);
+  }
+
+  static void dot_pixels(const void* x_, const void* y_, int64_t pixels, int64_t channels,
+                         int64_t groups, const double* factors, void* out_, double* sums,
+                         void* scratch) {
+    const S *x = static_cast<const S*>(x_), *y = static_cast<const S*>(y_);
+    S* out = static_cast<S*>(out_);
+    C *products = static_cast<C*>(scratch), *scales = products + round_up(channels, kWidth<C>);
+    if (out) spread(factors, channels, groups, scales);
+    // A few vectors of channels at a time, their sums in registers over all pixels.
+    for (int64_t first = 0; first < channels; first += kStep) {
+      const int64_t lanes = min64(kStep, channels - first);
+      if (lanes == kStep)
+        dot_columns<true>(x, y, pixels, channels, first, lanes, scales, out, products);
+      else
+        dot_columns<false>(x, y, pixels, channels, first, lanes, scales, out, products);
+    }
+    const int64_t width = channels / groups;
+    for (int64_t g = 0; g < groups; ++g) {
+      double sum = 0;
+      for (int64_t c = g * width; c < (g + 1) * width; ++c) sum += static_cast<double>(products[c]);
+      sums[g] = sum;
+    }
+  }
+
+  template <bool kWhole>
+  static void dot_columns(const S* x, const S* y, int64_t pixels, int64_t channels, int64_t first,
+                          int64_t lanes, const C* scales, S* out, C* products) {
+    V sums[kAccumulators] = {};
+    for (int64_t p = 0; p < pixels; ++p)
+#pragma GCC unroll 4
+      for (int j = 0; j < kAccumulators; ++j) {
+        const int64_t at = first + j * kWidth<C>, left = lanes - j * kWidth<C>;
+        if (!kWhole && left <= 0) break;
+        const int64_t i = p * channels + at;
+        const bool whole = kWhole || left >= kWidth<C>;
+        const V v = whole ? load(x + i) : load_partial(x + i, left);
+        sums[j] += v * (whole ? load(y + i) : load_partial(y + i, left));
+        if (!out) continue;
+        const V scaled = load(scales + at) * v;
+        if (whole)
+          store(out + i, scaled);
+        else
+          store_partial(out + i, scaled, left);
+      }
+    for (int j = 0; j < kAccumulators && j * kWidth<C> < lanes; ++j)
+      store(products + first + j * kWidth<C>, sums[j]);
+  }
+
+  static void scale_pixels(const void* x_, int64_t pixels, int64_t channels, int64_t groups,
+                           const double* factors, void* out_, void* scratch) {
+    const S* x = static_cast<const S*>(x_);
+    S* out = static_cast<S*>(out_);
+    C* scales = static_cast<C*>(scratch);
+    spread(factors, channels, groups, scales);
+    for (int64_t p = 0; p < pixels; ++p) {
+      const int64_t pixel = p * channels;
+      int64_t c = 0;
+      for (; c + kWidth<C> <= channels; c += kWidth<C>)
+        store(out + pixel + c, load(scales + c) * load(x + pixel + c));
+      if (const int64_t left = channels - c)
+        store_partial(out + pixel + c, load(scales + c) * load_partial(x + pixel + c, left), left);
+    }
+  }
+
+  static constexpr GroupKernels kernels = {dot_run, scale_run, scratch_bytes, dot_pixels,
+                                           scale_pixels};
+};
+
+}  // namespace
+
+const GroupKernels& group_kernels(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return Table<double>::kernels;
+    case DType::kFloat16:
+      return Table<Half>::kernels;
+    case DType::kBFloat16:
+      return Table<BFloat16>::kernels;
+    default:
+      return Table<float>::kernels;
+  }
+}
+
+}  // namespace attnops::cpu::ATTNOPS_ISA

@@ -1,0 +1,136 @@
+// Host entries of local attention: outputs, scratch memory and the split of work over threads.
+#include "host.h"
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+#include "cpu/common/host.h"
+#include "cpu/common/isa.h"
+#include "cpu/common/ops.h"
+
+namespace attnops::cpu {
+namespace {
+
+const LocalKernels& kernels_for(DType dtype) { ATTNOPS_SELECT_KERNELS(local_kernels, dtype); }
+
+LocalShape shape_of(const Tensor& query, const Tensor& key, const Tensor& value,
+                    const std::vector<int64_t>& kernel, const std::vector<int64_t>& dilation,
+                    double scale, bool mask) {
+  STD_TORCH_CHECK(query.dim() == 4 && key.dim() == 4 && value.dim() == 4,
+                  "local_attention: expected maps [B, C, H, W]");
+  STD_TORCH_CHECK(
+      query.scalar_type() == key.scalar_type() && query.scalar_type() == value.scalar_type(),
+      "local_attention: expected tensors of one dtype");
+  STD_TORCH_CHECK(kernel.size() == 2 && dilation.size() == 2,
+                  "local_attention: expected two numbers for kernel and for dilation");
+  LocalShape s;
+  s.key_channels = query.size(1);
+  s.value_channels = value.size(1);
+  s.scale = scale;
+  s.mask = mask;
+  s.channels_last = query.size(1) > 1 && query.stride(1) == 1 && !query.is_contiguous();
+  // A map of one column is in memory what a map of one row is, and vectors run along rows.
+  const int turned = query.size(3) == 1;
+  s.height = query.size(2 + turned);
+  s.width = query.size(3 - turned);
+  s.row_step = dilation[turned];
+  s.column_step = dilation[1 - turned];
+  s.rows = 2 * std::min(kernel[turned] / 2, (s.height - 1) / s.row_step) + 1;
+  s.columns = 2 * std::min(kernel[1 - turned] / 2, (s.width - 1) / s.column_step) + 1;
+  s.unreachable = kernel[0] * kernel[1] - s.rows * s.columns;
+  // Without neighbours along an axis its step means nothing.
+  if (s.rows == 1) s.row_step = 1;
+  if (s.columns == 1) s.column_step = 1;
+  return s;
+}
+
+// A fresh [batch, channels, height, width] tensor in the layout of the query.
+Tensor empty_map(const Tensor& like, int64_t channels, bool channels_last) {
+  const int64_t batch = like.size(0), height = like.size(2), width = like.size(3);
+  if (!channels_last) return new_output(like, {batch, channels, height, width});
+  return torch::stable::transpose(
+      torch::stable::transpose(new_output(like, {batch, height, width, channels}), 2, 3), 1, 2);
+}
+
+// Addresses one batch item of a dense tensor.
+struct Items {
+  char* data;
+  int64_t bytes;
+
+  explicit Items(const Tensor& x)
+      : data(static_cast<char*>(x.mutable_data_ptr())),
+        bytes(x.numel() / x.size(0) * static_cast<int64_t>(x.element_size())) {}
+  char* operator[](int64_t b) const { return data + b * bytes; }
+};
+
+// Calls body(batch item, strip, scratch) for strips that cover `batch` maps. The rows of all maps,
+// phase by phase, are cut into one run for every worker; strips of a run are whole phases but for
+// its ends. `columns` is the width of a strip.
+template <class Body>
+void for_each_strip(const LocalShape& s, int64_t batch, int64_t columns, int64_t scratch_bytes,
+                    const Body& body) {
+  const int64_t tiles = (s.width + columns - 1) / columns;
+  const int64_t total = batch * tiles * s.height;
+  const int64_t workers = std::min(thread_count(), total);
+  const Scratch scratch(workers * scratch_bytes);
+  for_each_worker(workers, [&](int64_t worker) {
+    const int64_t end = total * (worker + 1) / workers;
+    for (int64_t at = total * worker / workers; at < end;) {
+      const int64_t tile = at / s.height % tiles;
+      int64_t phase = 0, first = at % s.height, rows;
+      while (first >= (rows = (s.height - phase + s.row_step - 1) / s.row_step)) {
+        first -= rows;
+        ++phase;
+      }
+      const int64_t last = std::min(rows, first + end - at);
+      body(at / s.height / tiles,
+           LocalStrip{phase, first, last, tile * columns, std::min(s.width, (tile + 1) * columns)},
+           scratch.at(worker * scratch_bytes));
+      at += last - first;
+    }
+  });
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> local_attention(Tensor query, Tensor key, Tensor value,
+                                           std::vector<int64_t> kernel,
+                                           std::vector<int64_t> dilation, double scale, bool mask) {
+  const LocalShape s = shape_of(query, key, value, kernel, dilation, scale, mask);
+  const LocalKernels& kernels = kernels_for(dtype_of(query));
+  const int64_t batch = query.size(0);
+  const auto lse_type =
+      query.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  Tensor out = empty_map(query, s.value_channels, s.channels_last);
+  Tensor lse = torch::stable::new_empty(query, {batch, query.size(2), query.size(3)}, lse_type);
+  const Items queries(query), keys(key), values(value), outs(out), norms(lse);
+  for_each_strip(s, batch, kernels.strip_columns(s), kernels.scratch_bytes(s, false),
+                 [&](int64_t b, const LocalStrip& strip, char* scratch) {
+                   kernels.forward(s, strip, queries[b], keys[b], values[b], outs[b], norms[b],
+                                   scratch);
+                 });
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor> local_attention_backward(Tensor grad, Tensor query, Tensor key,
+                                                            Tensor value, Tensor lse,
+                                                            std::vector<int64_t> kernel,
+                                                            std::vector<int64_t> dilation,
+                                                            double scale, bool mask) {
+  const LocalShape s = shape_of(query, key, value, kernel, dilation, scale, mask);
+  const LocalKernels& kernels = kernels_for(dtype_of(query));
+  Tensor dquery = empty_map(query, s.key_channels, s.channels_last);
+  Tensor dkey = empty_map(query, s.key_channels, s.channels_last);
+  Tensor dvalue = empty_map(query, s.value_channels, s.channels_last);
+  const Items grads(grad), queries(query), keys(key), values(value), norms(lse);
+  const Items dqueries(dquery), dkeys(dkey), dvalues(dvalue);
+  for_each_strip(s, query.size(0), s.width, kernels.scratch_bytes(s, true),
+                 [&](int64_t b, const LocalStrip& strip, char* scratch) {
+                   kernels.backward(s, strip, grads[b], queries[b], keys[b], values[b], norms[b],
+                                    dqueries[b], dkeys[b], dvalues[b], scratch);
+                 });
+  return {dquery, dkey, dvalue};
+}
+
+}  // namespace attnops::cpu

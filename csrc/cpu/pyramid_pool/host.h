@@ -1,0 +1,58 @@
+// What the host code and the vector code of pyramid pooling share: plain data and function tables.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/common/dtype.h"
+
+namespace attnops::cpu {
+
+// One axis of the map. The starts and ends of the bins of all levels cut it into segments: a
+// segment lies inside or outside a bin as a whole. Bins of all levels are numbered one after the
+// other; level l has sizes[l] of them, from level_bin[l].
+struct PoolAxis {
+  int64_t size, segments;
+  const int64_t* edges;                     // [segments + 1] in pixels
+  const int64_t *bin_first, *bin_last;      // [bins] in segments, half-open
+  const int64_t *cover_first, *cover_last;  // [levels][segments]: bins with the segment, half-open
+};
+
+// Pooling of [height, width] into `cells` values: level l has sizes[l]^2 from level_cell[l].
+struct PoolPlan {
+  int64_t levels, bins, cells;
+  const int64_t *sizes, *level_bin, *level_cell;  // [levels]
+  const double* pixels;                           // [cells] in the cell
+  PoolAxis rows, columns;
+  int64_t channels;  // only channels_last: elements from one pixel to the next
+};
+
+// Entry points of one instruction set and one element type. Contiguous maps: x are `count` planes
+// [height, width], out [count, cells]. channels_last maps: x is one batch item [height, width,
+// channels] at its first channel to be pooled, out [count, cells] for `count` channels.
+// argmax int32 like out. Scratch is private to the caller, aligned to 64 bytes, and zero before the
+// first call (lanes without a channel are computed, too).
+struct PoolKernels {
+  int64_t (*scratch_bytes)(const PoolPlan&, bool use_max, bool backward, bool channels_last,
+                           int64_t count);
+  void (*mean)(const PoolPlan&, bool channels_last, const void* x, void* out, int64_t count,
+               void* scratch);
+  void (*max)(const PoolPlan&, bool channels_last, const void* x, void* out, int32_t* argmax,
+              int64_t count, void* scratch);
+  void (*mean_backward)(const PoolPlan&, bool channels_last, const void* grad, void* grad_x,
+                        int64_t count, void* scratch);
+  // Leaves scratch zero.
+  void (*max_backward)(const PoolPlan&, bool channels_last, const void* grad, const int32_t* argmax,
+                       void* grad_x, int64_t count, void* scratch);
+};
+
+namespace baseline {
+const PoolKernels& pool_kernels(DType dtype);
+}
+namespace avx2 {
+const PoolKernels& pool_kernels(DType dtype);
+}
+namespace avx512 {
+const PoolKernels& pool_kernels(DType dtype);
+}
+
+}  // namespace attnops::cpu

@@ -1,0 +1,67 @@
+// Strip convolutions; compiled once per instruction set. The kernels are in forward.h and
+// backward.h, this file puts them into tables by element type.
+#include "backward.h"
+#include "forward.h"
+
+namespace attnops::cpu::ATTNOPS_ISA {
+namespace {
+
+// Scratch memory of a worker, unless the kernels ask for more: what a second-level cache holds.
+constexpr int64_t kScratchBytes = 1 << 20;
+
+template <class S>
+struct Table {
+  using C = Compute<S>;
+
+  static int64_t tile_columns(const StripShape& s, bool backward) {
+    const int64_t width = round_up(s.maps.width, kWidth<C>);
+    for (int64_t tiles = 1;; ++tiles) {
+      const int64_t columns = round_up((width + tiles - 1) / tiles, kWidth<C>);
+      if (columns <= 4 * kWidth<C> || scratch_bytes(s, columns, backward) <= kScratchBytes)
+        return columns;
+    }
+  }
+  static int64_t scratch_bytes(const StripShape& s, int64_t columns, bool backward) {
+    return backward ? StripBackward<S>(s, columns, nullptr).bytes()
+                    : StripForward<S>(s, columns, nullptr).bytes();
+  }
+  static void forward(const StripShape& s, const DepthwisePiece& piece, const void* x,
+                      const void* taps, const void* shifts, void* out, void* scratch) {
+    StripForward<S>(s, piece.right - piece.left, scratch)
+        .run(piece, static_cast<const S*>(x), static_cast<const S*>(taps),
+             static_cast<const S*>(shifts), static_cast<S*>(out));
+  }
+  static void backward(const StripShape& s, const DepthwisePiece& piece, const void* grad,
+                       const void* x, const void* taps, const void* shifts, void* dx, double* sums,
+                       void* scratch) {
+    StripBackward<S>(s, piece.right - piece.left, scratch)
+        .run(piece, static_cast<const S*>(grad), static_cast<const S*>(x),
+             static_cast<const S*>(taps), static_cast<const S*>(shifts), static_cast<S*>(dx), sums);
+  }
+  static void reduce(const StripShape& s, const DepthwisePiece* pieces, int64_t count,
+                     const double* sums, void* dtaps, void* dshifts, double* totals) {
+    const int64_t stride = s.taps + s.shifts();
+    reduce_sums<S>(s.maps, pieces, count, sums, stride, 0, s.taps, totals, static_cast<S*>(dtaps));
+    reduce_sums<S>(s.maps, pieces, count, sums, stride, s.taps, s.shifts(), totals,
+                   static_cast<S*>(dshifts));
+  }
+  static constexpr StripKernels kernels = {kWidth<C>, tile_columns, scratch_bytes,
+                                           forward,   backward,     reduce};
+};
+
+}  // namespace
+
+const StripKernels& strip_kernels(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return Table<double>::kernels;
+    case DType::kFloat16:
+      return Table<Half>::kernels;
+    case DType::kBFloat16:
+      return Table<BFloat16>::kernels;
+    default:
+      return Table<float>::kernels;
+  }
+}
+
+}  // namespace attnops::cpu::ATTNOPS_ISA

@@ -1,0 +1,50 @@
+// What the host code and the vector code of the upsampled gate share.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/common/dtype.h"
+#include "cpu/resize/axis.h"
+
+namespace attnops::cpu {
+
+enum class Activation : int64_t { kIdentity, kSigmoid, kRelu };
+enum class Residual : int64_t { kNone, kInput, kGate };
+
+struct GateShape {
+  int64_t channels;  // of the whole map: from one pixel to the next in channels_last maps
+  ResizeAxis rows, columns;
+  Activation activation;
+  bool activation_first;
+  Residual residual;
+  double input_weight;
+};
+
+// Entry points of one instruction set and one element type. Contiguous maps: x, out, grad and dx
+// are `count` planes, logits and dlogits as many small ones. channels_last maps: pointers are to
+// the first of `count` neighbouring channels of one batch item, for all its pixels (backward), or
+// for output rows [begin, end) of all its channels (forward). Scratch is private to the caller and
+// aligned to 64 bytes.
+struct GateKernels {
+  int64_t (*scratch_bytes)(const GateShape&, bool backward, bool channels_last, int64_t count);
+  void (*forward_planes)(const GateShape&, const void* x, const void* logits, void* out,
+                         int64_t count, void* scratch);
+  void (*forward_rows)(const GateShape&, const void* x, const void* logits, void* out,
+                       int64_t begin, int64_t end, void* scratch);
+  void (*backward_planes)(const GateShape&, const void* grad, const void* x, const void* logits,
+                          void* dx, void* dlogits, int64_t count, void* scratch);
+  void (*backward_channels)(const GateShape&, const void* grad, const void* x, const void* logits,
+                            void* dx, void* dlogits, int64_t count, void* scratch);
+};
+
+namespace baseline {
+const GateKernels& gate_kernels(DType dtype);
+}
+namespace avx2 {
+const GateKernels& gate_kernels(DType dtype);
+}
+namespace avx512 {
+const GateKernels& gate_kernels(DType dtype);
+}
+
+}  // namespace attnops::cpu
