@@ -177,7 +177,7 @@ def make_plan(settings: Settings | None = None, introspection: bool = False) -> 
 
     toolkit, remark = None, ""
     no_cuda = "ATTNOPS_CUDA=0" if settings.cuda == "0" else absent
-    if not no_cuda and not (ROOT / "csrc/cuda/library.cpp").exists():
+    if not no_cuda and not (ROOT / "csrc/cuda/common/library.cpp").exists():
         no_cuda = "csrc/cuda is not in this source tree"
     if not no_cuda:
         toolkit, remark = find_toolkit()

@@ -26,6 +26,10 @@ class CudaCase:
     command: tuple[str, ...]
     demangle: str | None
 
+    @property
+    def label(self) -> str:
+        return f"{self.source.relative_to(SOURCES)} {self.arch}"
+
 
 def cuda_cases() -> tuple[list[CudaCase], str]:
     """What to compile, with the flags of the library's build; else the reason why nothing is."""
@@ -46,7 +50,7 @@ def cuda_cases() -> tuple[list[CudaCase], str]:
     filters = (plan.toolkit.root / "bin" / "cu++filt", "cu++filt", "c++filt")
     demangle = next((found for name in filters if (found := shutil.which(name))), None)
     cases = []
-    for source in sorted(SOURCES.glob("*.cu")):
+    for source in sorted(SOURCES.rglob("*.cu")):
         for arch in plan.archs:
             command = (
                 str(plan.toolkit.nvcc),
@@ -63,7 +67,7 @@ def cuda_cases() -> tuple[list[CudaCase], str]:
 
 def global_names(folder: Path = SOURCES) -> set[str]:
     """The kernels that the sources define."""
-    files = [*folder.glob("*.cu"), *folder.glob("*.cuh")]
+    files = [*folder.rglob("*.cu"), *folder.rglob("*.cuh")]
     return {name for file in files for name in _GLOBAL.findall(file.read_text())}
 
 

@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows, faults = [], []
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
         # The long ones first.
-        tasks = {pool.submit(cuda_rows, case): f"{case.source.name} {case.arch}" for case in cuda}
+        tasks = {pool.submit(cuda_rows, case): case.label for case in cuda}
         for index in indices:
             name = _aot_triton.label(_aot_triton.all_cases()[index])
             for capability in options.arch:

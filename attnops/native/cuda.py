@@ -10,12 +10,12 @@ from torch import Tensor
 from .._dispatch import register
 from ._load import load
 
-# Limits of the kernels' tables and 32-bit indices (csrc/cuda/pyramid_pool_plan.h).
+# Limits of the kernels' tables and 32-bit indices (csrc/cuda/pyramid_pool/plan.h).
 _MAX_LEVELS, _MAX_BINS_AN_AXIS = 16, 64
 _MAX_PIXELS, _MAX_PLANES = 2**31 - 1 - 4096, 2**31 - 1
-# Windows whose tiles fit the shared memory (csrc/cuda/local_attention_plan.h).
+# Windows whose tiles fit the shared memory (csrc/cuda/local_attention/plan.h).
 _MAX_KERNEL, _MAX_TAPS = 63, 441
-# Kernels whose tiles fit the shared memory (csrc/cuda/strip_conv_plan.h).
+# Kernels whose tiles fit the shared memory (csrc/cuda/strip_conv/plan.h).
 _MAX_LOCAL_SIDE, _MAX_STRIPS, _MAX_STRIP_SIDE = 11, 8, 63
 
 

@@ -17,7 +17,7 @@ from emulation.toolchain import build
 from harness import assert_within_budget, error
 from torch import Tensor
 
-KERNELS = ("pyramid_pool_kernels.cuh", "pyramid_pool_backward_kernels.cuh")
+KERNELS = ("pyramid_pool/kernels.cuh", "pyramid_pool/backward_kernels.cuh")
 
 # The kernels against PyTorch.
 

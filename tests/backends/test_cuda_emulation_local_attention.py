@@ -211,10 +211,10 @@ def test_plans_keep_the_limits() -> None:
 # Faults in the kernels: a copy of them in which the environment turns each fault on.
 
 KERNELS = (
-    "local_attention_tile.cuh",
-    "local_attention_products.cuh",
-    "local_attention_kernels.cuh",
-    "local_attention_backward_kernels.cuh",
+    "local_attention/tile.cuh",
+    "local_attention/products.cuh",
+    "local_attention/kernels.cuh",
+    "local_attention/backward_kernels.cuh",
 )
 FAULTS = {
     "shared index": (

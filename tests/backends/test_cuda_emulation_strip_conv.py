@@ -207,9 +207,9 @@ def test_plans_keep_the_limits() -> None:
 # Faults in the kernels: a copy of them in which the environment turns each fault on.
 
 KERNELS = (
-    "strip_conv_tile.cuh",
-    "strip_conv_kernels.cuh",
-    "strip_conv_backward_kernels.cuh",
+    "strip_conv/tile.cuh",
+    "strip_conv/kernels.cuh",
+    "strip_conv/backward_kernels.cuh",
 )
 FAULTS = {
     "global read": (KERNELS[0], "inside ? widen(p_map", "inside || FAULT ? widen(p_map"),

@@ -10,7 +10,7 @@
 #include <memory>
 #include <string>
 
-#include "cuda/element.cuh"
+#include "cuda/common/element.cuh"
 
 namespace attnops::emulation {
 

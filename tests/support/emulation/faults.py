@@ -44,7 +44,7 @@ def faulty_csrc(
             # A condition of one of `faults` may already stand before it.
             parts[k] += f'if (!is_faulty("{name} {k}")) {BARRIER}'
         path.write_text("".join(parts))
-    launch = csrc / "cuda" / "launch.h"
+    launch = csrc / "cuda" / "common" / "launch.h"
     launch.write_text(
         launch.read_text()
         + "#include <cstdlib>\n#include <cstring>\n"

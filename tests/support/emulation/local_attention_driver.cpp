@@ -5,7 +5,7 @@
 // REQUEST holds int64 fields and the scale (struct Request), then the maps in the given layout:
 // query, key, value for the forward; grad, query, key, value and then lse for the backward. RESULT
 // receives out and lse; or dquery, dkey and dvalue.
-#include "cuda/local_attention_backward_launch.cuh"
+#include "cuda/local_attention/backward_launch.cuh"
 #include "exchange.h"
 
 namespace {

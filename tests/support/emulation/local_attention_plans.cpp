@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <initializer_list>
 
-#include "cuda/local_attention_plan.h"
+#include "cuda/local_attention/plan.h"
 
 namespace {
 

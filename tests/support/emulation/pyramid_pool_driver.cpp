@@ -5,7 +5,7 @@
 // REQUEST holds int64 fields (struct Request), the level sizes, then the input elements: x in the
 // given layout for the forward; grad `[B, C, S]`, then for max argmax `[B, C, S]` int32 for the
 // backward. RESULT receives out, then for max argmax; or grad_x.
-#include "cuda/pyramid_pool_launch.cuh"
+#include "cuda/pyramid_pool/launch.cuh"
 #include "exchange.h"
 
 namespace {

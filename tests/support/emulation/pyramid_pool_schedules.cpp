@@ -2,7 +2,7 @@
 // the first problem whose configuration breaks a limit of the kernels; exit status 0 if none does.
 #include <cinttypes>
 
-#include "cuda/pyramid_pool_launch.cuh"
+#include "cuda/pyramid_pool/launch.cuh"
 
 namespace {
 

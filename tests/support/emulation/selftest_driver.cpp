@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <string>
 
-#include "cuda/launch.h"
+#include "cuda/common/launch.h"
 
 namespace {
 

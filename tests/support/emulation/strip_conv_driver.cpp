@@ -5,7 +5,7 @@
 // REQUEST holds int64 fields (struct Request), the lengths of rows and of columns, then the maps in
 // the given layout and the parameters: x, taps, shifts for the forward; grad, x, taps, shifts for
 // the backward. RESULT receives out; or the gradients of x, taps and shifts.
-#include "cuda/strip_conv_launch.cuh"
+#include "cuda/strip_conv/launch.cuh"
 #include "exchange.h"
 
 namespace {

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <initializer_list>
 
-#include "cuda/strip_conv_plan.h"
+#include "cuda/strip_conv/plan.h"
 
 namespace {
 

@@ -3,8 +3,8 @@
 
 #include <tuple>
 
-#include "local_attention_host.h"
-#include "local_attention_launch.cuh"
+#include "host.h"
+#include "launch.cuh"
 
 namespace attnops::cuda {
 namespace {

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "pyramid_pool_backward_kernels.cuh"
-#include "pyramid_pool_kernels.cuh"
+#include "backward_kernels.cuh"
+#include "kernels.cuh"
 
 namespace attnops::cuda {
 

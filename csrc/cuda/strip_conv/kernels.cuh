@@ -9,7 +9,7 @@
 // then row and column of every strip; shifts `[C, 1 + 2 * strips]`: b, then b_h and b_v of every
 // strip.
 //
-// Grid: one block a tile (strip_conv_plan.h) of a few channels. a and one horizontal result at a
+// Grid: one block a tile (plan.h) of a few channels. a and one horizontal result at a
 // time are in shared memory, for the tile and what its columns reach; nothing of them is in global
 // memory. Moved per element: one write and r reads, where r is the size of the halo over that of
 // the tile, about 2.5 to 6; what r has above 1 comes from L2 mostly.
@@ -17,7 +17,7 @@
 // Source: Guo et al., SegNeXt (NeurIPS 2022), eq. (1).
 #pragma once
 
-#include "strip_conv_tile.cuh"
+#include "tile.cuh"
 
 namespace attnops::cuda {
 

@@ -1,4 +1,4 @@
-// Backward of strip convolutions (strip_conv_kernels.cuh). With g the gradient of out, and for
+// Backward of strip convolutions (kernels.cuh). With g the gradient of out, and for
 // every strip s h_s = horizontal_s(a) + b_h:
 //
 //   gh_s = vertical_s^T(g), zero outside the map           gradient of h_s
@@ -18,7 +18,7 @@
 // strip_backward_reduce_kernel: adds up the slices in a fixed order; a block owns WARP sums.
 #pragma once
 
-#include "strip_conv_tile.cuh"
+#include "tile.cuh"
 
 namespace attnops::cuda {
 

@@ -2,8 +2,8 @@
 // correlation along an axis in shared memory.
 #pragma once
 
-#include "element.cuh"
-#include "strip_conv_plan.h"
+#include "cuda/common/element.cuh"
+#include "plan.h"
 
 namespace attnops::cuda {
 

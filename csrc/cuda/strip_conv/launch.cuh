@@ -4,8 +4,8 @@
 
 #include <stdexcept>
 
-#include "strip_conv_backward_kernels.cuh"
-#include "strip_conv_kernels.cuh"
+#include "backward_kernels.cuh"
+#include "kernels.cuh"
 
 namespace attnops::cuda {
 

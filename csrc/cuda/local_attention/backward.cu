@@ -3,8 +3,8 @@
 
 #include <tuple>
 
-#include "local_attention_backward_launch.cuh"
-#include "local_attention_host.h"
+#include "backward_launch.cuh"
+#include "host.h"
 
 namespace attnops::cuda {
 namespace {

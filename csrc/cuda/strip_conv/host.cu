@@ -4,8 +4,8 @@
 #include <tuple>
 #include <vector>
 
-#include "host.h"
-#include "strip_conv_launch.cuh"
+#include "cuda/common/host.h"
+#include "launch.cuh"
 
 namespace attnops::cuda {
 namespace {

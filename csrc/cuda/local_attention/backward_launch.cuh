@@ -1,8 +1,8 @@
-// Starts the kernels of local attention's backward, as local_attention_launch.cuh the forward's.
+// Starts the kernels of local attention's backward, as launch.cuh the forward's.
 #pragma once
 
-#include "local_attention_backward_kernels.cuh"
-#include "local_attention_launch.cuh"
+#include "backward_kernels.cuh"
+#include "launch.cuh"
 
 namespace attnops::cuda {
 

@@ -3,8 +3,8 @@
 
 #include <tuple>
 
-#include "host.h"
-#include "pyramid_pool_launch.cuh"
+#include "cuda/common/host.h"
+#include "launch.cuh"
 
 namespace attnops::cuda {
 namespace {

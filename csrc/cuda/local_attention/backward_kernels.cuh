@@ -15,7 +15,7 @@
 
 #include <cmath>
 
-#include "local_attention_products.cuh"
+#include "products.cuh"
 
 namespace attnops::cuda {
 

@@ -8,7 +8,7 @@
 // query, key `[B, Ck, H, W]`, value, out `[B, Cv, H, W]`: contiguous or channels_last; lse
 // `[B, H, W]`: logarithm of the softmax's denominator.
 //
-// Grid: one block a tile (local_attention_plan.h), all channels of it; scores and weights of the
+// Grid: one block a tile (plan.h), all channels of it; scores and weights of the
 // tile stay in shared memory. Moved per position: Ck (1 + r) + Cv (1 + r) elements and lse, where r
 // is the size of the halo over that of the tile, about 1.8 to 2.5; what r has above 1 comes from L2
 // mostly, because neighbouring tiles run at the same time.
@@ -18,7 +18,7 @@
 
 #include <cmath>
 
-#include "local_attention_products.cuh"
+#include "products.cuh"
 
 namespace attnops::cuda {
 

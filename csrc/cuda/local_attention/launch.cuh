@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <type_traits>
 
-#include "local_attention_kernels.cuh"
+#include "kernels.cuh"
 
 namespace attnops::cuda {
 

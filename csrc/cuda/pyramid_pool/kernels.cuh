@@ -1,7 +1,7 @@
 // Forward of pyramid pooling: out[b, c, s] = mean or max of x[b, c] over bin s of the pyramid.
 //
 // Every kernel reads x once, for all levels. Rows are cut into strips and columns into pieces at
-// the edges of all bins (pyramid_pool_plan.h), so a bin is a run of strips times a run of pieces.
+// the edges of all bins (plan.h), so a bin is a run of strips times a run of pieces.
 // The reduction goes columns of a strip -> pieces -> bins along the row -> bins; sums are in the
 // accumulator's type and in a fixed order.
 //
@@ -9,7 +9,7 @@
 // strips * bins partials out and in (a few per cent of x), merged by pool_combine_kernel.
 #pragma once
 
-#include "pyramid_pool_reduce.cuh"
+#include "reduce.cuh"
 
 namespace attnops::cuda {
 

@@ -7,7 +7,7 @@
 // Channels pass through shared memory, STAGED vectors of 16 bytes of every position at a time.
 #pragma once
 
-#include "local_attention_tile.cuh"
+#include "tile.cuh"
 
 namespace attnops::cuda {
 

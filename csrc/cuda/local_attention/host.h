@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "host.h"
-#include "local_attention_plan.h"
+#include "cuda/common/host.h"
+#include "plan.h"
 
 namespace attnops::cuda {
 

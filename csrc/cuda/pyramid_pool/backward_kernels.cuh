@@ -1,16 +1,16 @@
 // Backward of pyramid pooling. Every kernel gathers, without atomics.
 //
 // Mean: grad_x[b, c, h, w] = sum over the bins that hold (h, w) of grad[b, c, s] / pixels(s). The
-// sum is the same for all pixels of a (row strip, column piece), see pyramid_pool_plan.h, and is
+// sum is the same for all pixels of a (row strip, column piece), see plan.h, and is
 // built in two steps: over the row bins that hold the strip, then over the column bins that hold
 // the piece. Moved per plane: S elements in (once per strip for channels_last), H * W elements out.
 //
 // Max: grad_x is zero but for the pixels that are a maximum of some bin.
 #pragma once
 
-#include "element.cuh"
-#include "pyramid_pool_kernels.cuh"
-#include "pyramid_pool_plan.h"
+#include "cuda/common/element.cuh"
+#include "kernels.cuh"
+#include "plan.h"
 
 namespace attnops::cuda {
 

@@ -6,8 +6,8 @@
 #include <cuda_pipeline_primitives.h>
 #endif
 
-#include "element.cuh"
-#include "local_attention_plan.h"
+#include "cuda/common/element.cuh"
+#include "plan.h"
 
 namespace attnops::cuda {
 

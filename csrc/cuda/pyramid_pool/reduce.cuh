@@ -5,8 +5,8 @@
 #include <cmath>
 #include <cstdint>
 
-#include "element.cuh"
-#include "pyramid_pool_plan.h"
+#include "cuda/common/element.cuh"
+#include "plan.h"
 
 namespace attnops::cuda {
 
