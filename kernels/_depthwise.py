@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .._layout import is_channels_inner
-from ._common import (
+from ._launch import (
     FACTORS,
     TRITON_DTYPES,
     AotCase,

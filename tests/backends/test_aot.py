@@ -10,11 +10,14 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-from attnops.kernels import _aot_cuda, _aot_triton, _common, aot  # noqa: E402
-from attnops.kernels._ptxas import parse_report  # noqa: E402
+from attnops.kernels import _launch  # noqa: E402
+from attnops.kernels.aot import cuda as aot_cuda  # noqa: E402
+from attnops.kernels.aot import main as aot  # noqa: E402
+from attnops.kernels.aot import triton as aot_triton  # noqa: E402
+from attnops.kernels.aot.ptxas import parse_report  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
-    _common.INTERPRETED, reason="nothing is compiled under the interpreter"
+    _launch.INTERPRETED, reason="nothing is compiled under the interpreter"
 )
 
 REPORT = """
@@ -30,11 +33,11 @@ ptxas info    : Used 32 registers, 2048 bytes smem, 380 bytes cmem[0]
 """
 
 
-def case_of(kernel: str, *words: str) -> _common.AotCase:
+def case_of(kernel: str, *words: str) -> _launch.AotCase:
     return next(
         case
-        for case in _aot_triton.all_cases()
-        if case.kernel.__name__ == kernel and set(words) <= set(_aot_triton.label(case).split())
+        for case in aot_triton.all_cases()
+        if case.kernel.__name__ == kernel and set(words) <= set(aot_triton.label(case).split())
     )
 
 
@@ -80,16 +83,16 @@ def test_kernels_without_a_row_are_noticed():
 
 
 def test_every_triton_kernel_is_listed():
-    names = _aot_triton.kernel_names()
+    names = aot_triton.kernel_names()
     assert {"anchor_attention_forward_kernel", "cells_kernel"} <= names
     assert "accumulate_scores" not in names  # a helper of kernels
-    assert names == {case.kernel.__name__ for case in _aot_triton.all_cases()}
+    assert names == {case.kernel.__name__ for case in aot_triton.all_cases()}
 
 
 def test_an_unlisted_kernel_is_found_by_introspection():
     module = types.ModuleType(__name__)
     module.helper, module.caller = helper, caller
-    assert _aot_triton.kernel_names([module]) == {"caller"}
+    assert aot_triton.kernel_names([module]) == {"caller"}
 
 
 @triton.jit
@@ -107,7 +110,7 @@ def test_global_functions_are_found(tmp_path: Path):
         "template <typename T>\n__global__ void __launch_bounds__(THREADS, 3)\n    one(T* p) {}\n"
         "__global__ void two(int n);\n__device__ void three();\n"
     )
-    assert _aot_cuda.global_names(tmp_path) == {"one", "two"}
+    assert aot_cuda.global_names(tmp_path) == {"one", "two"}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +122,7 @@ def test_global_functions_are_found(tmp_path: Path):
     ],
 )
 def test_names_of_instances(signature):
-    assert _aot_cuda.base_name(signature) == "pool"
+    assert aot_cuda.base_name(signature) == "pool"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +134,7 @@ def test_names_of_instances(signature):
     ids=["scatter", "forward"],
 )
 def test_compiles_without_a_gpu(kernel, words):
-    found, threads = _aot_triton.compile_case(case_of(kernel, *words), 90)
+    found, threads = aot_triton.compile_case(case_of(kernel, *words), 90)
     assert (found.name, found.arch) == (kernel, "sm_90")
     assert found.spill_stores == found.spill_loads == 0
     assert 16 <= found.registers <= 255 and 0 < found.shared <= aot.SHARED_LIMIT
@@ -142,9 +145,9 @@ def test_a_real_spill_is_seen():
     """A bound of 32 registers on a kernel that needs over 50; twice, so from the cache as well."""
     case = case_of("cells_kernel", "bf16", "COLUMNS=128", "INNER=True", "MULTIPLE=8")
     case = replace(case, launch=replace(case.launch, registers=32))
-    first, _ = _aot_triton.compile_case(case, 90)
+    first, _ = aot_triton.compile_case(case, 90)
     assert first.registers <= 32 and first.spill_stores > 0 and first.spill_loads > 0
-    assert _aot_triton.compile_case(case, 90)[0] == first
+    assert aot_triton.compile_case(case, 90)[0] == first
 
 
 @pytest.mark.slow

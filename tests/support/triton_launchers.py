@@ -15,22 +15,21 @@ from torch import Tensor
 
 import attnops
 from attnops._layout import empty_map
-from attnops.kernels import (
-    _anchor_partials,
-    _anchors,
-    _aot_triton,
-    _common,
-    _nmf_sums,
-    _segments,
-    anchor_attention,
-    anchor_attention_backward,
-    group_attention,
-    local_attention,
-    local_attention_backward,
-    pyramid_pool,
-    pyramid_pool_backward,
-    upsample_gate,
-)
+from attnops.kernels import _launch
+from attnops.kernels.anchor_attention import backward as anchor_attention_backward
+from attnops.kernels.anchor_attention import forward as anchor_attention
+from attnops.kernels.anchor_attention import partials, tiles
+from attnops.kernels.aot import triton as aot_triton
+from attnops.kernels.group_attention import backward as group_attention_backward
+from attnops.kernels.group_attention import forward as group_attention
+from attnops.kernels.local_attention import backward as local_attention_backward
+from attnops.kernels.local_attention import forward as local_attention
+from attnops.kernels.nmf import sums as nmf_sums
+from attnops.kernels.pyramid_pool import backward as pyramid_pool_backward
+from attnops.kernels.pyramid_pool import forward as pyramid_pool
+from attnops.kernels.pyramid_pool import segments
+from attnops.kernels.upsample_gate import backward as upsample_gate_backward
+from attnops.kernels.upsample_gate import forward as upsample_gate
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FLAGS = (False, True)
@@ -49,15 +48,15 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list:
         found.append((kernel, launch))
         original(kernel, programs, *args, launch=launch)
 
-    original = _common.run
-    for module in _aot_triton.modules():
-        if module is not _common and hasattr(module, "run"):
+    original = _launch.run
+    for module in aot_triton.modules():
+        if module is not _launch and hasattr(module, "run"):
             monkeypatch.setattr(module, "run", run)
     return found
 
 
 def assert_compiled_ahead(launches: list) -> None:
-    cases = {(case.kernel.__name__, str(case.launch)) for case in _aot_triton.all_cases()}
+    cases = {(case.kernel.__name__, str(case.launch)) for case in aot_triton.all_cases()}
     assert launches
     for kernel, launch in launches:
         assert (kernel.__name__, str(launch)) in cases
@@ -135,16 +134,16 @@ def test_attention_without_bias(inner):
 )
 def test_attention_in_slabs(batch, positions, dtype, inner, monkeypatch):
     """Scratch for two tiles only: the positions go through in several slabs or groups of items."""
-    rows = _anchors.tile_of("bf16", 128, 8, "ieee").rows
+    rows = tiles.tile_of("bf16", 128, 8, "ieee").rows
     monkeypatch.setattr(anchor_attention_backward, "SLAB_ELEMENTS", 2 * 128 * rows)
-    monkeypatch.setattr(_anchor_partials, "MIN_SPLIT", 64)  # several splits as well
+    monkeypatch.setattr(partials, "MIN_SPLIT", 64)  # several splits as well
     check_attention(dtype, inner, batch, 6, 140, positions, 20)
 
 
 @pytest.mark.parametrize("inner", FLAGS, ids=["contiguous", "inner"])
 def test_attention_tf32_variant(inner, launches, monkeypatch):
     """TF32 products are the same here; their variant has other tiles."""
-    monkeypatch.setattr(_anchors, "precision_of", lambda dtype: "tf32")
+    monkeypatch.setattr(tiles, "precision_of", lambda dtype: "tf32")
     monkeypatch.setattr(anchor_attention, "precision_of", lambda dtype: "tf32")
     monkeypatch.setattr(anchor_attention_backward, "precision_of", lambda dtype: "tf32")
     check_attention(torch.float32, inner, 1, 20, 36, 44, 110)
@@ -276,7 +275,7 @@ def test_pool_ties_and_nonfinite_values(inner):
 def test_pool_refusals():
     x = torch.randn(1, 1, 2, 2)
     assert "65 bins" in pyramid_pool.refuse(x, [32, 33], False)
-    wide = torch.empty(1, 1, 1, _segments.max_width((1, 3)) + 1)
+    wide = torch.empty(1, 1, 1, segments.max_width((1, 3)) + 1)
     assert "W=" in pyramid_pool.refuse(wide, [1, 3], False)
     assert "float64" in pyramid_pool.refuse(x.double(), [1], False)
 
@@ -285,10 +284,10 @@ def test_pool_refusals():
 @pytest.mark.parametrize("sizes", [(1,), (1, 3, 6, 8), (7, 7), (16, 33)], ids=str)
 def test_segments_hold_whole_bins(sizes, size):
     """The host's count of segments holds every index that the kernels can form."""
-    count = _segments.count_segments(size, sizes)
+    count = segments.count_segments(size, sizes)
     assert 1 <= count <= size
-    assert count <= _segments.segment_capacity(sizes)
-    assert _segments.count_edges(size, sizes) <= _segments.edge_capacity(sizes)
+    assert count <= segments.segment_capacity(sizes)
+    assert segments.count_edges(size, sizes) <= segments.edge_capacity(sizes)
     edges = {i * size // n for n in sizes for i in range(1, n)}
     edges |= {-(-i * size // n) for n in sizes for i in range(1, n)}
     assert len(edges - {0, size}) + 1 <= count
@@ -313,11 +312,11 @@ def test_gald_launches_are_compiled_ahead(dtype, inner, launches):
     small = in_layout(torch.randn(1, 16, 2, 2).to(dtype), inner)
     assert upsample_gate.refuse(query, small, *options) is None
     upsample_gate.forward(query, small, *options)
-    upsample_gate.backward(grad, query, small, *options)
+    upsample_gate_backward.backward(grad, query, small, *options)
     for groups in (1, 2, 16):
         assert group_attention.refuse(query, key, value, groups) is None
         _, affinity = group_attention.forward(query, key, value, groups)
-        group_attention.backward(*maps, affinity, groups)
+        group_attention_backward.backward(*maps, affinity, groups)
     assert_compiled_ahead(launches)
 
 
@@ -390,7 +389,7 @@ def test_nmf_in_groups_and_slabs(steps, monkeypatch):
 
     with attnops.use_backend("reference"):
         wanted = results()
-    monkeypatch.setattr(_nmf_sums, "CACHED_BYTES", 4 * 9 * 64)
+    monkeypatch.setattr(nmf_sums, "CACHED_BYTES", 4 * 9 * 64)
     with attnops.use_backend("triton"):
         found = results()
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

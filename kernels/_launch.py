@@ -1,0 +1,107 @@
+"""What every Triton launcher needs: device checks, the device guard, rounding, the launch call."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+MIN_CAPABILITY = (8, 0)  # bf16 tensor cores and asynchronous copies start here
+
+TRITON_DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+FACTORS = {"fp32": (1, 4), "fp16": (1, 8), "bf16": (1, 8)}  # what known_factor can return
+
+INTERPRETED: bool = triton.knobs.runtime.interpret  # kernels are wrapped once, at import
+if INTERPRETED:
+    from ._interpreter_repairs import repair
+
+    repair()
+
+
+def refuse_tensor(tensor: torch.Tensor) -> str | None:
+    """The reason why no Triton kernel can run on this dtype or device, None if one can."""
+    if tensor.dtype not in TRITON_DTYPES:
+        name = str(tensor.dtype).removeprefix("torch.")
+        return f"triton: {name} is not supported, expected float32, float16 or bfloat16"
+    if tensor.device.type == "cpu":
+        if INTERPRETED:
+            return None
+        return "triton: tensors on cpu need TRITON_INTERPRET=1 set before import"
+    if tensor.device.type != "cuda":
+        return f"triton: device {tensor.device.type} is not supported, expected cuda"
+    if torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(tensor.device)
+        if capability < MIN_CAPABILITY:
+            return f"triton: compute capability {capability} is below {MIN_CAPABILITY}"
+    return None
+
+
+def device_guard(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Makes the tensor's device current: Triton launches on the current one."""
+    if tensor.device.type == "cuda":
+        return torch.cuda.device(tensor.device)
+    return contextlib.nullcontext()
+
+
+def known_factor(like: torch.Tensor, *lengths: int) -> int:
+    """Elements in 16 bytes if all row lengths are multiples of them, else 1: FACTORS has both."""
+    factor = 16 // like.element_size()
+    return factor if all(length % factor == 0 for length in lengths) else 1
+
+
+@triton.jit
+def known_multiple(value, MULTIPLE: tl.constexpr):
+    """The value, which is a multiple of MULTIPLE, in a form that shows it to the compiler."""
+    return value // MULTIPLE * MULTIPLE
+
+
+def round_up(value: int, multiple: int) -> int:
+    return triton.cdiv(value, multiple) * multiple
+
+
+def aligned_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, copied if it does not start on 16 bytes: one variant of a kernel less."""
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Compile-time part of a launch: constant arguments and compiler options of one kernel.
+
+    `registers` bounds the registers of a thread. Without a bound, ptxas may spill a few for the
+    sake of more resident programs; with one it uses all that are needed up to it.
+    """
+
+    constants: Mapping[str, Any]
+    warps: int
+    stages: int = 1
+    registers: int | None = None
+
+    def options(self) -> dict[str, int]:
+        if torch.version.hip is not None:
+            return {"num_warps": self.warps, "num_stages": 1}  # 64 KB of shared memory: one stage
+        options = {"num_warps": self.warps, "num_stages": self.stages}
+        if self.registers is not None:
+            options["maxnreg"] = self.registers
+        return options
+
+
+@dataclass(frozen=True)
+class AotCase:
+    """One compilation of one kernel: element types of its pointers, types of its other scalars
+    than 32-bit integers, and the launch. Pointers start on 16 bytes."""
+
+    kernel: Any
+    pointers: Mapping[str, str]
+    launch: Launch
+    scalars: Mapping[str, str] = field(default_factory=dict)
+
+
+def run(kernel: Any, programs: int, *args: Any, launch: Launch) -> None:
+    """Starts `programs` programs of a kernel on the current device and stream."""
+    kernel[(programs,)](*args, **launch.constants, **launch.options())

@@ -1,0 +1,1 @@
+"""Compiling every kernel ahead of time, without a GPU: `python -m attnops.kernels.aot`."""

@@ -1,0 +1,1 @@
+"""depthwise_gelu in Triton."""

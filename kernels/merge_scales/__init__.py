@@ -1,0 +1,1 @@
+"""merge_scales in Triton."""

@@ -1,0 +1,1 @@
+"""nmf in Triton."""

@@ -1,0 +1,57 @@
+"""Triton backward of strip_conv.
+
+Source: Guo et al., SegNeXt (NeurIPS 2022), eq. (1).
+
+With h_s = horizontal_s(a) + bias: dh_s = vertical_s^T(grad), da = grad + sum_s horizontal_s^T(dh_s)
+and dx = local^T(da). Gradients of taps and biases are sums over pixels of grad with h_s, dh_s with
+a, and da with x: partial sums, added in order. Nothing is kept of the forward: a and h_s are
+computed again. a, da, h_s and dh_s are scratch maps in float32, eight of them with three strips;
+more strips go through the latter two three at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..._layout import empty_map, is_channels_inner
+from .._depthwise import TapSums, by_tap, convolve, launch_of
+from .._launch import aligned_storage, device_guard
+from .forward import groups_of
+
+
+def backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    taps: torch.Tensor,
+    shifts: torch.Tensor,
+    kernel: list[int],
+    rows: list[int],
+    columns: list[int],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """dx like x, dtaps like taps, dshifts like shifts."""
+    launch = launch_of(x)
+    groups = groups_of(kernel, rows, columns)
+    count, biases = taps.shape[1], shifts.shape[1]
+    dx = empty_map(x.shape, x, is_channels_inner(x))
+    with device_guard(x):
+        grad, x = map(aligned_storage, (grad, x))
+        taps, shifts = by_tap(taps), by_tap(shifts)
+        sums = TapSums(x, count + biases, launch)
+        dlocal = grad
+        if groups:
+            local = torch.empty_like(x, dtype=torch.float32)
+            convolve(x, local, taps, shifts, kernel, False, launch)
+        for strips in groups:
+            maps = strips.spread(local, taps, shifts, False, launch)
+            dmaps = strips.spread(grad, taps, shifts, True, launch)
+            base, dlocal = dlocal, torch.empty_like(local)
+            strips.gather(base, dmaps, taps, shifts, dlocal, True, launch)
+            tap, shift = strips.tap, count + strips.shift
+            for i, (row, column) in enumerate(zip(strips.rows, strips.columns, strict=True)):
+                sums.add(dmaps[i], local, (1, row), tap, shift)
+                sums.add(grad, maps[i], (column, 1), tap + row, shift + 1)
+                tap, shift = tap + row + column, shift + 2
+        sums.add(dlocal, x, kernel, 0, count)
+        convolve(dlocal, dx, taps, None, kernel, True, launch)
+        totals = sums.totals(x.dtype)
+    return dx, totals[:, :count].contiguous(), totals[:, count:].contiguous()

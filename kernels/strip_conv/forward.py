@@ -1,0 +1,327 @@
+"""Triton forward of strip_conv, and the kernels of its strips that the backward shares.
+
+Source: Guo et al., SegNeXt (NeurIPS 2022), eq. (1).
+
+In three steps: the local convolution a, the horizontal convolutions of a of up to three strips, and
+their vertical convolutions with the sum. a and the horizontal maps are kept in float32, so that
+with three strips an element costs 36 bytes of scratch traffic besides reading x and writing out.
+More strips take the last two steps again for every further three.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from ..._layout import empty_map, is_channels_inner
+from .._depthwise import (
+    SIZES,
+    by_tap,
+    convolve,
+    convolved,
+    launch_of,
+    layouts,
+    load_shift,
+    map_programs,
+    owned_tile,
+    refuse_map,
+    tile_at,
+)
+from .._launch import (
+    TRITON_DTYPES,
+    AotCase,
+    Launch,
+    aligned_storage,
+    device_guard,
+    known_multiple,
+    round_up,
+    run,
+)
+
+GROUP = tl.constexpr(3)  # strips that a kernel takes at once; SegNeXt has three
+ALIGNED = tl.constexpr(4)  # scratch maps start on multiples of so many floats: of 16 bytes
+STRIPS = [
+    *SIZES,
+    "batches",
+    "tap",
+    "shift",
+    "rows_0",
+    "columns_0",
+    "rows_1",
+    "columns_1",
+    "rows_2",
+    "columns_2",
+    "backward",
+]
+
+
+@triton.jit
+def map_stride(batches, channels, height, width):
+    """Elements from one scratch map of a group to the next."""
+    elements = tl.cast(batches, tl.int64) * channels * height * width
+    return tl.cdiv(elements, ALIGNED) * ALIGNED
+
+
+@triton.jit(do_not_specialize=STRIPS)
+def spread_strips_kernel(
+    p_x,
+    p_taps,
+    p_shifts,
+    p_maps,
+    batches,
+    channels,
+    height,
+    width,
+    tap,
+    shift,
+    rows_0,
+    columns_0,
+    rows_1,
+    columns_1,
+    rows_2,
+    columns_2,
+    backward,
+    POSITIONS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    INNER: tl.constexpr,
+    MULTIPLE: tl.constexpr,
+):
+    """maps[s] = horizontal_s(x) + bias; with `backward` maps[s] = vertical_s^T(x).
+
+    p_x [B, C, H, W], p_maps [3, B, C, H, W] float32 (map_stride elements apart), or channels last
+    with INNER. p_taps [T, C]: from `tap` on, rows_0 taps of the first strip's row and columns_0 of
+    its column, then those of the others, of which a length 0 says that there is none.
+    p_shifts [., C]: from `shift` on, biases of rows and columns in turn.
+    Grid: B * ceil(C / CHANNELS) * ceil(H * W / POSITIONS); one program owns a run of pixels of a
+    few channels of one item in every map. Reads x once (further taps out of the caches), writes the
+    maps once.
+    """
+    channels = known_multiple(channels, MULTIPLE)
+    tile, block, batch = owned_tile(channels, height, width, POSITIONS, CHANNELS, INNER)
+    b_row, b_column, b_channel, b_place, mask = tile_at(
+        tile, block, channels, height, width, POSITIONS, CHANNELS, INNER
+    )
+    b_place += batch * channels * height * width
+    stride = map_stride(batches, channels, height, width)
+    for s in tl.static_range(GROUP):
+        if s == 0:
+            rows = rows_0
+            columns = columns_0
+        elif s == 1:
+            rows = rows_1
+            columns = columns_1
+        else:
+            rows = rows_2
+            columns = columns_2
+        if rows > 0:
+            b_map = convolved(
+                p_x + b_place,
+                p_taps + (tap + tl.where(backward != 0, rows, 0)) * channels,
+                b_row,
+                b_column,
+                b_channel,
+                mask,
+                channels,
+                height,
+                width,
+                tl.where(backward != 0, columns, 1),
+                tl.where(backward != 0, 1, rows),
+                backward,
+                INNER,
+            )
+            if backward == 0:
+                b_map += load_shift(p_shifts + (shift + 2 * s) * channels, b_channel, channels)
+            tl.store(p_maps + s * stride + b_place, b_map, mask=mask)
+        tap += rows + columns
+
+
+@triton.jit(do_not_specialize=STRIPS)
+def gather_strips_kernel(
+    p_base,
+    p_maps,
+    p_taps,
+    p_shifts,
+    p_out,
+    batches,
+    channels,
+    height,
+    width,
+    tap,
+    shift,
+    rows_0,
+    columns_0,
+    rows_1,
+    columns_1,
+    rows_2,
+    columns_2,
+    backward,
+    POSITIONS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    INNER: tl.constexpr,
+    MULTIPLE: tl.constexpr,
+):
+    """out = base + sum_s (vertical_s(maps[s]) + bias); with `backward` base + sum_s
+    horizontal_s^T(maps[s]).
+
+    p_base, p_out [B, C, H, W]; p_maps, taps, biases and grid as in spread_strips_kernel.
+    Reads base and the maps once (further taps out of the caches), writes out once.
+    """
+    channels = known_multiple(channels, MULTIPLE)
+    tile, block, batch = owned_tile(channels, height, width, POSITIONS, CHANNELS, INNER)
+    b_row, b_column, b_channel, b_place, mask = tile_at(
+        tile, block, channels, height, width, POSITIONS, CHANNELS, INNER
+    )
+    b_place += batch * channels * height * width
+    stride = map_stride(batches, channels, height, width)
+    b_out = tl.load(p_base + b_place, mask=mask, other=0.0).to(tl.float32)
+    for s in tl.static_range(GROUP):
+        if s == 0:
+            rows = rows_0
+            columns = columns_0
+        elif s == 1:
+            rows = rows_1
+            columns = columns_1
+        else:
+            rows = rows_2
+            columns = columns_2
+        if rows > 0:
+            b_out += convolved(
+                p_maps + s * stride + b_place,
+                p_taps + (tap + tl.where(backward != 0, 0, rows)) * channels,
+                b_row,
+                b_column,
+                b_channel,
+                mask,
+                channels,
+                height,
+                width,
+                tl.where(backward != 0, 1, columns),
+                tl.where(backward != 0, rows, 1),
+                backward,
+                INNER,
+            )
+            if backward == 0:
+                b_out += load_shift(p_shifts + (shift + 2 * s + 1) * channels, b_channel, channels)
+        tap += rows + columns
+    tl.store(p_out + b_place, b_out.to(p_out.dtype.element_ty), mask=mask)
+
+
+@dataclass(frozen=True)
+class Strips:
+    """Up to three strips, and where their parameters begin."""
+
+    rows: list[int]
+    columns: list[int]
+    tap: int
+    shift: int
+
+    def sizes(self, x: torch.Tensor, backward: bool) -> tuple[int, ...]:
+        """The integers that the kernels want, for maps like x."""
+        pairs = [n for pair in zip(self.rows, self.columns, strict=True) for n in pair]
+        missing = [0] * (2 * GROUP.value - len(pairs))
+        return *x.shape, self.tap, self.shift, *pairs, *missing, int(backward)
+
+    def spread(
+        self,
+        x: torch.Tensor,
+        taps: torch.Tensor,
+        shifts: torch.Tensor,
+        backward: bool,
+        launch: Launch,
+    ) -> torch.Tensor:
+        """The map of every strip, in float32: [strips, elements of a map, rounded up]."""
+        stride = round_up(x.numel(), ALIGNED.value)
+        maps = x.new_empty((len(self.rows), stride), dtype=torch.float32)
+        run(
+            spread_strips_kernel,
+            map_programs(x, launch),
+            x,
+            taps,
+            shifts,
+            maps,
+            *self.sizes(x, backward),
+            launch=launch,
+        )
+        return maps
+
+    def gather(
+        self,
+        base: torch.Tensor,
+        maps: torch.Tensor,
+        taps: torch.Tensor,
+        shifts: torch.Tensor,
+        out: torch.Tensor,
+        backward: bool,
+        launch: Launch,
+    ) -> None:
+        """out = base and what the maps of `spread` add to it."""
+        run(
+            gather_strips_kernel,
+            map_programs(base, launch),
+            base,
+            maps,
+            taps,
+            shifts,
+            out,
+            *self.sizes(base, backward),
+            launch=launch,
+        )
+
+
+def groups_of(kernel: list[int], rows: list[int], columns: list[int]) -> list[Strips]:
+    """The strips, three at a time."""
+    groups = []
+    tap, shift = kernel[0] * kernel[1], 1
+    for i in range(0, len(rows), GROUP.value):
+        strips = Strips(rows[i : i + GROUP.value], columns[i : i + GROUP.value], tap, shift)
+        groups.append(strips)
+        tap += sum(strips.rows) + sum(strips.columns)
+        shift += 2 * len(strips.rows)
+    return groups
+
+
+def forward(
+    x: torch.Tensor,
+    taps: torch.Tensor,
+    shifts: torch.Tensor,
+    kernel: list[int],
+    rows: list[int],
+    columns: list[int],
+) -> tuple[torch.Tensor]:
+    """out [B, C, H, W] in the layout of x, for taps [C, T] and shifts [C, 1 + 2 * strips]."""
+    launch = launch_of(x)
+    groups = groups_of(kernel, rows, columns)
+    out = empty_map(x.shape, x, is_channels_inner(x))
+    with device_guard(x):
+        taps, shifts = by_tap(taps), by_tap(shifts)
+        local = torch.empty_like(x, dtype=torch.float32) if groups else out
+        convolve(aligned_storage(x), local, taps, shifts, kernel, False, launch)
+        base = local
+        for strips in groups:
+            target = out if strips is groups[-1] else torch.empty_like(local)
+            maps = strips.spread(local, taps, shifts, False, launch)
+            strips.gather(base, maps, taps, shifts, target, False, launch)
+            base = target
+    return (out,)
+
+
+def refuse(x: torch.Tensor, *parameters: object) -> str | None:
+    """The reason why these kernels cannot run an input, None if they can."""
+    return refuse_map(x)
+
+
+def aot_cases() -> list[AotCase]:
+    """Every compilation of the kernels of strips, forward and backward."""
+    cases = []
+    for dtype in TRITON_DTYPES.values():
+        parameters = {"p_taps": dtype, "p_shifts": dtype, "p_maps": "fp32"}
+        for launch in layouts(dtype):
+            for source in {"fp32", dtype}:
+                cases.append(AotCase(spread_strips_kernel, parameters | {"p_x": source}, launch))
+            for base, out in {("fp32", "fp32"), ("fp32", dtype), (dtype, "fp32")}:
+                pointers = parameters | {"p_base": base, "p_out": out}
+                cases.append(AotCase(gather_strips_kernel, pointers, launch))
+    return cases

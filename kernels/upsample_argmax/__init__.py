@@ -1,0 +1,1 @@
+"""upsample_argmax in Triton."""

@@ -1,0 +1,1 @@
+"""upsample_cross_entropy in Triton."""

@@ -1,0 +1,1 @@
+"""upsample_gate in Triton."""
