@@ -5,7 +5,7 @@ from types import ModuleType
 
 from . import _dispatch, nn, reference
 from ._dispatch import BackendError, backends, use_backend
-from ._load import load_implementations
+from ._register_backends import load_implementations
 from ._version import __version__
 from .anchor_attention import anchor_attention
 from .depthwise_gelu import depthwise_gelu

@@ -1,7 +1,7 @@
 """Which implementation runs an op: the registry, the user's choice, and the reasons.
 
-Implementations (`attnops.kernels`, `attnops.native`, `attnops.reference`) call `register` when
-they are loaded; nothing in here knows them. An op asks `select` each time it runs, on real
+Implementations (`attnops.kernels`, `attnops._backends`) call `register` when they are
+loaded; nothing in here knows them. An op asks `select` each time it runs, on real
 tensors, so a choice made with `use_backend` also holds for compiled and exported graphs that were
 traced before.
 """

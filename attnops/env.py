@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from . import _dispatch
+from ._backends.library import FOLDER, build_info
 from ._version import __version__
-from .native._load import FOLDER, build_info
 
 
 def environment() -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Every op in plain PyTorch: the definition, the oracle of the tests, and the fallback.
 
 The functions take the arguments of the public ones, are differentiable any number of times, and
-compute in the dtype they are given. As a backend (`_backend.py`) they get half precision in
-float32.
+compute in the dtype they are given. As a backend (`attnops._backends`) they get half
+precision in float32.
 """
 
 from .anchor_attention import anchor_attention

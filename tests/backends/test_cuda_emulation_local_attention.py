@@ -190,7 +190,7 @@ def test_tiles_and_orders_do_not_change_a_bit(
 def test_windows_are_refused_by_library_and_python_alike(
     attention: Path, tmp_path: Path, kernel: tuple[int, int], fits: bool
 ) -> None:
-    from attnops.native.cuda import _refuse_local_attention
+    from attnops._backends.cuda import _refuse_local_attention
 
     problem = Problem((1, 2, 2, 3), 1, kernel)
     reason = _refuse_local_attention(*make_inputs(problem), list(kernel))

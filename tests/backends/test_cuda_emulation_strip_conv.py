@@ -184,7 +184,7 @@ def test_tiles_and_orders_do_not_change_a_bit(
 def test_kernels_are_refused_by_library_and_python_alike(
     strips: Path, tmp_path: Path, kernel, strips_of, fits: bool, dtype: torch.dtype
 ) -> None:
-    from attnops.native.cuda import _refuse_strip_conv
+    from attnops._backends.cuda import _refuse_strip_conv
 
     problem = Problem((1, 2, 2, 3), kernel, strips_of, dtype=dtype)
     inputs = make_inputs(problem)

@@ -57,11 +57,11 @@ def pure_package(tmp_path, monkeypatch) -> Path:
     for entry in PACKAGE.iterdir():
         if entry.name not in ("lib", "__pycache__") and entry.suffix != ".so":
             (copy / entry.name).symlink_to(entry)
-    native = copy / "native"
-    native.unlink()
-    native.mkdir()
-    for entry in (PACKAGE / "native").glob("*.py"):
-        (native / entry.name).write_text(entry.read_text())
+    backends = copy / "_backends"
+    backends.unlink()
+    backends.mkdir()
+    for entry in (PACKAGE / "_backends").glob("*.py"):
+        (backends / entry.name).write_text(entry.read_text())
     return tmp_path
 
 

@@ -11,7 +11,7 @@ import torch
 
 import attnops
 from attnops import cli, env
-from attnops.native import _load
+from attnops._backends import library
 
 
 def test_env_json_parses(capsys: pytest.CaptureFixture) -> None:
@@ -42,7 +42,7 @@ def test_env_tells_the_current_choice() -> None:
 
 
 def test_env_works_with_nothing_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    monkeypatch.setattr(_load, "FOLDER", tmp_path)
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
     monkeypatch.setattr(env, "FOLDER", tmp_path)
     monkeypatch.setitem(sys.modules, "attnops._C", None)
     facts = env.environment()

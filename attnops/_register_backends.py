@@ -8,10 +8,10 @@ from . import _dispatch
 
 # backend -> module whose register_all() registers its implementations
 MODULES = {
-    "reference": "attnops.reference._backend",
-    "cpu": "attnops.native.cpu",
+    "reference": "attnops._backends.reference",
+    "cpu": "attnops._backends.cpu",
     "triton": "attnops.kernels",
-    "cuda": "attnops.native.cuda",
+    "cuda": "attnops._backends.cuda",
 }
 
 

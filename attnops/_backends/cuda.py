@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._dispatch import register
-from ._load import load
+from .library import load, register_ops
 
 # Limits of the kernels' tables and 32-bit indices (csrc/cuda/pyramid_pool/plan.h).
 _MAX_LEVELS, _MAX_BINS_AN_AXIS = 16, 64
@@ -71,6 +70,14 @@ def _refuse_strip_conv(
     return _refuse_device(x)
 
 
+# op -> why an input cannot run, or None
+OPS = {
+    "pyramid_pool": _refuse_pyramid_pool,
+    "local_attention": _refuse_local_attention,
+    "strip_conv": _refuse_strip_conv,
+}
+
+
 def register_all() -> None:
     """Load the library and register its ops.
 
@@ -80,25 +87,4 @@ def register_all() -> None:
     if torch.version.cuda is None:
         raise ImportError("this PyTorch is built without CUDA")
     load("cuda")
-    ops = torch.ops.attnops_cuda
-    register(
-        "pyramid_pool",
-        "cuda",
-        forward=ops.pyramid_pool.default,
-        backward=ops.pyramid_pool_backward.default,
-        refuse=_refuse_pyramid_pool,
-    )
-    register(
-        "local_attention",
-        "cuda",
-        forward=ops.local_attention.default,
-        backward=ops.local_attention_backward.default,
-        refuse=_refuse_local_attention,
-    )
-    register(
-        "strip_conv",
-        "cuda",
-        forward=lambda *args: (ops.strip_conv.default(*args),),
-        backward=ops.strip_conv_backward.default,
-        refuse=_refuse_strip_conv,
-    )
+    register_ops("cuda", OPS)

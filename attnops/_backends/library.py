@@ -1,13 +1,16 @@
-"""Finding and loading a compiled library of attnops."""
+"""Finding and loading a compiled library of attnops, and registering its ops."""
 
 from __future__ import annotations
 
 import ctypes
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from .._dispatch import register
 
 FOLDER = Path(__file__).resolve().parents[1] / "lib"
 
@@ -33,6 +36,28 @@ def load(device: str) -> None:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
         raise ImportError(f"{path.name} could not be loaded: {error}") from error
+
+
+def register_ops(device: str, refusals: Mapping[str, Callable[..., str | None]]) -> None:
+    """Register the ops of the loaded library for `device`, each with its `refuse`."""
+    ops = getattr(torch.ops, f"attnops_{device}")
+    for op, refuse in refusals.items():
+        forward = getattr(ops, op).default
+        backward = getattr(ops, f"{op}_backward", None)
+        register(
+            op,
+            device,
+            forward=_as_tuple(forward),
+            backward=None if backward is None else backward.default,
+            refuse=refuse,
+        )
+
+
+def _as_tuple(forward: torch._ops.OpOverload) -> Callable[..., Any]:
+    """`forward` with a tuple of outputs, which PyTorch unpacks where there is only one."""
+    if len(forward._schema.returns) > 1:
+        return forward
+    return lambda *args: (forward(*args),)
 
 
 def build_info(device: str) -> dict[str, Any]:

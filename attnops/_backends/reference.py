@@ -13,23 +13,23 @@ from .._layout import dense, is_channels_inner
 from .._op import recording_gradients
 from ..local_attention import BORDERS
 from ..nmf import RECORD_LAST, RECORD_NOTHING
+from ..reference.anchor_attention import anchor_attention, anchor_scores
+from ..reference.depthwise_gelu import depthwise_gelu
+from ..reference.group_attention import group_affinity, group_attention
+from ..reference.local_attention import local_attention, local_scores
+from ..reference.nmf import initial_coef, nmf, update_bases, update_coef
+from ..reference.pyramid_pool import pyramid_pool
+from ..reference.strip_conv import strip_conv
+from ..reference.upsample_gate import upsample_gate
 from ..upsample_gate import ACTIVATIONS, RESIDUALS
-from ._precision import as_leaves, gradients_of, widened
-from ._score_maps import (
+from .precision import as_leaves, gradients_of, widened
+from .score_maps import (
     argmax_forward,
     cross_entropy_backward,
     cross_entropy_forward,
     merge_backward,
     merge_forward,
 )
-from .anchor_attention import anchor_attention, anchor_scores
-from .depthwise_gelu import depthwise_gelu
-from .group_attention import group_affinity, group_attention
-from .local_attention import local_attention, local_scores
-from .nmf import initial_coef, nmf, update_bases, update_coef
-from .pyramid_pool import pyramid_pool
-from .strip_conv import strip_conv
-from .upsample_gate import upsample_gate
 
 
 def _refuse_nothing(*args: Any) -> None:

@@ -11,9 +11,9 @@ from torch.nn.functional import interpolate
 from .._layout import dense, is_channels_inner
 from .._op import recording_gradients
 from ..merge_scales import REDUCTIONS
-from ._precision import as_leaves, gradients_of, widened
-from .merge_scales import merge_at
-from .upsample_argmax import upsample_argmax
+from ..reference.merge_scales import merge_at
+from ..reference.upsample_argmax import upsample_argmax
+from .precision import as_leaves, gradients_of, widened
 
 
 def merge_forward(

@@ -1,0 +1,1 @@
+"""The backends behind the ops: the reference functions, and the compiled libraries (CPU, CUDA)."""

@@ -1,1 +1,0 @@
-"""The compiled libraries: finding, loading, and registering what they implement."""
