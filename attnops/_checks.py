@@ -4,6 +4,8 @@ given.
 
 from __future__ import annotations
 
+import numbers
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -86,38 +88,112 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     )
 
 
-def check_pair(op: str, name: str, value: object) -> list[int]:
+def _python_value(value: object) -> object:
+    """What a scalar of numpy or an array or tensor without dimensions holds; others as they are."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    return value
+
+
+def _as_integer(value: object) -> int | None:
+    """`value` as an int, a symbolic one as it is; None if it is no integer. Flags are none."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, torch.SymInt)):
+        return value
+    value = _python_value(value)
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _as_list(values: object) -> list[object] | None:
+    """The items of a sequence or one-dimensional array, None if it is neither."""
+    if getattr(values, "ndim", None) == 1 and hasattr(values, "tolist"):
+        return values.tolist()
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        return None
+    return list(values)
+
+
+def check_integer(op: str, name: str, value: object, least: int | None = None) -> int:
+    """`value` as an int: numpy's integers and whatever else has `__index__` count, bools do not.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: below `least`.
+    """
+    found = _as_integer(value)
+    if found is None:
+        raise TypeError(f"{op}: {name} must be an integer, got {value!r}")
+    if least is not None and found < least:
+        wanted = "not be negative" if least == 0 else f"be at least {least}"
+        raise ValueError(f"{op}: {name} must {wanted}, got {found}")
+    return found
+
+
+def check_integers(op: str, name: str, values: object, least: int | None = None) -> list[int]:
+    """A sequence of integers as ints.
+
+    Raises:
+        TypeError: not a sequence of integers.
+        ValueError: an integer below `least`.
+    """
+    items = _as_list(values)
+    if items is None:
+        raise TypeError(f"{op}: {name} must be a sequence of integers, got {values!r}")
+    found = [_as_integer(item) for item in items]
+    for item, n in zip(items, found, strict=True):
+        if n is None:
+            raise TypeError(f"{op}: {name} must be integers, got {item!r} in {tuple(items)}")
+        if least is not None and n < least:
+            raise ValueError(f"{op}: {name} must be at least {least}, got {n} in {tuple(found)}")
+    return found
+
+
+def check_pair(
+    op: str, name: str, value: object, expected: str = "an integer or a pair of integers"
+) -> list[int]:
     """Two integers, from one for both or a pair.
 
     Raises:
         TypeError: it is neither.
     """
-    pair = [value, value] if isinstance(value, int) else value
-    if (
-        not isinstance(pair, Sequence)
-        or len(pair) != 2
-        or any(isinstance(item, bool) or not isinstance(item, int) for item in pair)
-    ):
-        raise TypeError(f"{op}: {name} must be an integer or a pair of integers, got {value!r}")
-    return list(pair)
+    whole = _as_integer(value)
+    pair = [whole, whole] if whole is not None else [_as_integer(n) for n in _as_list(value) or ()]
+    if len(pair) != 2 or any(n is None for n in pair):
+        raise TypeError(f"{op}: {name} must be {expected}, got {value!r}")
+    return pair
 
 
-def check_number(op: str, name: str, value: object) -> float:
-    """`value` as a float.
+def check_number(op: str, name: str, value: object, expected: str = "a number") -> float:
+    """`value` as a float; a symbolic one stays symbolic.
 
     Raises:
-        TypeError: not a number.
+        TypeError: not a real number.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{op}: {name} must be a number, got {value!r}")
-    return float(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, (torch.SymInt, torch.SymFloat)):
+        return torch.sym_float(value)
+    found = _python_value(value)
+    if isinstance(found, bool) or not isinstance(found, numbers.Real):
+        raise TypeError(f"{op}: {name} must be {expected}, got {value!r}")
+    return float(found)
 
 
-def check_flag(op: str, name: str, value: object) -> None:
-    """`value` is true or false.
+def check_flag(op: str, name: str, value: object) -> bool:
+    """`value` as a bool.
 
     Raises:
-        TypeError: it is not a bool.
+        TypeError: it is neither true nor false.
     """
     if not isinstance(value, bool):
-        raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
+        found = _python_value(value)
+        if not isinstance(found, bool):
+            raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
+        return found
+    return value

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import autocast, check_shape, check_tensors
+from ._checks import autocast, check_number, check_shape, check_tensors
 from ._layout import dense, empty_map, is_channels_inner
 from ._op import Op
 
@@ -75,11 +75,9 @@ def anchor_attention(
             f"{NAME}: needs at least one channel and one anchor, got Ck={channels}, "
             f"Cv={value.shape[1]}, S={key.shape[2]}"
         )
-    if scale is None:
-        scale = channels**-0.5
-    elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise TypeError(f"{NAME}: scale must be a number or None, got {scale!r}")
-    return _op(query, key, value, bias, float(scale))[0]
+    scale = channels**-0.5 if scale is None else scale
+    scale = check_number(NAME, "scale", scale, "a number or None")
+    return _op(query, key, value, bias, scale)[0]
 
 
 def _fake(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import autocast, check_shape, check_tensors
+from ._checks import autocast, check_integer, check_shape, check_tensors
 from ._layout import dense, empty_map, is_channels_inner
 from ._op import Op
 
@@ -48,8 +48,7 @@ def group_attention(theta: Tensor, phi: Tensor, g: Tensor, groups: int) -> Tenso
     for name, tensor in (("theta", theta), ("phi", phi), ("g", g)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{NAME}: {name} must be a tensor, got {type(tensor).__name__}")
-    if isinstance(groups, bool) or not isinstance(groups, int):
-        raise TypeError(f"{NAME}: groups must be an integer, got {groups!r}")
+    groups = check_integer(NAME, "groups", groups)
     theta, phi, g = autocast(theta, phi, g)
     check_tensors(NAME, theta=theta, phi=phi, g=g)
     check_shape(NAME, "theta", theta, ("B", "P", "H", "W"))

@@ -58,7 +58,7 @@ def merge_scales(
     if not scores:
         raise ValueError(f"{NAME}: scores is empty; expected at least one map [B, K, h, w]")
     check_choice(NAME, "reduce", reduce, REDUCTIONS)
-    check_flag(NAME, "align_corners", align_corners)
+    align_corners = check_flag(NAME, "align_corners", align_corners)
     given = {f"scores[{i}]": s for i, s in enumerate(scores)}
     if attention_logits is not None:
         given["attention_logits"] = attention_logits

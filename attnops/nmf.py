@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_choice, check_number, check_shape, check_tensors
+from ._checks import check_choice, check_integer, check_number, check_shape, check_tensors
 from ._layout import dense, empty_map, is_channels_inner
 from ._op import Op
 
@@ -67,10 +67,7 @@ def nmf(
     for name, tensor in (("x", x), ("bases", bases)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{NAME}: {name} must be a tensor, got {type(tensor).__name__}")
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"{NAME}: steps must be an integer, got {steps!r}")
-    if steps < 0:
-        raise ValueError(f"{NAME}: steps must not be negative, got {steps}")
+    steps = check_integer(NAME, "steps", steps, least=0)
     inv_t, eps = check_number(NAME, "inv_t", inv_t), check_number(NAME, "eps", eps)
     check_choice(NAME, "grad", grad, GRADIENTS)
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_choice, check_shape, check_tensors
+from ._checks import check_choice, check_integers, check_shape, check_tensors
 from ._layout import dense, empty_map, is_channels_inner
 from ._op import Op
 
@@ -61,16 +61,10 @@ def checked_sizes(op: str, sizes: Sequence[int]) -> list[int]:
         TypeError: not a sequence of integers.
         ValueError: empty, or a size below 1.
     """
-    if isinstance(sizes, str) or not isinstance(sizes, Sequence):
-        raise TypeError(f"{op}: sizes must be a sequence of integers, got {sizes!r}")
-    for size in sizes:
-        if not isinstance(size, int) or isinstance(size, bool):
-            raise TypeError(f"{op}: sizes must be integers, got {size!r} in {tuple(sizes)}")
-        if size < 1:
-            raise ValueError(f"{op}: sizes must be at least 1, got {size} in {tuple(sizes)}")
-    if not sizes:
+    found = check_integers(op, "sizes", sizes, least=1)
+    if not found:
         raise ValueError(f"{op}: sizes is empty; expected at least one level, such as (1, 3, 6, 8)")
-    return list(sizes)
+    return found
 
 
 def anchor_count(sizes: Sequence[int]) -> int:

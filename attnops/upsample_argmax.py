@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_flag, check_shape, check_tensors
+from ._checks import check_flag, check_pair, check_shape, check_tensors
 from ._layout import dense
 from ._op import Op
 
@@ -43,7 +43,7 @@ def upsample_argmax(
     check_tensors(NAME, logits=logits)
     check_shape(NAME, "logits", logits, ("B", "K", "h", "w"))
     height, width = checked_size(NAME, size)
-    check_flag(NAME, "align_corners", align_corners)
+    align_corners = check_flag(NAME, "align_corners", align_corners)
     if 0 in logits.shape[1:]:
         raise ValueError(f"{NAME}: logits are empty: {list(logits.shape)}")
     return _op(logits.detach(), height, width, align_corners)[0]
@@ -56,17 +56,10 @@ def checked_size(op: str, size: Sequence[int] | int) -> tuple[int, int]:
         TypeError: not one or two integers.
         ValueError: a size below 1.
     """
-    whole = (int, torch.SymInt)
-    pair = (size, size) if isinstance(size, whole) else size
-    if (
-        not isinstance(pair, Sequence)
-        or len(pair) != 2
-        or any(isinstance(n, bool) or not isinstance(n, whole) for n in pair)
-    ):
-        raise TypeError(f"{op}: size must be an integer or a pair (H, W), got {size!r}")
-    if pair[0] < 1 or pair[1] < 1:
+    height, width = check_pair(op, "size", size, "an integer or a pair (H, W)")
+    if height < 1 or width < 1:
         raise ValueError(f"{op}: size must be at least 1, got {size}")
-    return pair[0], pair[1]
+    return height, width
 
 
 def _fake(logits: Tensor, height: int, width: int, align_corners: bool) -> tuple[Tensor]:

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_choice, check_flag, check_number, check_shape, check_tensors
+from ._checks import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+    check_shape,
+    check_tensors,
+)
 from ._layout import dense, empty_map, is_channels_inner
 from ._op import Op
 
@@ -74,13 +81,12 @@ def upsample_cross_entropy(
     batch, classes, *small = logits.shape
     check_shape(NAME, "target", target, (batch, "H", "W"))
     check_choice(NAME, "reduction", reduction, REDUCTIONS)
-    check_flag(NAME, "align_corners", align_corners)
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"{NAME}: ignore_index must be an integer, got {ignore_index!r}")
+    align_corners = check_flag(NAME, "align_corners", align_corners)
+    ignore_index = check_integer(NAME, "ignore_index", ignore_index)
     if classes == 0 or (target.numel() and 0 in small):
         raise ValueError(f"{NAME}: logits are empty: {list(logits.shape)}")
     _check_target(target, logits, ignore_index)
-    _check_mining(keep_threshold, min_kept, reduction)
+    keep_threshold, min_kept = _check_mining(keep_threshold, min_kept, reduction)
     if weight is not None:
         _check_weight(weight, logits)
 
@@ -114,16 +120,15 @@ def _check_target(target: Tensor, logits: Tensor, ignore_index: int) -> None:
         )
 
 
-def _check_mining(keep_threshold: float | None, min_kept: int, reduction: str) -> None:
-    if isinstance(min_kept, bool) or not isinstance(min_kept, int):
-        raise TypeError(f"{NAME}: min_kept must be an integer, got {min_kept!r}")
-    if min_kept < 0:
-        raise ValueError(f"{NAME}: min_kept must not be negative, got {min_kept}")
+def _check_mining(
+    keep_threshold: float | None, min_kept: int, reduction: str
+) -> tuple[float | None, int]:
+    min_kept = check_integer(NAME, "min_kept", min_kept, least=0)
     if keep_threshold is None:
-        return
-    check_number(NAME, "keep_threshold", keep_threshold)
+        return None, min_kept
     if reduction != "mean":
         raise ValueError(f"{NAME}: keep_threshold needs reduction='mean', got {reduction!r}")
+    return check_number(NAME, "keep_threshold", keep_threshold), min_kept
 
 
 def _check_weight(weight: Tensor, logits: Tensor) -> None:

@@ -62,10 +62,10 @@ def upsample_gate(
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{NAME}: {name} must be a tensor, got {type(tensor).__name__}")
     check_choice(NAME, "activation", activation, ACTIVATIONS)
-    check_flag(NAME, "activation_first", activation_first)
+    activation_first = check_flag(NAME, "activation_first", activation_first)
     check_choice(NAME, "residual", residual, RESIDUALS)
     input_weight = check_number(NAME, "input_weight", input_weight)
-    check_flag(NAME, "align_corners", align_corners)
+    align_corners = check_flag(NAME, "align_corners", align_corners)
     logits, x = autocast(logits, x)
     check_tensors(NAME, logits=logits, x=x)
     check_shape(NAME, "x", x, ("B", "C", "H", "W"))
