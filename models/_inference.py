@@ -2,31 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+import functools
+import math
+import sys
+import types
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from attnops import upsample_argmax
-from attnops._checks import check_flag, check_pair
+from attnops._checks import check_flag, check_number, check_pair
+from attnops.nn.evaluation import evaluation_twin
+
+from ._checks import check_images
 
 if TYPE_CHECKING:
     from ._model import SegmentationModel
 
+Windows = tuple[list[int], list[int]]
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module of `model` in evaluation mode, and afterwards in its own again."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+
+class follows_compilation:
+    """Decorator: on a network that torch.compile wraps, the method gets the compiled network.
+
+    The wrapper hands all attributes on to the network inside, whose methods then know nothing of
+    it and would run it eagerly. So the method looks at who asks for it.
+    """
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.method = method
+        functools.update_wrapper(self, method)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self.method
+        if not torch.compiler.is_compiling() and (wrapper := _asking_wrapper(instance)) is not None:
+            instance = wrapper
+        return types.MethodType(self.method, instance)
+
+
+def _asking_wrapper(instance: Any) -> Any:
+    """The wrapper around `instance` whose __getattr__ reads the method; None if it is not that."""
+    frame = sys._getframe(2)  # of whoever reads the attribute: past this function and __get__
+    if frame.f_code.co_name != "__getattr__":
+        return None
+    asking = frame.f_locals.get("self")
+    if isinstance(asking, torch._dynamo.OptimizedModule) and asking._orig_mod is instance:
+        return asking
+    return None
 
 
 def predict_labels(
@@ -37,33 +63,77 @@ def predict_labels(
     window: int | tuple[int, int] | None,
     stride: int | tuple[int, int] | None,
 ) -> Tensor:
-    """`SegmentationModel.predict`."""
+    """`SegmentationModel.predict`; `model` may also be the compiled network."""
     factors = _checked_scales(scales)
     check_flag("predict", "flip", flip)
     windows = _checked_window(window, stride)
-    if images.device.type == "cpu" and images.dim() == 4:
+    images = _checked_images(model, images, factors, windows)
+    if images.device.type == "cpu":
         images = images.contiguous(memory_format=torch.channels_last)  # convolves faster there
-    with torch.no_grad(), evaluation_mode(model):
+    with torch.no_grad():
+        network = evaluation_twin(model)
         if factors == [1.0] and not flip:
             if windows is None:
-                small = model(images, resize=False)["out_small"]
-                return upsample_argmax(small, images.shape[2:], model.align_corners)
-            return _slide(model, images, *windows).argmax(1)
-        return _mean_probabilities(model, images, factors, flip, windows).argmax(1)
+                small = network(images, resize=False)["out_small"]
+                return upsample_argmax(small, images.shape[2:], network.align_corners)
+            return _slide(network, images, *windows).argmax(1)
+        return _mean_probabilities(network, images, factors, flip, windows).argmax(1)
 
 
 def _checked_scales(scales: Sequence[float]) -> list[float]:
-    if not isinstance(scales, Sequence) or isinstance(scales, str) or not scales:
+    if isinstance(scales, (str, bytes)) or not isinstance(scales, Iterable):
         raise TypeError(f"predict: scales must be a sequence of numbers, got {scales!r}")
-    for scale in scales:
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not scale > 0:
-            raise ValueError(f"predict: scales must be positive numbers, got {scale!r}")
-    return [float(scale) for scale in scales]
+    factors = [check_number("predict", "scales", scale) for scale in scales]
+    if not factors:
+        raise ValueError("predict: scales must name at least one scale, got none")
+    for factor in factors:
+        if not 0 < factor < math.inf:
+            raise ValueError(f"predict: scales must be positive, finite numbers, got {factor!r}")
+    return factors
+
+
+def _checked_images(
+    model: SegmentationModel, images: Tensor, factors: list[float], windows: Windows | None
+) -> Tensor:
+    """The images in the network's dtype; what the protocol makes of them is not too small."""
+    name = f"{_class_name(model)}.predict"
+    check_images(name, images, 1)
+    size, least = images.shape[2:], model.smallest_side
+    for factor in factors:
+        sides = _scaled_size(size, factor)
+        if windows is not None:
+            sides = [min(pair) for pair in zip(sides, windows[0], strict=True)]
+        if min(sides) < least:
+            cause = "" if factor == 1.0 else f" at scale {factor:g}"
+            cause += "" if windows is None else f" in windows of {windows[0][0]}x{windows[0][1]}"
+            raise ValueError(
+                f"{name}: images must be at least {least}x{least} for the network; those of "
+                f"{size[0]}x{size[1]}{cause} come to {sides[0]}x{sides[1]}"
+            )
+    example = next((p for p in model.parameters() if p.dtype.is_floating_point), None)
+    if example is None or example.is_meta or images.is_meta:
+        return images
+    if images.device != example.device and not model._forward_pre_hooks:  # hooks may move them
+        raise ValueError(
+            f"{name}: images are on {images.device} but the network is on {example.device}; move "
+            "one of them with .to()"
+        )
+    if torch.is_autocast_enabled(images.device.type):
+        return images
+    return images.to(example.dtype)
+
+
+def _class_name(model: SegmentationModel) -> str:
+    return type(getattr(model, "_orig_mod", model)).__name__
+
+
+def _scaled_size(size: Sequence[int], factor: float) -> list[int]:
+    return list(size) if factor == 1.0 else [max(1, round(side * factor)) for side in size]
 
 
 def _checked_window(
     window: int | tuple[int, int] | None, stride: int | tuple[int, int] | None
-) -> tuple[list[int], list[int]] | None:
+) -> Windows | None:
     """Sides and strides of the windows, or None."""
     if window is None:
         if stride is not None:
@@ -86,7 +156,7 @@ def _mean_probabilities(
     images: Tensor,
     factors: list[float],
     flip: bool,
-    windows: tuple[list[int], list[int]] | None,
+    windows: Windows | None,
 ) -> Tensor:
     """`[B, K, H, W]`, summed over scales and flips, in float32 or float64."""
     size = images.shape[2:]
@@ -94,8 +164,9 @@ def _mean_probabilities(
     for factor in factors:
         scaled = images
         if factor != 1.0:
-            sides = [max(1, round(side * factor)) for side in size]
-            scaled = interpolate(images, sides, mode="bilinear", align_corners=False)
+            scaled = interpolate(
+                images, _scaled_size(size, factor), mode="bilinear", align_corners=False
+            )
         for mirrored in (False, True) if flip else (False,):
             maps = _maps(model, scaled.flip(3) if mirrored else scaled, windows)
             if mirrored:
@@ -108,9 +179,7 @@ def _mean_probabilities(
     return total
 
 
-def _maps(
-    model: SegmentationModel, images: Tensor, windows: tuple[list[int], list[int]] | None
-) -> Tensor:
+def _maps(model: SegmentationModel, images: Tensor, windows: Windows | None) -> Tensor:
     """Logits of the images: small ones of the whole, or full-size ones from windows."""
     if windows is None:
         return model(images, resize=False)["out_small"]

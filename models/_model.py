@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
-from attnops import upsample_cross_entropy
-from attnops._checks import check_shape, check_tensors
-
+from ._checks import check_images, check_outputs, check_target
 from ._hub import HubMixin
-from ._inference import predict_labels
-
-SMALL = "_small"
+from ._inference import follows_compilation, predict_labels
+from ._losses import mean_cross_entropy, mined_cross_entropy
+from ._outputs import SMALL, Outputs, outputs_of
 
 
 class SegmentationModel(nn.Module, HubMixin):
     """A network from images to one score map a class.
 
-    A subclass gives `logits(images)`: the maps at the network's own resolution, "out" and, in
-    training, those that its loss needs besides; and `loss` where it is not the default one.
+    A subclass gives `logits(images)`: the maps at the network's own resolution, "out" and those
+    that its loss needs besides (in training at least); and `published_loss` where it is not the
+    mean cross-entropy.
 
     Attributes:
         align_corners: how the network's maps are resized.
@@ -36,7 +35,7 @@ class SegmentationModel(nn.Module, HubMixin):
     def logits(self, images: Tensor) -> dict[str, Tensor]:
         """Maps `[B, K, h, w]` of images `[B, 3, H, W]`, before any resizing; the main one is "out".
 
-        Others ("aux", ...) exist in training only.
+        Others ("aux", ...) may exist in training only.
         """
         raise NotImplementedError
 
@@ -45,70 +44,111 @@ class SegmentationModel(nn.Module, HubMixin):
 
         Args:
             images: any float dtype.
-            resize: False leaves "out" out, which saves a map of all classes at the size of the
-                images; `loss` does not need it.
+            resize: False leaves "out" out of the result.
 
         Returns:
-            "out", `[B, num_classes, H, W]`. In training, and without `resize`, also the maps at
-            their own resolution, which `loss` takes: "out_small", and "aux_small" and the like.
+            A dict of "out", `[B, num_classes, H, W]`, which is made when it is first read, so that
+            `loss`, which does not need it, does not pay for it. In training, and without `resize`,
+            also the maps at their own resolution: "out_small", and "aux_small" and the like.
+            Where the function is exported or traced, and in a compiled evaluation, "out" is made at
+            once.
 
         Raises:
             TypeError: not a float tensor.
             ValueError: another shape, or a side that is too short for the network.
         """
-        name = type(self).__name__
-        check_tensors(name, images=images)
-        check_shape(name, "images", images, ("B", 3, "H", "W"))
-        size = images.shape[2:]
-        if any(side < self.smallest_side for side in size):
-            raise ValueError(
-                f"{name}: images must be at least {self.smallest_side}x{self.smallest_side}, got "
-                f"{size[0]}x{size[1]}"
-            )
-        maps = self.logits(images)
-        outputs: dict[str, Tensor] = {}
-        if resize:
-            outputs["out"] = interpolate(
-                maps["out"], size, mode="bilinear", align_corners=self.align_corners
-            )
-        if self.training or not resize:
-            outputs |= {key + SMALL: value for key, value in maps.items()}
-        return outputs
-
-    def loss(self, outputs: dict[str, Tensor], target: Tensor) -> Tensor:
-        """The loss that the network was published with, a scalar.
-
-        Args:
-            outputs: what the network returned in training mode.
-            target: classes `[B, H, W]` at the images' size, `ignore_index` for pixels without one.
-
-        Raises:
-            ValueError: `outputs` lack a map, or do not fit `target`.
-        """
-        return self.cross_entropy(outputs, target)
-
-    def cross_entropy(self, outputs: dict[str, Tensor], target: Tensor, key: str = "out") -> Tensor:
-        """Mean cross-entropy of the map `key`, resized to `target` on the fly."""
-        return upsample_cross_entropy(
-            self.small_map(outputs, key),
-            target,
-            ignore_index=self.ignore_index,
+        check_images(type(self).__name__, images, self.smallest_side)
+        return outputs_of(
+            self.logits(images),
+            images.shape[2:],
+            resize,
+            show_small=self.training or not resize,
             align_corners=self.align_corners,
+            training=self.training,
         )
 
-    def small_map(self, outputs: dict[str, Tensor], key: str) -> Tensor:
+    def loss(
+        self,
+        outputs: Mapping[str, Tensor],
+        target: Tensor,
+        avg_non_ignore: bool = True,
+    ) -> Tensor:
+        """The loss that the network was published with, a scalar.
+
+        Of outputs in evaluation it is the validation loss: the same terms, but for those of
+        auxiliary heads, which run in training only. No pixel with a class in the whole batch: 0,
+        with zero gradients, whatever the terms are.
+
+        Args:
+            outputs: what the network returned for a batch of images, with or without `resize`.
+            target: classes `[B, H, W]` at the images' size, any integer dtype, `ignore_index` for
+                pixels without one.
+            avg_non_ignore: mean cross-entropies are over the pixels that have a class. False: over
+                all pixels, those without a class count as 0, which is how mmsegmentation averages
+                unless told otherwise; for comparing curves with it. Hard example mining is a mean
+                over the kept pixels either way.
+
+        Raises:
+            TypeError: `outputs` is no dict, or `target` no tensor of integers.
+            ValueError: `outputs` lack a map, or `target` has not the size of the images, the batch
+                or the device of the outputs; on the CPU also a label that is no class.
+        """
+        name = f"{type(self).__name__}.loss"
+        check_outputs(name, outputs)
+        check_target(name, outputs, target)
+        return self.published_loss(outputs, target.long(), avg_non_ignore=avg_non_ignore)
+
+    def published_loss(
+        self, outputs: Mapping[str, Tensor], target: Tensor, **options: Any
+    ) -> Tensor:
+        """`loss` of outputs and an int64 target that fit each other; `options` as there."""
+        return self.cross_entropy(outputs, target, **options)
+
+    def cross_entropy(
+        self, outputs: Mapping[str, Tensor], target: Tensor, key: str = "out", **options: Any
+    ) -> Tensor:
+        """Mean cross-entropy of the map `key`, resized to `target` on the fly."""
+        small = self.small_map(outputs, key, or_resized=True)
+        return mean_cross_entropy(small, target, self.ignore_index, self.align_corners, **options)
+
+    def mined_cross_entropy(
+        self, outputs: Mapping[str, Tensor], target: Tensor, key: str = "out", **options: Any
+    ) -> Tensor:
+        """`cross_entropy` of the hard examples, as ANN and GALD choose them."""
+        options.pop("avg_non_ignore", None)
+        small = self.small_map(outputs, key, or_resized=True)
+        return mined_cross_entropy(small, target, self.ignore_index, self.align_corners, **options)
+
+    def has_map(self, outputs: Mapping[str, Tensor], key: str) -> bool:
+        """Whether the map `key` is there; in training it has to be, or `small_map` says so."""
+        found = key + SMALL in outputs or (isinstance(outputs, Outputs) and key in outputs.maps)
+        return found or self.training
+
+    def small_map(
+        self, outputs: Mapping[str, Tensor], key: str, or_resized: bool = False
+    ) -> Tensor:
         """The map `key` at the network's resolution from what `forward` returned.
+
+        Args:
+            outputs: what `forward` returned.
+            key: "out", "aux" or the like.
+            or_resized: the resized map serves as well if it is all there is.
 
         Raises:
             ValueError: it is not there.
         """
-        if key + SMALL not in outputs:
-            raise ValueError(
-                f"{type(self).__name__}.loss: outputs lack {key + SMALL!r}, which the network "
-                f"returns in training mode; got {', '.join(outputs)}"
-            )
-        return outputs[key + SMALL]
+        if key + SMALL in outputs:
+            return outputs[key + SMALL]
+        if isinstance(outputs, Outputs) and key in outputs.maps:
+            return outputs.maps[key]
+        if or_resized and key in outputs:
+            return outputs[key]
+        raise ValueError(
+            f"{type(self).__name__}.loss: outputs lack {key + SMALL!r}, which the network returns "
+            f"in training mode or with resize=False; got {', '.join(outputs) or 'nothing'}"
+        )
 
+    @follows_compilation
     def predict(
         self,
         images: Tensor,
@@ -119,10 +159,14 @@ class SegmentationModel(nn.Module, HubMixin):
     ) -> Tensor:
         """Labels `[B, H, W]`, int64, of images `[B, 3, H, W]`.
 
-        The network runs in evaluation mode, whatever mode it is in. Probabilities (softmax) are
-        averaged over scales and flips; logits over the windows that cover a pixel.
+        The network is evaluated, whatever mode it is in, and its modules are left as they are: it
+        may train or predict in other threads meanwhile (`attnops.nn.evaluation` says how). On a
+        compiled network, `torch.compile(model).predict(images)` or after `model.compile()`, the
+        compiled forward runs. Probabilities (softmax) are averaged over scales and flips; logits
+        over the windows that cover a pixel.
 
         Args:
+            images: float, converted to the dtype of the network's parameters outside autocast.
             scales: factors by which the images are resized, bilinearly.
             flip: also take the mirrored images.
             window: (height, width) of sliding windows, or one number; None: whole images. A window
@@ -131,6 +175,8 @@ class SegmentationModel(nn.Module, HubMixin):
                 the image's border.
 
         Raises:
-            TypeError, ValueError: options or images out of range, as in `forward`.
+            TypeError: options of another type, or images that are no float tensor.
+            ValueError: options out of range, images of another shape or on another device than the
+                network, or a scale or window that makes them too small for it.
         """
         return predict_labels(self, images, scales, flip, window, stride)

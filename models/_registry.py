@@ -7,6 +7,8 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from ._checks import check_classes
+
 if TYPE_CHECKING:
     from ._model import SegmentationModel
 
@@ -77,9 +79,8 @@ def create_model(name: str, **options: Any) -> SegmentationModel:
                 f"create_model: {name} has no option {option!r}; expected some of "
                 f"{', '.join(known)}"
             )
-    classes = options.get("num_classes", 1)
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
-        raise ValueError(f"create_model: num_classes must be at least 1, got {classes!r}")
+    if "num_classes" in options:
+        options["num_classes"] = check_classes("create_model", options["num_classes"])
     model = _FACTORIES[name](**options)
     model.config = {"name": name, **known, **options}
     return model

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from attnops import upsample_cross_entropy
 from attnops._checks import check_choice
 from attnops.nn import AFNB, APNB
 
+from ._checks import check_classes
+from ._losses import AUX_WEIGHT
 from ._model import SegmentationModel
 from ._variants import register_variants
 from .fcn import fcn_head
 from .resnet import DilatedResNet
-
-AUX_WEIGHT = 0.4
-KEEP_THRESHOLD, MIN_KEPT = 0.7, 100_000  # of the online hard example mining
 
 
 class Form(NamedTuple):
@@ -72,7 +71,9 @@ class ANN(SegmentationModel):
         key_channels: int = 256,
     ) -> None:
         super().__init__()
-        check_choice(type(self).__name__, "form", form, tuple(FORMS))
+        name = type(self).__name__
+        num_classes = check_classes(name, num_classes)
+        check_choice(name, "form", form, tuple(FORMS))
         self.form = form
         chosen = FORMS[form]
         rate = chosen.dropout if dropout is None else dropout
@@ -104,23 +105,20 @@ class ANN(SegmentationModel):
             out["aux"] = self.aux(low)
         return out
 
-    def loss(self, outputs: dict[str, Tensor], target: Tensor) -> Tensor:
+    def published_loss(
+        self, outputs: Mapping[str, Tensor], target: Tensor, **options: Any
+    ) -> Tensor:
         """Cross-entropy with hard example mining (mmseg: plain) + 0.4 that of the auxiliary head.
 
         The released code's class weights belong to its data set and are left out.
         """
-        aux = self.cross_entropy(outputs, target, "aux")
-        if not FORMS[self.form].mining:
-            return self.cross_entropy(outputs, target) + AUX_WEIGHT * aux
-        main = upsample_cross_entropy(
-            self.small_map(outputs, "out"),
-            target,
-            ignore_index=self.ignore_index,
-            align_corners=self.align_corners,
-            keep_threshold=KEEP_THRESHOLD,
-            min_kept=MIN_KEPT,
+        mining = FORMS[self.form].mining
+        main = (self.mined_cross_entropy if mining else self.cross_entropy)(
+            outputs, target, **options
         )
-        return main + AUX_WEIGHT * aux
+        if not self.has_map(outputs, "aux"):
+            return main
+        return main + AUX_WEIGHT * self.cross_entropy(outputs, target, "aux", **options)
 
 
 def _drop_biases(block: APNB | AFNB) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from attnops import upsample_cross_entropy
 from attnops.nn import ScaleAttention
 
+from ._checks import check_classes
+from ._losses import mean_cross_entropy
 from ._model import SegmentationModel
 from ._registry import register
 from .vgg import VGG16, WIDTHS, large_field
@@ -57,6 +59,7 @@ class DeepLabAttention(SegmentationModel):
         widths: Sequence[int] = WIDTHS,
     ) -> None:
         super().__init__()
+        num_classes = check_classes(type(self).__name__, num_classes)
         scales = tuple(float(scale) for scale in scales)
         in_range = all(0 < scale <= 1 for scale in scales)
         if not scales or not in_range or list(scales) != sorted(scales, reverse=True):
@@ -77,29 +80,32 @@ class DeepLabAttention(SegmentationModel):
     def logits(self, images: Tensor) -> dict[str, Tensor]:
         features = [self.field(self.backbone(_scaled(images, s))) for s in self.scales]
         scores = [self.cls(x) for x in features]
-        out = {"out": self.attention(features, scores)}
-        if self.training:
-            out |= {f"scale{i}": x for i, x in enumerate(scores)}
-        return out
+        merged = self.attention(features, scores)
+        return {"out": merged, **{f"scale{i}": x for i, x in enumerate(scores)}}
 
-    def loss(self, outputs: dict[str, Tensor], target: Tensor) -> Tensor:
+    def published_loss(
+        self, outputs: Mapping[str, Tensor], target: Tensor, **options: Any
+    ) -> Tensor:
         """Cross-entropies of the merged scores and of every scale's, summed.
 
         Each is at the resolution of its scores, against the nearest labels.
         """
         names = ["out", *(f"scale{i}" for i in range(len(self.scales)))]
-        losses = [self._small_loss(self.small_map(outputs, name), target) for name in names]
+        maps = [self.small_map(outputs, name) for name in names]
+        losses = [self._small_loss(scores, target, **options) for scores in maps]
         return torch.stack(losses).sum()
 
-    def _small_loss(self, scores: Tensor, target: Tensor) -> Tensor:
+    def _small_loss(self, scores: Tensor, target: Tensor, **options: Any) -> Tensor:
         labels = subsample(target, scores.shape[2:])
-        return upsample_cross_entropy(scores, labels, ignore_index=self.ignore_index)
+        return mean_cross_entropy(scores, labels, self.ignore_index, align_corners=False, **options)
 
 
 def _scaled(images: Tensor, scale: float) -> Tensor:
     if scale == 1:
         return images
-    size = [math.floor((side - 1) * scale + 1e-6) + 1 for side in images.shape[2:]]
+    # Of whole numbers, which stay symbols where the sizes are symbols.
+    over, under = Fraction(scale).limit_denominator(10**6).as_integer_ratio()
+    size = [(side - 1) * over // under + 1 for side in images.shape[2:]]
     return interpolate(images, size, mode="bilinear", align_corners=True)
 
 

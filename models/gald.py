@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from attnops import upsample_cross_entropy
 from attnops._checks import check_choice
 from attnops.nn import (
     ASPP,
@@ -18,14 +20,14 @@ from attnops.nn import (
 )
 from attnops.nn.aggregation import conv_bn_relu
 
+from ._checks import check_classes
+from ._losses import AUX_WEIGHT
 from ._model import SegmentationModel
 from ._variants import register_variants
 from .fcn import fcn_head
 from .resnet import DilatedResNet
 
 AGGREGATIONS = ("cgnl", "aspp", "psp", "nl")
-AUX_CHANNELS, AUX_WEIGHT = 512, 0.4
-KEEP_THRESHOLD, MIN_KEPT = 0.7, 100_000  # of the online hard example mining
 
 
 class ResidualNonLocal(NonLocal):
@@ -152,17 +154,14 @@ class GALD(SegmentationModel):
             out["aux"] = self.aux(low)
         return out
 
-    def loss(self, outputs: dict[str, Tensor], target: Tensor) -> Tensor:
+    def published_loss(
+        self, outputs: Mapping[str, Tensor], target: Tensor, **options: Any
+    ) -> Tensor:
         """Cross-entropy with hard example mining + 0.4 that of the auxiliary head."""
-        main = upsample_cross_entropy(
-            self.small_map(outputs, "out"),
-            target,
-            ignore_index=self.ignore_index,
-            align_corners=self.align_corners,
-            keep_threshold=KEEP_THRESHOLD,
-            min_kept=MIN_KEPT,
-        )
-        return main + AUX_WEIGHT * self.cross_entropy(outputs, target, "aux")
+        main = self.mined_cross_entropy(outputs, target, **options)
+        if not self.has_map(outputs, "aux"):
+            return main
+        return main + AUX_WEIGHT * self.cross_entropy(outputs, target, "aux", **options)
 
 
 class GALDv1(GALD):
@@ -195,7 +194,9 @@ class GALDv1(GALD):
         dropout: float = 0.1,
         channels: int = 512,
     ) -> None:
-        check_choice(type(self).__name__, "ga", ga, AGGREGATIONS)
+        name = type(self).__name__
+        num_classes = check_classes(name, num_classes)
+        check_choice(name, "ga", ga, AGGREGATIONS)
         super().__init__(backbone, num_classes, dropout, channels)
         self.head = HeadV1(self.backbone.channels[3], channels, num_classes, ga)
 
@@ -230,7 +231,9 @@ class GALDv2(GALD):
         dilation: int = 6,
         border: str = "zero",
     ) -> None:
-        check_choice(type(self).__name__, "ga", ga, AGGREGATIONS)
+        name = type(self).__name__
+        num_classes = check_classes(name, num_classes)
+        check_choice(name, "ga", ga, AGGREGATIONS)
         super().__init__(backbone, num_classes, dropout, channels)
         self.head = HeadV2(
             self.backbone.channels[3], channels, num_classes, ga, kernel_size, dilation, border

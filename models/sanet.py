@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
 from attnops.nn import SqueezeAttention
 
+from ._checks import check_classes
 from ._model import SegmentationModel
 from ._timm import import_timm
 from ._variants import register_variants
@@ -78,6 +82,7 @@ class SANet(SegmentationModel):
         squeeze_channels: int | None = None,
     ) -> None:
         super().__init__()
+        num_classes = check_classes(type(self).__name__, num_classes)
         if isinstance(backbone, str):
             efficient = "efficientnet" in backbone
             backbone = EfficientNet(backbone) if efficient else DilatedResNet(backbone)
@@ -114,19 +119,32 @@ class SANet(SegmentationModel):
         mask = self.mask(torch.cat(resized, dim=1))
         return {"out": dense + squeezed[-1], "mask": mask, "dense": dense}
 
-    def loss(self, outputs: dict[str, Tensor], target: Tensor) -> Tensor:
+    def published_loss(
+        self, outputs: Mapping[str, Tensor], target: Tensor, **options: Any
+    ) -> Tensor:
         """Cross-entropy of the mask + 0.2 binary cross-entropy of which classes are in the image +
         0.8 cross-entropy of the dense prediction (eq. (6) to (9)).
 
-        Which classes are there is read from the dense logits' mean over positions.
+        Which classes are there is read from the dense logits' mean over positions; an image without
+        a labelled pixel does not count.
         """
         means = self.small_map(outputs, "dense").mean(dim=(2, 3))
-        present = presence(target, means, self.ignore_index)
         return (
-            self.cross_entropy(outputs, target, "mask")
-            + CATEGORY_WEIGHT * binary_cross_entropy_with_logits(means, present)
-            + DENSE_WEIGHT * self.cross_entropy(outputs, target, "dense")
+            self.cross_entropy(outputs, target, "mask", **options)
+            + CATEGORY_WEIGHT * category_loss(means, target, self.ignore_index)
+            + DENSE_WEIGHT * self.cross_entropy(outputs, target, "dense", **options)
         )
+
+
+def category_loss(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """Mean binary cross-entropy of logits `[B, K]` for classes in target `[B, H, W]`.
+
+    Over the samples that have a labelled pixel; 0 if there are none.
+    """
+    present = presence(target, logits, ignore_index)
+    losses = binary_cross_entropy_with_logits(logits, present, reduction="none").mean(dim=1)
+    labelled = (target != ignore_index).flatten(1).any(dim=1)
+    return torch.where(labelled, losses, 0).sum() / labelled.sum().clamp(min=1)
 
 
 def presence(target: Tensor, like: Tensor, ignore_index: int) -> Tensor:

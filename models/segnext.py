@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from attnops._checks import check_choice
 
+from ._checks import check_classes
 from ._model import SegmentationModel
 from ._registry import register
 from .decoders import DECODERS, Decoder, MLPDecoder
@@ -82,6 +83,7 @@ class SegNeXt(SegmentationModel):
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        num_classes = check_classes("SegNeXt", num_classes)
         check_choice("SegNeXt", "variant", variant, tuple(VARIANTS))
         check_choice("SegNeXt", "decoder", decoder, DECODERS)
         sizes = VARIANTS[variant]

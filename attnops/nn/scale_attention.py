@@ -70,7 +70,7 @@ class ScaleAttention(nn.Module):
         self.in_channels, self.num_scales = in_channels, num_scales
         self.source, self.reduce = source, reduce
         self.keep_weights = False
-        self.weights: Tensor | None = None
+        self._kept: dict[str, Tensor] = {}  # shared with the stand-ins that evaluate in training
         self.head = None
         if reduce == "attention":
             joined = in_channels * (num_scales if source == "concat" else 1)
@@ -93,8 +93,13 @@ class ScaleAttention(nn.Module):
         ]
         logits = self.head(torch.cat(maps, dim=1) if len(maps) > 1 else maps[0])
         if self.keep_weights:
-            self.weights = logits.detach().softmax(dim=1)
+            self._kept["weights"] = logits.detach().softmax(dim=1)
         return merge_scales(scores, logits)
+
+    @property
+    def weights(self) -> Tensor | None:
+        """`[B, S, H, W]` of the last forward with `keep_weights`."""
+        return self._kept.get("weights")
 
     def _check(self, features: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
         name = type(self).__name__

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from ..nn.evaluation import evaluation_twin
 from . import _ann, _gald, _segnext
 from ._parts import Candidate, Recogniser, Unsupported
 
@@ -169,21 +168,10 @@ def _best(module: nn.Module, candidates: list[Candidate], compare: bool) -> tupl
 
 
 def _run(module: nn.Module, inputs: list[Tensor]) -> object:
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _evaluation(module):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         # For what is drawn in the forward; torch.manual_seed would seed the GPUs as well.
         torch.default_generator.manual_seed(0)
-        return module(*(x.clone() for x in inputs))
-
-
-@contextmanager
-def _evaluation(module: nn.Module) -> Iterator[None]:
-    training = [m for m in module.modules() if m.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True
+        return evaluation_twin(module)(*(x.clone() for x in inputs))
 
 
 def _take_mode(new: nn.Module, old: nn.Module) -> None:

@@ -229,9 +229,3 @@ def test_the_full_network_runs():
 def test_unknown_form_is_refused():
     with pytest.raises(ValueError, match="form must be 'released' or 'mmseg'"):
         create_model("ann_r50", form="paper")
-
-
-def test_a_loss_without_training_outputs_is_refused():
-    model = tiny().eval()
-    with pytest.raises(ValueError, match="_small"):
-        model.loss(model(torch.randn(1, 3, 65, 65)), targets(1, CLASSES, 65, 65))

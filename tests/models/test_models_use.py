@@ -116,9 +116,3 @@ def test_saved_networks_come_back(model, tmp_path):
 def test_bad_numbers_of_classes_are_refused(classes):
     with pytest.raises((ValueError, TypeError), match="num_classes"):
         create_model("segnext_t", num_classes=classes)
-
-
-def test_a_loss_needs_training_outputs(model):
-    images = torch.randn(1, 3, 64, 64)
-    with torch.no_grad(), pytest.raises(ValueError, match="training mode"):
-        model.loss(model(images), torch.zeros(1, 64, 64, dtype=torch.int64))
