@@ -170,14 +170,14 @@ def make_plan(settings: Settings | None = None, introspection: bool = False) -> 
     absent = "" if compiler else "no C++ compiler found" if supported else "Linux only"
 
     no_cpu = "ATTNOPS_CPU=0" if settings.cpu == "0" else absent
-    if not no_cpu and not (ROOT / "csrc/cpu/common/library.cpp").exists():
+    if not no_cpu and not (ROOT / "csrc/cpu/common/build_info.cpp").exists():
         no_cpu = "csrc/cpu is not in this source tree"
     if no_cpu and settings.cpu == "1":
         raise BuildError(f"ATTNOPS_CPU=1, but {no_cpu}")
 
     toolkit, remark = None, ""
     no_cuda = "ATTNOPS_CUDA=0" if settings.cuda == "0" else absent
-    if not no_cuda and not (ROOT / "csrc/cuda/common/library.cpp").exists():
+    if not no_cuda and not (ROOT / "csrc/cuda/common/build_info.cu").exists():
         no_cuda = "csrc/cuda is not in this source tree"
     if not no_cuda:
         toolkit, remark = find_toolkit()

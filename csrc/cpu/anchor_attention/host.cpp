@@ -1,13 +1,14 @@
 // Host entries of anchor attention: outputs, scratch memory and the split of work over threads.
 #include "host.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <atomic>
 #include <optional>
 #include <tuple>
 
 #include "cpu/common/host.h"
 #include "cpu/common/isa.h"
-#include "cpu/common/ops.h"
 
 namespace attnops::cpu {
 namespace {
@@ -69,8 +70,6 @@ int64_t tile_size(int64_t most, int64_t positions, int64_t share) {
   const int64_t wanted = positions / (share * thread_count()) / kSmallest * kSmallest;
   return std::clamp(wanted, kSmallest, most);
 }
-
-}  // namespace
 
 std::tuple<Tensor, Tensor> anchor_attention(Tensor query, Tensor key, Tensor value,
                                             std::optional<Tensor> bias, double scale) {
@@ -168,4 +167,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> anchor_attention_backward(Tensor grad
   return {dquery, dkey, dvalue, dbias};
 }
 
+}  // namespace
 }  // namespace attnops::cpu
+
+STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cpu, m) {
+  // query [B, Ck, N], key [B, Ck, S], value [B, Cv, S], bias [B, S] -> out [B, Cv, N], lse [B, N].
+  m.def(
+      "anchor_attention(Tensor query, Tensor key, Tensor value, Tensor? bias, float scale) -> "
+      "(Tensor out, Tensor lse)");
+  // dbias has shape [0] without a bias.
+  m.def(
+      "anchor_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, "
+      "Tensor? bias, Tensor lse, float scale) -> "
+      "(Tensor dquery, Tensor dkey, Tensor dvalue, Tensor dbias)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
+  m.impl("anchor_attention", TORCH_BOX(&attnops::cpu::anchor_attention));
+  m.impl("anchor_attention_backward", TORCH_BOX(&attnops::cpu::anchor_attention_backward));
+}

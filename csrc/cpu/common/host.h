@@ -1,4 +1,8 @@
 // Helpers of the host entries: element types, scratch memory, threads.
+//
+// Every op's host.cpp ends with its schemas and their implementations. Callers guarantee
+// consistent, non-empty shapes and one dtype; maps (all of local attention but lse; else x, grad,
+// query, out) are dense, contiguous or with contiguous channels; everything else is contiguous.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -1,6 +1,8 @@
 // Host entries of grouped attention: outputs, and runs of the maps whose sums are added in order.
 #include "host.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
 #include <tuple>
 #include <vector>
@@ -8,7 +10,6 @@
 #include "cpu/common/host.h"
 #include "cpu/common/isa.h"
 #include "cpu/common/maps.h"
-#include "cpu/common/ops.h"
 
 namespace attnops::cpu {
 namespace {
@@ -110,8 +111,6 @@ void check(const Tensor& a, const Tensor& b, const Tensor& c, int64_t groups) {
                   "group_attention: expected groups that divide the channels");
 }
 
-}  // namespace
-
 std::tuple<Tensor, Tensor> group_attention(Tensor theta, Tensor phi, Tensor g, int64_t groups) {
   check(theta, phi, g, groups);
   const Groups maps(theta, groups);
@@ -151,4 +150,20 @@ std::tuple<Tensor, Tensor, Tensor> group_attention_backward(Tensor grad, Tensor 
   return {dtheta, dphi, dg};
 }
 
+}  // namespace
 }  // namespace attnops::cpu
+
+STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cpu, m) {
+  // Maps [B, P, H, W]; affinity [B, groups] float32 or float64.
+  m.def(
+      "group_attention(Tensor theta, Tensor phi, Tensor g, int groups) -> "
+      "(Tensor out, Tensor affinity)");
+  m.def(
+      "group_attention_backward(Tensor grad, Tensor theta, Tensor phi, Tensor g, "
+      "Tensor affinity, int groups) -> (Tensor dtheta, Tensor dphi, Tensor dg)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
+  m.impl("group_attention", TORCH_BOX(&attnops::cpu::group_attention));
+  m.impl("group_attention_backward", TORCH_BOX(&attnops::cpu::group_attention_backward));
+}

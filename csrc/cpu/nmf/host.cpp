@@ -1,9 +1,10 @@
 // Host entries of nmf: outputs and the order of the updates.
+#include <torch/csrc/stable/library.h>
+
 #include <cstring>
 #include <optional>
 #include <tuple>
 
-#include "cpu/common/ops.h"
 #include "workspace.h"
 
 namespace attnops::cpu {
@@ -19,8 +20,6 @@ Tensor new_history(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef 
   return is_half(like) ? torch::stable::new_empty(like, sizes, ScalarType::Float)
                        : new_output(like, sizes);
 }
-
-}  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> nmf(Tensor x, Tensor bases, int64_t steps, double inv_t,
                                                double eps, bool /*one_step*/, int64_t record) {
@@ -144,4 +143,24 @@ std::tuple<Tensor, Tensor> nmf_backward(Tensor x, Tensor bases, std::optional<Te
   return {dx, dbases};
 }
 
+}  // namespace
 }  // namespace attnops::cpu
+
+STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cpu, m) {
+  // x [B, D, N] dense, bases [B, D, R] -> bases, coef [B, N, R] and what the backward needs
+  // (record 2): past_bases [steps, B, D, R] after every step, past_coef [steps + 2, B, N, R] from
+  // the softmax to the result; record 1: the last bases and the coefficients before their last
+  // update; record 0: nothing, [0]. The past is in float32, or float64.
+  m.def(
+      "nmf(Tensor x, Tensor bases, int steps, float inv_t, float eps, bool one_step, int record) "
+      "-> (Tensor bases, Tensor coef, Tensor past_bases, Tensor past_coef)");
+  m.def(
+      "nmf_backward(Tensor x, Tensor bases, Tensor? grad_bases, Tensor? grad_coef, "
+      "Tensor past_bases, Tensor past_coef, float inv_t, float eps, bool one_step) -> "
+      "(Tensor dx, Tensor dbases)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
+  m.impl("nmf", TORCH_BOX(&attnops::cpu::nmf));
+  m.impl("nmf_backward", TORCH_BOX(&attnops::cpu::nmf_backward));
+}

@@ -1,13 +1,14 @@
 // Host entries of pyramid pooling: the plan of bins, outputs and the split of work over threads.
 #include "host.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
 #include <vector>
 
 #include "common/bins.h"
 #include "cpu/common/host.h"
 #include "cpu/common/isa.h"
-#include "cpu/common/ops.h"
 
 namespace attnops::cpu {
 namespace {
@@ -144,8 +145,6 @@ void for_each_unit(const Units& units, bool channels_last, int64_t scratch_bytes
   });
 }
 
-}  // namespace
-
 std::tuple<Tensor, Tensor> pyramid_pool(Tensor x, std::vector<int64_t> sizes, bool use_max) {
   STD_TORCH_CHECK(x.dim() == 4, "pyramid_pool: expected x [B, C, H, W]");
   const int64_t batch = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
@@ -216,4 +215,19 @@ Tensor pyramid_pool_backward(Tensor grad, Tensor argmax, int64_t height, int64_t
   return grad_x;
 }
 
+}  // namespace
 }  // namespace attnops::cpu
+
+STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cpu, m) {
+  // x [B, C, H, W] -> out [B, C, S], argmax int32 [B, C, S] = h * W + w (use_max) or [0].
+  m.def("pyramid_pool(Tensor x, int[] sizes, bool use_max) -> (Tensor out, Tensor argmax)");
+  // grad [B, C, S] -> grad_x [B, C, H, W].
+  m.def(
+      "pyramid_pool_backward(Tensor grad, Tensor argmax, int height, int width, int[] sizes, "
+      "bool use_max, bool channels_last) -> Tensor grad_x");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
+  m.impl("pyramid_pool", TORCH_BOX(&attnops::cpu::pyramid_pool));
+  m.impl("pyramid_pool_backward", TORCH_BOX(&attnops::cpu::pyramid_pool_backward));
+}

@@ -1,13 +1,14 @@
 // Host entries of upsample_argmax and upsample_cross_entropy: tables of taps, outputs, threads.
 #include "host.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
 #include <tuple>
 
 #include "cpu/common/host.h"
 #include "cpu/common/isa.h"
 #include "cpu/common/maps.h"
-#include "cpu/common/ops.h"
 #include "cpu/resize/tables.h"
 
 namespace attnops::cpu {
@@ -56,8 +57,6 @@ int64_t bytes_of(ScalarType type) { return type == ScalarType::Double ? 8 : 4; }
 ScalarType statistics_of(const Tensor& logits) {
   return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
-
-}  // namespace
 
 Tensor upsample_argmax(Tensor logits, int64_t height, int64_t width, bool align_corners) {
   STD_TORCH_CHECK(logits.dim() == 4, "upsample_argmax: expected logits [B, K, h, w]");
@@ -134,4 +133,26 @@ Tensor upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target
   return dlogits;
 }
 
+}  // namespace
 }  // namespace attnops::cpu
+
+STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cpu, m) {
+  // logits [B, K, h, w], labels int64 [B, H, W].
+  m.def(
+      "upsample_argmax(Tensor logits, int height, int width, bool align_corners) -> "
+      "Tensor labels");
+  // target int64 [B, H, W], loss [B, H, W], statistics [2, B, H, W], both float32 or float64.
+  m.def(
+      "upsample_cross_entropy(Tensor logits, Tensor target, int ignore_index, "
+      "bool align_corners) -> (Tensor loss, Tensor statistics)");
+  m.def(
+      "upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, "
+      "Tensor statistics, int ignore_index, bool align_corners) -> Tensor dlogits");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
+  m.impl("upsample_argmax", TORCH_BOX(&attnops::cpu::upsample_argmax));
+  m.impl("upsample_cross_entropy", TORCH_BOX(&attnops::cpu::upsample_cross_entropy));
+  m.impl("upsample_cross_entropy_backward",
+         TORCH_BOX(&attnops::cpu::upsample_cross_entropy_backward));
+}

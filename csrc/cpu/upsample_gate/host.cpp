@@ -1,13 +1,14 @@
 // Host entries of the upsampled gate: tables of taps, outputs and the split of work over threads.
 #include "host.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
 #include <tuple>
 
 #include "cpu/common/host.h"
 #include "cpu/common/isa.h"
 #include "cpu/common/maps.h"
-#include "cpu/common/ops.h"
 #include "cpu/resize/tables.h"
 
 namespace attnops::cpu {
@@ -53,8 +54,6 @@ void for_each_run(int64_t units, int64_t scratch_bytes, const Body& body) {
     body(begin, end, scratch.at(worker * scratch_bytes));
   });
 }
-
-}  // namespace
 
 Tensor upsample_gate(Tensor x, Tensor logits, int64_t activation, bool activation_first,
                      int64_t residual, double input_weight, bool align_corners) {
@@ -137,4 +136,22 @@ std::tuple<Tensor, Tensor> upsample_gate_backward(Tensor grad, Tensor x, Tensor 
   return {dx, dlogits};
 }
 
+}  // namespace
 }  // namespace attnops::cpu
+
+STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cpu, m) {
+  // x [B, C, H, W], logits [B, C, h, w] in its layout; the numbers of activation and residual are
+  // those of host.h.
+  m.def(
+      "upsample_gate(Tensor x, Tensor logits, int activation, bool activation_first, "
+      "int residual, float input_weight, bool align_corners) -> Tensor out");
+  m.def(
+      "upsample_gate_backward(Tensor grad, Tensor x, Tensor logits, int activation, "
+      "bool activation_first, int residual, float input_weight, bool align_corners) -> "
+      "(Tensor dx, Tensor dlogits)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
+  m.impl("upsample_gate", TORCH_BOX(&attnops::cpu::upsample_gate));
+  m.impl("upsample_gate_backward", TORCH_BOX(&attnops::cpu::upsample_gate_backward));
+}

@@ -34,6 +34,12 @@ std::tuple<Tensor, Tensor> local_attention(const Tensor& query, const Tensor& ke
 }  // namespace
 }  // namespace attnops::cuda
 
+STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cuda, m) {
+  m.def(
+      "local_attention(Tensor query, Tensor key, Tensor value, int[] kernel, int[] dilation, "
+      "float scale, bool mask) -> (Tensor, Tensor)");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(attnops_cuda, CUDA, m) {
   m.impl("local_attention", TORCH_BOX(&attnops::cuda::local_attention));
 }

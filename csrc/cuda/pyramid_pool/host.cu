@@ -75,6 +75,13 @@ Tensor pyramid_pool_backward(const Tensor& grad, const Tensor& argmax, int64_t h
 }  // namespace
 }  // namespace attnops::cuda
 
+STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cuda, m) {
+  m.def("pyramid_pool(Tensor x, int[] sizes, bool use_max) -> (Tensor, Tensor)");
+  m.def(
+      "pyramid_pool_backward(Tensor grad, Tensor argmax, int height, int width, int[] sizes, "
+      "bool use_max, bool channels_last) -> Tensor");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(attnops_cuda, CUDA, m) {
   m.impl("pyramid_pool", TORCH_BOX(&attnops::cuda::pyramid_pool));
   m.impl("pyramid_pool_backward", TORCH_BOX(&attnops::cuda::pyramid_pool_backward));
