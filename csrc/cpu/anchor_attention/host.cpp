@@ -1,14 +1,12 @@
 // Host entries of anchor attention: outputs, scratch memory and the split of work over threads.
 #include "host.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <atomic>
 #include <optional>
 #include <tuple>
 
+#include "common/register.h"
 #include "cpu/common/host.h"
-#include "cpu/common/isa.h"
 
 namespace attnops::cpu {
 namespace {
@@ -170,19 +168,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> anchor_attention_backward(Tensor grad
 }  // namespace
 }  // namespace attnops::cpu
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cpu, m) {
-  // query [B, Ck, N], key [B, Ck, S], value [B, Cv, S], bias [B, S] -> out [B, Cv, N], lse [B, N].
-  m.def(
-      "anchor_attention(Tensor query, Tensor key, Tensor value, Tensor? bias, float scale) -> "
-      "(Tensor out, Tensor lse)");
-  // dbias has shape [0] without a bias.
-  m.def(
-      "anchor_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, "
-      "Tensor? bias, Tensor lse, float scale) -> "
-      "(Tensor dquery, Tensor dkey, Tensor dvalue, Tensor dbias)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
-  m.impl("anchor_attention", TORCH_BOX(&attnops::cpu::anchor_attention));
-  m.impl("anchor_attention_backward", TORCH_BOX(&attnops::cpu::anchor_attention_backward));
-}
+// query [B, Ck, N], key [B, Ck, S], value [B, Cv, S], bias [B, S] -> out [B, Cv, N], lse [B, N].
+ATTNOPS_REGISTER(cpu, CPU, anchor_attention,
+                 "(Tensor query, Tensor key, Tensor value, Tensor? bias, float scale) "
+                 "-> (Tensor out, Tensor lse)")
+// dbias has shape [0] without a bias.
+ATTNOPS_REGISTER(cpu, CPU, anchor_attention_backward,
+                 "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor? bias, "
+                 "Tensor lse, float scale) -> (Tensor dquery, Tensor dkey, Tensor dvalue, "
+                 "Tensor dbias)")

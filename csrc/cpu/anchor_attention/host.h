@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/common/dtype.h"
+#include "cpu/common/isa.h"
 
 namespace attnops::cpu {
 
@@ -47,14 +47,6 @@ struct AnchorKernels {
                  void* dkey, void* dvalue, void* dbias, int64_t part, int64_t parts);
 };
 
-namespace baseline {
-const AnchorKernels& anchor_kernels(DType dtype);
-}
-namespace avx2 {
-const AnchorKernels& anchor_kernels(DType dtype);
-}
-namespace avx512 {
-const AnchorKernels& anchor_kernels(DType dtype);
-}
+ATTNOPS_DECLARE_KERNELS(AnchorKernels, anchor_kernels)
 
 }  // namespace attnops::cpu

@@ -210,7 +210,7 @@ void pack_part(const AnchorShape& shape, bool backward, const S* key, const S* v
 }
 
 template <class S>
-struct Table {
+struct AnchorEntries {
   using C = Compute<S>;
 
   static int64_t packed_bytes(const AnchorShape& s, bool backward) {
@@ -275,17 +275,6 @@ struct Table {
 
 }  // namespace
 
-const AnchorKernels& anchor_kernels(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return Table<double>::kernels;
-    case DType::kFloat16:
-      return Table<Half>::kernels;
-    case DType::kBFloat16:
-      return Table<BFloat16>::kernels;
-    default:
-      return Table<float>::kernels;
-  }
-}
+ATTNOPS_DEFINE_KERNELS(AnchorKernels, anchor_kernels, AnchorEntries)
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

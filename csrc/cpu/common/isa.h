@@ -1,5 +1,7 @@
-// Choice of the instruction set at run time.
+// Choice of the instruction set at run time. Plain declarations only, as in dtype.h.
 #pragma once
+
+#include "dtype.h"
 
 namespace attnops::cpu {
 
@@ -14,7 +16,35 @@ const char* isa_name(Isa isa);
 // The compiled sets, oldest first, as the inside of a JSON list: "baseline", "avx2".
 const char* compiled_isas();
 
-// Picks the kernels of the current instruction set: table(dtype) is declared in each namespace.
+// The kernels of an op are compiled once an instruction set, in a namespace of its name. There,
+// table(dtype) returns the entry points for an element type; the op's host.h declares it,
+#define ATTNOPS_DECLARE_KERNELS(Kernels, table) \
+  namespace baseline {                          \
+  const Kernels& table(DType dtype);            \
+  }                                             \
+  namespace avx2 {                              \
+  const Kernels& table(DType dtype);            \
+  }                                             \
+  namespace avx512 {                            \
+  const Kernels& table(DType dtype);            \
+  }
+
+// its kernels.cpp defines it, from Entries<S>::kernels,
+#define ATTNOPS_DEFINE_KERNELS(Kernels, table, Entries) \
+  const Kernels& table(DType dtype) {                   \
+    switch (dtype) {                                    \
+      case DType::kFloat64:                             \
+        return Entries<double>::kernels;                \
+      case DType::kFloat16:                             \
+        return Entries<Half>::kernels;                  \
+      case DType::kBFloat16:                            \
+        return Entries<BFloat16>::kernels;              \
+      default:                                          \
+        return Entries<float>::kernels;                 \
+    }                                                   \
+  }
+
+// and its host.cpp picks that of the current instruction set.
 #if defined(ATTNOPS_HAVE_AVX512)
 #define ATTNOPS_IF_AVX512(...) \
   if (::attnops::cpu::current_isa() == ::attnops::cpu::Isa::kAvx512) return __VA_ARGS__

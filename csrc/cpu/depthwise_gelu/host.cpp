@@ -1,14 +1,12 @@
 // Host entries of depthwise_gelu: outputs, the split into units and the sums over them.
 #include "host.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "cpu/common/isa.h"
+#include "common/register.h"
 #include "cpu/depthwise/host.h"
 
 namespace attnops::cpu {
@@ -133,15 +131,8 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_gelu_backward(Tensor grad, Tensor x
 }  // namespace
 }  // namespace attnops::cpu
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cpu, m) {
-  // x [B, C, H, W], weight [C, 1, kh, kw], bias [C] -> out like x; dbias [C] also without a bias.
-  m.def("depthwise_gelu(Tensor x, Tensor weight, Tensor? bias) -> Tensor out");
-  m.def(
-      "depthwise_gelu_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias) -> "
-      "(Tensor dx, Tensor dweight, Tensor dbias)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
-  m.impl("depthwise_gelu", TORCH_BOX(&attnops::cpu::depthwise_gelu));
-  m.impl("depthwise_gelu_backward", TORCH_BOX(&attnops::cpu::depthwise_gelu_backward));
-}
+// x [B, C, H, W], weight [C, 1, kh, kw], bias [C] -> out like x; dbias [C] also without a bias.
+ATTNOPS_REGISTER(cpu, CPU, depthwise_gelu, "(Tensor x, Tensor weight, Tensor? bias) -> Tensor out")
+ATTNOPS_REGISTER(cpu, CPU, depthwise_gelu_backward,
+                 "(Tensor grad, Tensor x, Tensor weight, Tensor? bias) -> (Tensor dx, "
+                 "Tensor dweight, Tensor dbias)")

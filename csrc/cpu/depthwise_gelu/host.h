@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/common/dtype.h"
+#include "cpu/common/isa.h"
 #include "cpu/depthwise/shape.h"
 
 namespace attnops::cpu {
@@ -46,14 +46,6 @@ struct GeluKernels {
   void (*round)(const double* sums, int64_t stride, int64_t count, void* out);
 };
 
-namespace baseline {
-const GeluKernels& gelu_kernels(DType dtype);
-}
-namespace avx2 {
-const GeluKernels& gelu_kernels(DType dtype);
-}
-namespace avx512 {
-const GeluKernels& gelu_kernels(DType dtype);
-}
+ATTNOPS_DECLARE_KERNELS(GeluKernels, gelu_kernels)
 
 }  // namespace attnops::cpu

@@ -206,7 +206,7 @@ class Pixels {
 };
 
 template <class S>
-struct Table {
+struct GeluEntries {
   using C = Compute<S>;
 
   static int64_t parameter_bytes(const GeluShape& s) {
@@ -271,17 +271,6 @@ struct Table {
 
 }  // namespace
 
-const GeluKernels& gelu_kernels(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return Table<double>::kernels;
-    case DType::kFloat16:
-      return Table<Half>::kernels;
-    case DType::kBFloat16:
-      return Table<BFloat16>::kernels;
-    default:
-      return Table<float>::kernels;
-  }
-}
+ATTNOPS_DEFINE_KERNELS(GeluKernels, gelu_kernels, GeluEntries)
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

@@ -1,14 +1,12 @@
 // Host entries of grouped attention: outputs, and runs of the maps whose sums are added in order.
 #include "host.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <tuple>
 #include <vector>
 
+#include "common/register.h"
 #include "cpu/common/host.h"
-#include "cpu/common/isa.h"
 #include "cpu/common/maps.h"
 
 namespace attnops::cpu {
@@ -153,17 +151,11 @@ std::tuple<Tensor, Tensor, Tensor> group_attention_backward(Tensor grad, Tensor 
 }  // namespace
 }  // namespace attnops::cpu
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cpu, m) {
-  // Maps [B, P, H, W]; affinity [B, groups] float32 or float64.
-  m.def(
-      "group_attention(Tensor theta, Tensor phi, Tensor g, int groups) -> "
-      "(Tensor out, Tensor affinity)");
-  m.def(
-      "group_attention_backward(Tensor grad, Tensor theta, Tensor phi, Tensor g, "
-      "Tensor affinity, int groups) -> (Tensor dtheta, Tensor dphi, Tensor dg)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
-  m.impl("group_attention", TORCH_BOX(&attnops::cpu::group_attention));
-  m.impl("group_attention_backward", TORCH_BOX(&attnops::cpu::group_attention_backward));
-}
+// Maps [B, P, H, W]; affinity [B, groups] float32 or float64.
+ATTNOPS_REGISTER(
+    cpu, CPU, group_attention,
+    "(Tensor theta, Tensor phi, Tensor g, int groups) -> (Tensor out, Tensor affinity)")
+ATTNOPS_REGISTER(
+    cpu, CPU, group_attention_backward,
+    "(Tensor grad, Tensor theta, Tensor phi, Tensor g, Tensor affinity, int groups) -> "
+    "(Tensor dtheta, Tensor dphi, Tensor dg)")

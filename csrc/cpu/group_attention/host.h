@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/common/dtype.h"
+#include "cpu/common/isa.h"
 
 namespace attnops::cpu {
 
@@ -24,14 +24,6 @@ struct GroupKernels {
                        const double* factors, void* out, void* scratch);
 };
 
-namespace baseline {
-const GroupKernels& group_kernels(DType dtype);
-}
-namespace avx2 {
-const GroupKernels& group_kernels(DType dtype);
-}
-namespace avx512 {
-const GroupKernels& group_kernels(DType dtype);
-}
+ATTNOPS_DECLARE_KERNELS(GroupKernels, group_kernels)
 
 }  // namespace attnops::cpu

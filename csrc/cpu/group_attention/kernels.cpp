@@ -9,7 +9,7 @@ namespace {
 constexpr int kAccumulators = 4;
 
 template <class S>
-struct Table {
+struct GroupEntries {
   using C = Compute<S>;
   using V = typename Vec<C>::V;
   static constexpr int64_t kStep = kAccumulators * kWidth<C>;
@@ -125,17 +125,6 @@ struct Table {
 
 }  // namespace
 
-const GroupKernels& group_kernels(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return Table<double>::kernels;
-    case DType::kFloat16:
-      return Table<Half>::kernels;
-    case DType::kBFloat16:
-      return Table<BFloat16>::kernels;
-    default:
-      return Table<float>::kernels;
-  }
-}
+ATTNOPS_DEFINE_KERNELS(GroupKernels, group_kernels, GroupEntries)
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

@@ -1,14 +1,12 @@
 // Host entries of local attention: outputs, scratch memory and the split of work over threads.
 #include "host.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <tuple>
 #include <vector>
 
+#include "common/register.h"
 #include "cpu/common/host.h"
-#include "cpu/common/isa.h"
 
 namespace attnops::cpu {
 namespace {
@@ -135,19 +133,12 @@ std::tuple<Tensor, Tensor, Tensor> local_attention_backward(Tensor grad, Tensor 
 }  // namespace
 }  // namespace attnops::cpu
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cpu, m) {
-  // query, key [B, Ck, H, W], value [B, Cv, H, W], two numbers in kernel and dilation ->
-  // out [B, Cv, H, W], lse [B, H, W].
-  m.def(
-      "local_attention(Tensor query, Tensor key, Tensor value, int[] kernel, int[] dilation, "
-      "float scale, bool mask) -> (Tensor out, Tensor lse)");
-  m.def(
-      "local_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor lse, "
-      "int[] kernel, int[] dilation, float scale, bool mask) -> "
-      "(Tensor dquery, Tensor dkey, Tensor dvalue)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
-  m.impl("local_attention", TORCH_BOX(&attnops::cpu::local_attention));
-  m.impl("local_attention_backward", TORCH_BOX(&attnops::cpu::local_attention_backward));
-}
+// query, key [B, Ck, H, W], value [B, Cv, H, W], two numbers in kernel and dilation ->
+// out [B, Cv, H, W], lse [B, H, W].
+ATTNOPS_REGISTER(cpu, CPU, local_attention,
+                 "(Tensor query, Tensor key, Tensor value, int[] kernel, int[] dilation, "
+                 "float scale, bool mask) -> (Tensor out, Tensor lse)")
+ATTNOPS_REGISTER(cpu, CPU, local_attention_backward,
+                 "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor lse, "
+                 "int[] kernel, int[] dilation, float scale, bool mask) -> (Tensor dquery, "
+                 "Tensor dkey, Tensor dvalue)")

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/common/dtype.h"
+#include "cpu/common/isa.h"
 
 namespace attnops::cpu {
 
@@ -42,14 +42,6 @@ struct LocalKernels {
                    void* dvalue, void* scratch);
 };
 
-namespace baseline {
-const LocalKernels& local_kernels(DType dtype);
-}
-namespace avx2 {
-const LocalKernels& local_kernels(DType dtype);
-}
-namespace avx512 {
-const LocalKernels& local_kernels(DType dtype);
-}
+ATTNOPS_DECLARE_KERNELS(LocalKernels, local_kernels)
 
 }  // namespace attnops::cpu

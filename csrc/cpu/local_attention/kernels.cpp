@@ -265,7 +265,7 @@ void backward_strip(const LocalShape& s, const LocalStrip& strip, const S* grad,
 }
 
 template <class S>
-struct Table {
+struct LocalEntries {
   using C = Compute<S>;
 
   static int64_t strip_columns(const LocalShape& s) { return Plan<C>(s, false, 1).columns; }
@@ -291,17 +291,6 @@ struct Table {
 
 }  // namespace
 
-const LocalKernels& local_kernels(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return Table<double>::kernels;
-    case DType::kFloat16:
-      return Table<Half>::kernels;
-    case DType::kBFloat16:
-      return Table<BFloat16>::kernels;
-    default:
-      return Table<float>::kernels;
-  }
-}
+ATTNOPS_DEFINE_KERNELS(LocalKernels, local_kernels, LocalEntries)
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

@@ -1,14 +1,12 @@
 // Host entries of merge_scales: tables of taps, outputs and the split of work over threads.
 #include "host.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <tuple>
 #include <vector>
 
+#include "common/register.h"
 #include "cpu/common/host.h"
-#include "cpu/common/isa.h"
 #include "cpu/common/maps.h"
 #include "cpu/resize/tables.h"
 
@@ -175,19 +173,12 @@ std::tuple<Tensor, Tensor> merge_scales_backward(Tensor grad, std::vector<Tensor
 }  // namespace
 }  // namespace attnops::cpu
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cpu, m) {
-  // scores [B, K, h, w] each, attention_logits [B, S, H, W] or none, all in one layout -> out
-  // [B, K, height, width]; packed: the gradients of the maps one after the other, [elements];
-  // dlogits [0] without logits. The numbers of reduce are those of host.h.
-  m.def(
-      "merge_scales(Tensor[] scores, Tensor? attention_logits, int height, int width, int reduce, "
-      "bool align_corners) -> Tensor out");
-  m.def(
-      "merge_scales_backward(Tensor grad, Tensor[] scores, Tensor? attention_logits, int reduce, "
-      "bool align_corners) -> (Tensor packed, Tensor dlogits)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
-  m.impl("merge_scales", TORCH_BOX(&attnops::cpu::merge_scales));
-  m.impl("merge_scales_backward", TORCH_BOX(&attnops::cpu::merge_scales_backward));
-}
+// scores [B, K, h, w] each, attention_logits [B, S, H, W] or none, all in one layout -> out
+// [B, K, height, width]; packed: the gradients of the maps one after the other, [elements];
+// dlogits [0] without logits. The numbers of reduce are those of host.h.
+ATTNOPS_REGISTER(cpu, CPU, merge_scales,
+                 "(Tensor[] scores, Tensor? attention_logits, int height, int width, int reduce, "
+                 "bool align_corners) -> Tensor out")
+ATTNOPS_REGISTER(cpu, CPU, merge_scales_backward,
+                 "(Tensor grad, Tensor[] scores, Tensor? attention_logits, int reduce, "
+                 "bool align_corners) -> (Tensor packed, Tensor dlogits)")

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/common/dtype.h"
+#include "cpu/common/isa.h"
 #include "cpu/resize/score_map.h"
 
 namespace attnops::cpu {
@@ -38,14 +38,6 @@ struct MergeKernels {
                           int64_t first, int64_t last, int64_t begin, int64_t end, void* scratch);
 };
 
-namespace baseline {
-const MergeKernels& merge_kernels(DType dtype);
-}
-namespace avx2 {
-const MergeKernels& merge_kernels(DType dtype);
-}
-namespace avx512 {
-const MergeKernels& merge_kernels(DType dtype);
-}
+ATTNOPS_DECLARE_KERNELS(MergeKernels, merge_kernels)
 
 }  // namespace attnops::cpu

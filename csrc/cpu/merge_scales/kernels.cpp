@@ -213,7 +213,7 @@ class Merger {
 };
 
 template <class S>
-struct Table {
+struct MergeEntries {
   static int64_t scratch_bytes(const MergeShape& s, int64_t held) {
     Arena arena(nullptr);
     const Merger<S> merger(arena, s);
@@ -259,17 +259,6 @@ struct Table {
 
 }  // namespace
 
-const MergeKernels& merge_kernels(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return Table<double>::kernels;
-    case DType::kFloat16:
-      return Table<Half>::kernels;
-    case DType::kBFloat16:
-      return Table<BFloat16>::kernels;
-    default:
-      return Table<float>::kernels;
-  }
-}
+ATTNOPS_DEFINE_KERNELS(MergeKernels, merge_kernels, MergeEntries)
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

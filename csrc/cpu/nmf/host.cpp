@@ -1,10 +1,9 @@
 // Host entries of nmf: outputs and the order of the updates.
-#include <torch/csrc/stable/library.h>
-
 #include <cstring>
 #include <optional>
 #include <tuple>
 
+#include "common/register.h"
 #include "workspace.h"
 
 namespace attnops::cpu {
@@ -146,21 +145,14 @@ std::tuple<Tensor, Tensor> nmf_backward(Tensor x, Tensor bases, std::optional<Te
 }  // namespace
 }  // namespace attnops::cpu
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cpu, m) {
-  // x [B, D, N] dense, bases [B, D, R] -> bases, coef [B, N, R] and what the backward needs
-  // (record 2): past_bases [steps, B, D, R] after every step, past_coef [steps + 2, B, N, R] from
-  // the softmax to the result; record 1: the last bases and the coefficients before their last
-  // update; record 0: nothing, [0]. The past is in float32, or float64.
-  m.def(
-      "nmf(Tensor x, Tensor bases, int steps, float inv_t, float eps, bool one_step, int record) "
-      "-> (Tensor bases, Tensor coef, Tensor past_bases, Tensor past_coef)");
-  m.def(
-      "nmf_backward(Tensor x, Tensor bases, Tensor? grad_bases, Tensor? grad_coef, "
-      "Tensor past_bases, Tensor past_coef, float inv_t, float eps, bool one_step) -> "
-      "(Tensor dx, Tensor dbases)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
-  m.impl("nmf", TORCH_BOX(&attnops::cpu::nmf));
-  m.impl("nmf_backward", TORCH_BOX(&attnops::cpu::nmf_backward));
-}
+// x [B, D, N] dense, bases [B, D, R] -> bases, coef [B, N, R] and what the backward needs
+// (record 2): past_bases [steps, B, D, R] after every step, past_coef [steps + 2, B, N, R] from
+// the softmax to the result; record 1: the last bases and the coefficients before their last
+// update; record 0: nothing, [0]. The past is in float32, or float64.
+ATTNOPS_REGISTER(cpu, CPU, nmf,
+                 "(Tensor x, Tensor bases, int steps, float inv_t, float eps, bool one_step, "
+                 "int record) -> (Tensor bases, Tensor coef, Tensor past_bases, Tensor past_coef)")
+ATTNOPS_REGISTER(cpu, CPU, nmf_backward,
+                 "(Tensor x, Tensor bases, Tensor? grad_bases, Tensor? grad_coef, "
+                 "Tensor past_bases, Tensor past_coef, float inv_t, float eps, bool one_step) "
+                 "-> (Tensor dx, Tensor dbases)")

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/common/dtype.h"
+#include "cpu/common/isa.h"
 
 namespace attnops::cpu {
 
@@ -92,14 +92,6 @@ struct NmfKernels {
                             void* dx);
 };
 
-namespace baseline {
-const NmfKernels& nmf_kernels(DType dtype);
-}
-namespace avx2 {
-const NmfKernels& nmf_kernels(DType dtype);
-}
-namespace avx512 {
-const NmfKernels& nmf_kernels(DType dtype);
-}
+ATTNOPS_DECLARE_KERNELS(NmfKernels, nmf_kernels)
 
 }  // namespace attnops::cpu

@@ -14,7 +14,7 @@ namespace attnops::cpu::ATTNOPS_ISA {
 namespace {
 
 template <class S>
-struct Table {
+struct NmfEntries {
   using C = Compute<S>;
 
   static NmfBytes bytes(const NmfShape& shape, bool backward) {
@@ -68,17 +68,6 @@ struct Table {
 
 }  // namespace
 
-const NmfKernels& nmf_kernels(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return Table<double>::kernels;
-    case DType::kFloat16:
-      return Table<Half>::kernels;
-    case DType::kBFloat16:
-      return Table<BFloat16>::kernels;
-    default:
-      return Table<float>::kernels;
-  }
-}
+ATTNOPS_DEFINE_KERNELS(NmfKernels, nmf_kernels, NmfEntries)
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

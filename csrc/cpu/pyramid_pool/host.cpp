@@ -1,14 +1,12 @@
 // Host entries of pyramid pooling: the plan of bins, outputs and the split of work over threads.
 #include "host.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <vector>
 
 #include "common/bins.h"
+#include "common/register.h"
 #include "cpu/common/host.h"
-#include "cpu/common/isa.h"
 
 namespace attnops::cpu {
 namespace {
@@ -218,16 +216,10 @@ Tensor pyramid_pool_backward(Tensor grad, Tensor argmax, int64_t height, int64_t
 }  // namespace
 }  // namespace attnops::cpu
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cpu, m) {
-  // x [B, C, H, W] -> out [B, C, S], argmax int32 [B, C, S] = h * W + w (use_max) or [0].
-  m.def("pyramid_pool(Tensor x, int[] sizes, bool use_max) -> (Tensor out, Tensor argmax)");
-  // grad [B, C, S] -> grad_x [B, C, H, W].
-  m.def(
-      "pyramid_pool_backward(Tensor grad, Tensor argmax, int height, int width, int[] sizes, "
-      "bool use_max, bool channels_last) -> Tensor grad_x");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
-  m.impl("pyramid_pool", TORCH_BOX(&attnops::cpu::pyramid_pool));
-  m.impl("pyramid_pool_backward", TORCH_BOX(&attnops::cpu::pyramid_pool_backward));
-}
+// x [B, C, H, W] -> out [B, C, S], argmax int32 [B, C, S] = h * W + w (use_max) or [0].
+ATTNOPS_REGISTER(cpu, CPU, pyramid_pool,
+                 "(Tensor x, int[] sizes, bool use_max) -> (Tensor out, Tensor argmax)")
+// grad [B, C, S] -> grad_x [B, C, H, W].
+ATTNOPS_REGISTER(cpu, CPU, pyramid_pool_backward,
+                 "(Tensor grad, Tensor argmax, int height, int width, int[] sizes, bool use_max, "
+                 "bool channels_last) -> Tensor grad_x")

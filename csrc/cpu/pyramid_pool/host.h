@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/common/dtype.h"
+#include "cpu/common/isa.h"
 
 namespace attnops::cpu {
 
@@ -45,14 +45,6 @@ struct PoolKernels {
                        void* grad_x, int64_t count, void* scratch);
 };
 
-namespace baseline {
-const PoolKernels& pool_kernels(DType dtype);
-}
-namespace avx2 {
-const PoolKernels& pool_kernels(DType dtype);
-}
-namespace avx512 {
-const PoolKernels& pool_kernels(DType dtype);
-}
+ATTNOPS_DECLARE_KERNELS(PoolKernels, pool_kernels)
 
 }  // namespace attnops::cpu

@@ -9,7 +9,7 @@ namespace attnops::cpu::ATTNOPS_ISA {
 namespace {
 
 template <class S>
-struct Table {
+struct PoolEntries {
   using C = Compute<S>;
 
   static int64_t scratch_bytes(const PoolPlan& plan, bool use_max, bool backward,
@@ -55,17 +55,6 @@ struct Table {
 
 }  // namespace
 
-const PoolKernels& pool_kernels(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return Table<double>::kernels;
-    case DType::kFloat16:
-      return Table<Half>::kernels;
-    case DType::kBFloat16:
-      return Table<BFloat16>::kernels;
-    default:
-      return Table<float>::kernels;
-  }
-}
+ATTNOPS_DEFINE_KERNELS(PoolKernels, pool_kernels, PoolEntries)
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

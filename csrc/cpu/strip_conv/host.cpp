@@ -1,13 +1,11 @@
 // Host entries of strip convolutions: outputs, scratch memory and the sums over pieces.
 #include "host.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <tuple>
 #include <vector>
 
-#include "cpu/common/isa.h"
+#include "common/register.h"
 #include "cpu/depthwise/host.h"
 
 namespace attnops::cpu {
@@ -86,18 +84,11 @@ std::tuple<Tensor, Tensor, Tensor> strip_conv_backward(Tensor grad, Tensor x, Te
 }  // namespace
 }  // namespace attnops::cpu
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cpu, m) {
-  // x [B, C, H, W], taps [C, taps] of the local kernel and of the row and the column of each strip,
-  // shifts [C, 1 + 2 strips] in the same order -> out like x.
-  m.def(
-      "strip_conv(Tensor x, Tensor taps, Tensor shifts, int[] kernel, int[] rows, "
-      "int[] columns) -> Tensor out");
-  m.def(
-      "strip_conv_backward(Tensor grad, Tensor x, Tensor taps, Tensor shifts, int[] kernel, "
-      "int[] rows, int[] columns) -> (Tensor dx, Tensor dtaps, Tensor dshifts)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
-  m.impl("strip_conv", TORCH_BOX(&attnops::cpu::strip_conv));
-  m.impl("strip_conv_backward", TORCH_BOX(&attnops::cpu::strip_conv_backward));
-}
+// x [B, C, H, W], taps [C, taps] of the local kernel and of the row and the column of each strip,
+// shifts [C, 1 + 2 strips] in the same order -> out like x.
+ATTNOPS_REGISTER(cpu, CPU, strip_conv,
+                 "(Tensor x, Tensor taps, Tensor shifts, int[] kernel, int[] rows, int[] columns) "
+                 "-> Tensor out")
+ATTNOPS_REGISTER(cpu, CPU, strip_conv_backward,
+                 "(Tensor grad, Tensor x, Tensor taps, Tensor shifts, int[] kernel, int[] rows, "
+                 "int[] columns) -> (Tensor dx, Tensor dtaps, Tensor dshifts)")

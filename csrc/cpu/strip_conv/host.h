@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cpu/common/dtype.h"
+#include "cpu/common/isa.h"
 #include "cpu/depthwise/shape.h"
 
 namespace attnops::cpu {
@@ -40,14 +40,6 @@ struct StripKernels {
                  void* dtaps, void* dshifts, double* totals);
 };
 
-namespace baseline {
-const StripKernels& strip_kernels(DType dtype);
-}
-namespace avx2 {
-const StripKernels& strip_kernels(DType dtype);
-}
-namespace avx512 {
-const StripKernels& strip_kernels(DType dtype);
-}
+ATTNOPS_DECLARE_KERNELS(StripKernels, strip_kernels)
 
 }  // namespace attnops::cpu

@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kScratchBytes = 1 << 20;
 
 template <class S>
-struct Table {
+struct StripEntries {
   using C = Compute<S>;
 
   static int64_t tile_columns(const StripShape& s, bool backward) {
@@ -51,17 +51,6 @@ struct Table {
 
 }  // namespace
 
-const StripKernels& strip_kernels(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return Table<double>::kernels;
-    case DType::kFloat16:
-      return Table<Half>::kernels;
-    case DType::kBFloat16:
-      return Table<BFloat16>::kernels;
-    default:
-      return Table<float>::kernels;
-  }
-}
+ATTNOPS_DEFINE_KERNELS(StripKernels, strip_kernels, StripEntries)
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

@@ -1,13 +1,11 @@
 // Host entries of upsample_argmax and upsample_cross_entropy: tables of taps, outputs, threads.
 #include "host.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <tuple>
 
+#include "common/register.h"
 #include "cpu/common/host.h"
-#include "cpu/common/isa.h"
 #include "cpu/common/maps.h"
 #include "cpu/resize/tables.h"
 
@@ -136,23 +134,13 @@ Tensor upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target
 }  // namespace
 }  // namespace attnops::cpu
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cpu, m) {
-  // logits [B, K, h, w], labels int64 [B, H, W].
-  m.def(
-      "upsample_argmax(Tensor logits, int height, int width, bool align_corners) -> "
-      "Tensor labels");
-  // target int64 [B, H, W], loss [B, H, W], statistics [2, B, H, W], both float32 or float64.
-  m.def(
-      "upsample_cross_entropy(Tensor logits, Tensor target, int ignore_index, "
-      "bool align_corners) -> (Tensor loss, Tensor statistics)");
-  m.def(
-      "upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, "
-      "Tensor statistics, int ignore_index, bool align_corners) -> Tensor dlogits");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
-  m.impl("upsample_argmax", TORCH_BOX(&attnops::cpu::upsample_argmax));
-  m.impl("upsample_cross_entropy", TORCH_BOX(&attnops::cpu::upsample_cross_entropy));
-  m.impl("upsample_cross_entropy_backward",
-         TORCH_BOX(&attnops::cpu::upsample_cross_entropy_backward));
-}
+// logits [B, K, h, w], labels int64 [B, H, W].
+ATTNOPS_REGISTER(cpu, CPU, upsample_argmax,
+                 "(Tensor logits, int height, int width, bool align_corners) -> Tensor labels")
+// target int64 [B, H, W], loss [B, H, W], statistics [2, B, H, W], both float32 or float64.
+ATTNOPS_REGISTER(cpu, CPU, upsample_cross_entropy,
+                 "(Tensor logits, Tensor target, int ignore_index, bool align_corners) "
+                 "-> (Tensor loss, Tensor statistics)")
+ATTNOPS_REGISTER(cpu, CPU, upsample_cross_entropy_backward,
+                 "(Tensor grad, Tensor logits, Tensor target, Tensor statistics, "
+                 "int ignore_index, bool align_corners) -> Tensor dlogits")

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/common/dtype.h"
+#include "cpu/common/isa.h"
 #include "cpu/resize/score_map.h"
 
 namespace attnops::cpu {
@@ -29,14 +29,6 @@ struct ClassKernels {
                     int64_t last, int64_t begin, int64_t end, void* scratch);
 };
 
-namespace baseline {
-const ClassKernels& class_kernels(DType dtype);
-}
-namespace avx2 {
-const ClassKernels& class_kernels(DType dtype);
-}
-namespace avx512 {
-const ClassKernels& class_kernels(DType dtype);
-}
+ATTNOPS_DECLARE_KERNELS(ClassKernels, class_kernels)
 
 }  // namespace attnops::cpu

@@ -21,7 +21,7 @@ double log_of(double x) {
 }
 
 template <class S>
-struct Table {
+struct ClassEntries {
   using C = Compute<S>;
   using V = typename Vec<C>::V;
   using I = typename Vec<C>::I;
@@ -206,17 +206,6 @@ struct Table {
 
 }  // namespace
 
-const ClassKernels& class_kernels(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return Table<double>::kernels;
-    case DType::kFloat16:
-      return Table<Half>::kernels;
-    case DType::kBFloat16:
-      return Table<BFloat16>::kernels;
-    default:
-      return Table<float>::kernels;
-  }
-}
+ATTNOPS_DEFINE_KERNELS(ClassKernels, class_kernels, ClassEntries)
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

@@ -1,13 +1,11 @@
 // Host entries of the upsampled gate: tables of taps, outputs and the split of work over threads.
 #include "host.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <tuple>
 
+#include "common/register.h"
 #include "cpu/common/host.h"
-#include "cpu/common/isa.h"
 #include "cpu/common/maps.h"
 #include "cpu/resize/tables.h"
 
@@ -139,19 +137,12 @@ std::tuple<Tensor, Tensor> upsample_gate_backward(Tensor grad, Tensor x, Tensor 
 }  // namespace
 }  // namespace attnops::cpu
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cpu, m) {
-  // x [B, C, H, W], logits [B, C, h, w] in its layout; the numbers of activation and residual are
-  // those of host.h.
-  m.def(
-      "upsample_gate(Tensor x, Tensor logits, int activation, bool activation_first, "
-      "int residual, float input_weight, bool align_corners) -> Tensor out");
-  m.def(
-      "upsample_gate_backward(Tensor grad, Tensor x, Tensor logits, int activation, "
-      "bool activation_first, int residual, float input_weight, bool align_corners) -> "
-      "(Tensor dx, Tensor dlogits)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attnops_cpu, CPU, m) {
-  m.impl("upsample_gate", TORCH_BOX(&attnops::cpu::upsample_gate));
-  m.impl("upsample_gate_backward", TORCH_BOX(&attnops::cpu::upsample_gate_backward));
-}
+// x [B, C, H, W], logits [B, C, h, w] in its layout; the numbers of activation and residual are
+// those of host.h.
+ATTNOPS_REGISTER(cpu, CPU, upsample_gate,
+                 "(Tensor x, Tensor logits, int activation, bool activation_first, int residual, "
+                 "float input_weight, bool align_corners) -> Tensor out")
+ATTNOPS_REGISTER(
+    cpu, CPU, upsample_gate_backward,
+    "(Tensor grad, Tensor x, Tensor logits, int activation, bool activation_first, int "
+    "residual, float input_weight, bool align_corners) -> (Tensor dx, Tensor dlogits)")

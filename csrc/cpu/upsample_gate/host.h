@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/common/dtype.h"
+#include "cpu/common/isa.h"
 #include "cpu/resize/axis.h"
 
 namespace attnops::cpu {
@@ -37,14 +37,6 @@ struct GateKernels {
                             void* dx, void* dlogits, int64_t count, void* scratch);
 };
 
-namespace baseline {
-const GateKernels& gate_kernels(DType dtype);
-}
-namespace avx2 {
-const GateKernels& gate_kernels(DType dtype);
-}
-namespace avx512 {
-const GateKernels& gate_kernels(DType dtype);
-}
+ATTNOPS_DECLARE_KERNELS(GateKernels, gate_kernels)
 
 }  // namespace attnops::cpu

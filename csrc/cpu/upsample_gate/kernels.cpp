@@ -7,7 +7,7 @@ namespace attnops::cpu::ATTNOPS_ISA {
 namespace {
 
 template <class S>
-struct Table {
+struct GateEntries {
   using C = Compute<S>;
 
   static int64_t scratch_bytes(const GateShape& s, bool backward, bool channels_last,
@@ -46,17 +46,6 @@ struct Table {
 
 }  // namespace
 
-const GateKernels& gate_kernels(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return Table<double>::kernels;
-    case DType::kFloat16:
-      return Table<Half>::kernels;
-    case DType::kBFloat16:
-      return Table<BFloat16>::kernels;
-    default:
-      return Table<float>::kernels;
-  }
-}
+ATTNOPS_DEFINE_KERNELS(GateKernels, gate_kernels, GateEntries)
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

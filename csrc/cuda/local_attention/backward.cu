@@ -1,9 +1,8 @@
 // Host entry of local attention's backward on CUDA; a file of its own, compiled beside the forward.
-#include <torch/csrc/stable/library.h>
-
 #include <tuple>
 
 #include "backward_launch.cuh"
+#include "common/register.h"
 #include "host.h"
 
 namespace attnops::cuda {
@@ -51,12 +50,7 @@ std::tuple<Tensor, Tensor, Tensor> local_attention_backward(const Tensor& grad, 
 }  // namespace
 }  // namespace attnops::cuda
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cuda, m) {
-  m.def(
-      "local_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor lse, "
-      "int[] kernel, int[] dilation, float scale, bool mask) -> (Tensor, Tensor, Tensor)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attnops_cuda, CUDA, m) {
-  m.impl("local_attention_backward", TORCH_BOX(&attnops::cuda::local_attention_backward));
-}
+ATTNOPS_REGISTER(cuda, CUDA, local_attention_backward,
+                 "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor lse, "
+                 "int[] kernel, int[] dilation, float scale, bool mask) -> (Tensor, Tensor, "
+                 "Tensor)")

@@ -1,8 +1,7 @@
 // Host entry of local attention's forward on CUDA.
-#include <torch/csrc/stable/library.h>
-
 #include <tuple>
 
+#include "common/register.h"
 #include "host.h"
 #include "launch.cuh"
 
@@ -34,12 +33,6 @@ std::tuple<Tensor, Tensor> local_attention(const Tensor& query, const Tensor& ke
 }  // namespace
 }  // namespace attnops::cuda
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cuda, m) {
-  m.def(
-      "local_attention(Tensor query, Tensor key, Tensor value, int[] kernel, int[] dilation, "
-      "float scale, bool mask) -> (Tensor, Tensor)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attnops_cuda, CUDA, m) {
-  m.impl("local_attention", TORCH_BOX(&attnops::cuda::local_attention));
-}
+ATTNOPS_REGISTER(cuda, CUDA, local_attention,
+                 "(Tensor query, Tensor key, Tensor value, int[] kernel, int[] dilation, "
+                 "float scale, bool mask) -> (Tensor, Tensor)")

@@ -1,8 +1,7 @@
 // Host entries of pyramid pooling on CUDA: checks, allocation, choice of the element type.
-#include <torch/csrc/stable/library.h>
-
 #include <tuple>
 
+#include "common/register.h"
 #include "cuda/common/host.h"
 #include "launch.cuh"
 
@@ -75,14 +74,8 @@ Tensor pyramid_pool_backward(const Tensor& grad, const Tensor& argmax, int64_t h
 }  // namespace
 }  // namespace attnops::cuda
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cuda, m) {
-  m.def("pyramid_pool(Tensor x, int[] sizes, bool use_max) -> (Tensor, Tensor)");
-  m.def(
-      "pyramid_pool_backward(Tensor grad, Tensor argmax, int height, int width, int[] sizes, "
-      "bool use_max, bool channels_last) -> Tensor");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attnops_cuda, CUDA, m) {
-  m.impl("pyramid_pool", TORCH_BOX(&attnops::cuda::pyramid_pool));
-  m.impl("pyramid_pool_backward", TORCH_BOX(&attnops::cuda::pyramid_pool_backward));
-}
+ATTNOPS_REGISTER(cuda, CUDA, pyramid_pool,
+                 "(Tensor x, int[] sizes, bool use_max) -> (Tensor, Tensor)")
+ATTNOPS_REGISTER(cuda, CUDA, pyramid_pool_backward,
+                 "(Tensor grad, Tensor argmax, int height, int width, int[] sizes, bool use_max, "
+                 "bool channels_last) -> Tensor")

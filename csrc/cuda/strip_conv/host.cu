@@ -1,9 +1,8 @@
 // Host entries of strip convolutions on CUDA: checks, allocation, choice of the element type.
-#include <torch/csrc/stable/library.h>
-
 #include <tuple>
 #include <vector>
 
+#include "common/register.h"
 #include "cuda/common/host.h"
 #include "launch.cuh"
 
@@ -104,16 +103,9 @@ std::tuple<Tensor, Tensor, Tensor> strip_conv_backward(const Tensor& grad, const
 }  // namespace
 }  // namespace attnops::cuda
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attnops_cuda, m) {
-  m.def(
-      "strip_conv(Tensor x, Tensor taps, Tensor shifts, int[] kernel, int[] rows, int[] columns) "
-      "-> Tensor");
-  m.def(
-      "strip_conv_backward(Tensor grad, Tensor x, Tensor taps, Tensor shifts, int[] kernel, "
-      "int[] rows, int[] columns) -> (Tensor, Tensor, Tensor)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(attnops_cuda, CUDA, m) {
-  m.impl("strip_conv", TORCH_BOX(&attnops::cuda::strip_conv));
-  m.impl("strip_conv_backward", TORCH_BOX(&attnops::cuda::strip_conv_backward));
-}
+ATTNOPS_REGISTER(cuda, CUDA, strip_conv,
+                 "(Tensor x, Tensor taps, Tensor shifts, int[] kernel, int[] rows, int[] columns) "
+                 "-> Tensor")
+ATTNOPS_REGISTER(cuda, CUDA, strip_conv_backward,
+                 "(Tensor grad, Tensor x, Tensor taps, Tensor shifts, int[] kernel, int[] rows, "
+                 "int[] columns) -> (Tensor, Tensor, Tensor)")
