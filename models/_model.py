@@ -26,11 +26,14 @@ class SegmentationModel(nn.Module, HubMixin):
         smallest_side: of an image that the network can take.
         ignore_index: label of pixels that have no class.
         config: name and options, set by `create_model`.
+        classifiers: templates of the state dict's keys whose shapes depend on the number of
+            classes; `*` stands for one part between dots, `**` for several.
     """
 
     align_corners: bool = False
     smallest_side: int = 1
     ignore_index: int = 255
+    classifiers: tuple[str, ...] = ()
 
     def logits(self, images: Tensor) -> dict[str, Tensor]:
         """Maps `[B, K, h, w]` of images `[B, 3, H, W]`, before any resizing; the main one is "out".

@@ -60,6 +60,8 @@ class ANN(SegmentationModel):
     Shapes: `[B, 3, H, W]` -> "out" `[B, num_classes, H, W]`.
     """
 
+    classifiers = ("cls.*", "aux.4.*")
+
     def __init__(
         self,
         num_classes: int = 19,

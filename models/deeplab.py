@@ -46,6 +46,7 @@ class DeepLabAttention(SegmentationModel):
     """
 
     align_corners = True
+    classifiers = ("cls.*",)
 
     def __init__(
         self,

@@ -136,6 +136,7 @@ class GALD(SegmentationModel):
     """
 
     align_corners = True
+    classifiers = ("head.cls.*", "aux.4.*")
     head: nn.Module
 
     def __init__(

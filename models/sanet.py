@@ -69,6 +69,14 @@ class SANet(SegmentationModel):
     Shapes: `[B, 3, H, W]` -> "out" `[B, num_classes, H, W]`.
     """
 
+    classifiers = (
+        "heads.*.main.3.*",
+        "heads.*.attention.3.*",
+        "heads.*.squeeze.**",
+        "mask.*",
+        "dense.*",
+    )
+
     def __init__(
         self,
         num_classes: int = 21,

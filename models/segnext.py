@@ -71,6 +71,7 @@ class SegNeXt(SegmentationModel):
     """
 
     smallest_side = 32
+    classifiers = ("classify.*",)
 
     def __init__(
         self,

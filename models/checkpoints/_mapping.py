@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
+Rule = tuple[str, re.Pattern[str], str]  # how a key begins, all of it, what it becomes
 Hook = Callable[[State, nn.Module], State]
 _WILDCARD = re.compile(r"\*\*|\*")
 
@@ -29,6 +30,11 @@ def _pattern(template: str) -> re.Pattern[str]:
     parts = re.split(r"(\*\*|\*)", template)
     groups = {"*": r"([^.]+)", "**": r"(.+)"}
     return re.compile("".join(groups.get(part) or re.escape(part) for part in parts))
+
+
+def _start(template: str) -> str:
+    """What stands before the first wildcard."""
+    return template.partition("*")[0]
 
 
 def _filled(template: str, parts: Iterable[str]) -> str:
@@ -64,12 +70,12 @@ class Format:
     export: Hook | None = None
 
     @cached_property
-    def _compiled(self) -> tuple[list[tuple[re.Pattern[str], str]], ...]:
+    def _compiled(self) -> tuple[list[Rule], ...]:
         for published, ours in self.rules:
             if _WILDCARD.findall(published) != _WILDCARD.findall(ours):
                 raise ValueError(f"rule {published!r} -> {ours!r}: the wildcards differ")
-        there = [(_pattern(published), ours) for published, ours in self.rules]
-        back = [(_pattern(ours), published) for published, ours in self.rules]
+        there = [(_start(published), _pattern(published), ours) for published, ours in self.rules]
+        back = [(_start(ours), _pattern(ours), published) for published, ours in self.rules]
         return there, back
 
     def our_name(self, key: str) -> str | None:
@@ -81,14 +87,23 @@ class Format:
         return _renamed(key, self._compiled[1])
 
     def is_dropped(self, key: str) -> bool:
-        return any(_pattern(template).fullmatch(key) for template in self.dropped)
+        return fits_any(self.dropped, key)
 
-    def overlap(self, keys: Iterable[str], ours: set[str]) -> int:
-        """How many published `keys` have a name among `ours`."""
-        return sum(self.our_name(key) in ours for key in keys)
+    def names_of(self, ours: Iterable[str]) -> set[str]:
+        """The published names of our keys, those of copies included."""
+        names = {name for key in ours if (name := self.published_name(key)) is not None}
+        originals = [(original, copy) for copy, original in self.copies]
+        return names | {copy for _, copy in _pairs(originals, names)}
 
-    def to_ours(self, state: State, model: nn.Module) -> tuple[State, list[str]]:
+    def to_ours(
+        self, state: State, model: nn.Module, keys: Mapping[str, str]
+    ) -> tuple[State, list[str]]:
         """The published `state` under our names, and the keys that were left out or have no name.
+
+        Args:
+            state: tensors by published names.
+            model: where they go.
+            keys: published name -> key in the file, for messages.
 
         Raises:
             MappingError: a copy differs from its original, or two keys get one name.
@@ -98,10 +113,10 @@ class Format:
         for copy, original in _pairs(self.copies, state):
             if copy not in state:
                 continue
-            if original not in state or not torch.equal(state[copy], state[original]):
+            if original not in state or not _equal(state[copy], state[original]):
                 raise MappingError(
-                    f"load_checkpoint: {copy} must repeat {original}, which this network shares, "
-                    "but differs from it"
+                    f"load_checkpoint: {keys[copy]} must repeat {keys.get(original, original)}, "
+                    "which this network shares, but differs from it"
                 )
             del state[copy]
         for mean, bias in _pairs([(mean, bias) for bias, mean in self.biases], state):
@@ -113,7 +128,8 @@ class Format:
             if name is None:
                 rest.append(key)
             elif name in found:
-                raise MappingError(f"load_checkpoint: two keys of the file are {name}")
+                both = [keys.get(k, k) for k in state if self.our_name(k) == name]
+                raise MappingError(f"load_checkpoint: {' and '.join(both)} are both {name}")
             else:
                 found[name] = value
         return found, rest
@@ -144,15 +160,23 @@ class Format:
         return found if self.export is None else self.export(found, model)
 
 
-def _renamed(key: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
-    for pattern, template in rules:
-        match = pattern.fullmatch(key)
+def _renamed(key: str, rules: list[Rule]) -> str | None:
+    for start, pattern, template in rules:
+        match = pattern.fullmatch(key) if key.startswith(start) else None
         if match:
             return _filled(template, match.groups())
     return None
 
 
-def _pairs(templates: Iterable[tuple[str, str]], state: State) -> list[tuple[str, str]]:
+def fits_any(templates: Iterable[str], key: str) -> bool:
+    return any(_pattern(template).fullmatch(key) for template in templates)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.shape == b.shape and a.layout == b.layout and torch.equal(a, b))
+
+
+def _pairs(templates: Iterable[tuple[str, str]], state: Iterable[str]) -> list[tuple[str, str]]:
     """(key, partner) for every key of `state` that fits a first template."""
     found = []
     for first, second in templates:
