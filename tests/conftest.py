@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 
 import pytest
 import torch
+from sampling import sample
 
 import attnops
 
@@ -16,6 +16,7 @@ TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device to test on: cpu or cuda")
+    parser.addoption("--only-backend", help="run the tests of the ops alone, on this backend alone")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,26 +44,52 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` is applied
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    only = config.getoption("--only-backend")
+    dropped = [x for x in items if cannot_run(x) or (only and not is_of_backend(x, only))]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [x for x in items if x not in set(dropped)]
     if config.getoption("--device") == "cpu":
         thin_out_interpreted(items)
         skip_what_needs_a_compiler(items)
 
 
+def parameters_of(item: pytest.Item) -> dict[str, object]:
+    callspec = getattr(item, "callspec", None)
+    return {} if callspec is None else callspec.params
+
+
+def cannot_run(item: pytest.Item) -> bool:
+    """The Triton kernels have no float64."""
+    parameters = parameters_of(item)
+    return parameters.get("backend") == "triton" and parameters.get("dtype") == torch.float64
+
+
+def is_of_backend(item: pytest.Item, backend: str) -> bool:
+    """A test of an op, on `backend` or on the one that the op chooses."""
+    is_op = hasattr(getattr(item, "module", None), "OP")
+    return is_op and parameters_of(item).get("backend", backend) == backend
+
+
+def values_of(item: pytest.Item) -> dict[str, int]:
+    """Which value each parameter has: the cases of a grid share the objects."""
+    return {name: id(value) for name, value in parameters_of(item).items()}
+
+
 def thin_out_interpreted(items: list[pytest.Item]) -> None:
-    """Leave the fast suite at most eight of a grid on Triton's interpreter, which is slow.
+    """Leave the fast suite a sample of each grid on Triton's interpreter, which is slow.
 
     Tests of the number of CPU threads say least of the interpreter and wait too. What is left out
     is marked slow; `make test-all`, and runs on a GPU, take it all.
     """
     grids: dict[tuple[str, str], list[pytest.Item]] = {}
     for item in items:
-        callspec = getattr(item, "callspec", None)
-        if callspec is not None and callspec.params.get("backend") == "triton":
+        if parameters_of(item).get("backend") == "triton":
             grids.setdefault((str(item.path), item.originalname), []).append(item)
     for grid in grids.values():
-        stride = math.ceil(len(grid) / 8)
+        kept = sample([(item.name, values_of(item)) for item in grid])
         for index, item in enumerate(grid):
-            if index % stride or "threads" in item.fixturenames:
+            if index not in kept or "threads" in item.fixturenames:
                 item.add_marker(pytest.mark.slow)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..anchor_attention import MAX_FUSED_ANCHORS
+from .isa import settle_instruction_set
 from .library import load, register_ops
 
 MAX_BASES = 1024  # every thread keeps several Gram matrices, R x R
@@ -61,4 +62,5 @@ def register_all() -> None:
         ImportError: the library is not there or cannot be loaded.
     """
     load("cpu")
+    settle_instruction_set()
     register_ops("cpu", OPS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import pytest
 import torch
 from harness import (
@@ -66,12 +64,15 @@ def test_agrees_with_float64(backend, device, size, dtype, align_corners):
             assert_layout(x, layout)
 
 
-@pytest.mark.parametrize(
-    "options",
-    list(product(ACTIVATIONS, [False, True], RESIDUALS, [1.0, 2.0], [False, True])),
-    ids=lambda options: "-".join(map(str, options)),
-)
-def test_every_combination_of_options(backend, device, options):
+@pytest.mark.parametrize("align_corners", [False, True], ids=["", "aligned"])
+@pytest.mark.parametrize("input_weight", [1.0, 2.0])
+@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize("activation_first", [False, True], ids=["", "first"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_combination_of_options(
+    backend, device, activation, activation_first, residual, input_weight, align_corners
+):
+    options = (activation, activation_first, residual, input_weight, align_corners)
     for layout in ("contiguous", "channels_last"):
         inputs = operands(device, torch.float32, 1, 6, (3, 5), (8, 11))
         arranged = [in_layout(x, layout) for x in inputs]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from rounding import Rounding
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -53,23 +54,29 @@ def error(actual: Tensor, oracle: Tensor) -> float:
     return difference.max().item() if difference.numel() else 0.0
 
 
-def assert_within_budget(
-    actual: Tensor, oracle: Tensor, eager_error: float, factor: float, what: str = "output"
-) -> None:
-    """`actual` errs at most `factor` times as much as PyTorch does in the same dtype.
+def allowed_error(
+    oracle: Tensor, dtype: torch.dtype, expected_error: float, factor: float
+) -> float:
+    """`factor` times the error that PyTorch makes in `dtype`.
 
     A few roundings of the largest value are always allowed: PyTorch may hit a value exactly.
     """
     finite = oracle[oracle.isfinite()].abs()
     largest = finite.max().item() if finite.numel() else 0.0
-    roundings = 64 if actual.dtype == torch.float64 else 2  # the oracle itself is float64
-    rounding = roundings * torch.finfo(actual.dtype).eps * largest
-    limit = max(factor * eager_error, rounding)
+    roundings = 64 if dtype == torch.float64 else 2  # the oracle itself is float64
+    return max(factor * expected_error, roundings * torch.finfo(dtype).eps * largest)
+
+
+def assert_within_budget(
+    actual: Tensor, oracle: Tensor, expected_error: float, factor: float, what: str = "output"
+) -> None:
+    """`actual` errs at most `factor` times as much as PyTorch does in the same dtype."""
+    limit = allowed_error(oracle, actual.dtype, expected_error, factor)
     measured = error(actual, oracle)
     assert measured <= limit, f"{what}: error {measured:.3e}, allowed {limit:.3e}"
 
 
-def _run(
+def run(
     function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor
 ) -> tuple[Tensor, ...]:
     """Output and gradients of `function`, all detached."""
@@ -78,7 +85,7 @@ def _run(
     return out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))
 
 
-def _eager_errors(
+def eager_errors(
     reference: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor, draws: int = 4
 ) -> list[float]:
     """Errors of `reference` in the dtype of `inputs`: of its output and of each gradient.
@@ -89,9 +96,56 @@ def _eager_errors(
     errors: list[list[float]] = []
     for draw in range(draws):
         near = [x if draw == 0 else x * (1 + torch.randn_like(x) / 64) for x in inputs]
-        wide = _run(reference, [x.double() for x in near], grad)
-        errors.append([error(a, b) for a, b in zip(_run(reference, near, grad), wide, strict=True)])
+        wide = run(reference, [x.double() for x in near], grad)
+        errors.append([error(a, b) for a, b in zip(run(reference, near, grad), wide, strict=True)])
     return [max(column) for column in zip(*errors, strict=True)]
+
+
+def modelled_errors(
+    reference: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor, draws: int = 8
+) -> list[float]:
+    """The same by the model of rounding.py, which no machine changes."""
+    wide = [x.double() for x in inputs]
+    oracle = run(reference, wide, grad)
+    errors: list[list[float]] = []
+    for seed in range(draws):
+        with Rounding(inputs[0].dtype, inputs[0].device, seed):
+            disturbed = run(reference, wide, grad)
+        errors.append([error(a, b) for a, b in zip(disturbed, oracle, strict=True)])
+    return [max(column) for column in zip(*errors, strict=True)]
+
+
+def check_results(
+    found: Sequence[Tensor],
+    reference: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    grad: Tensor,
+    what: str = "",
+) -> None:
+    """Hold `found`, an output and its gradients, against the float64 `reference` of `inputs`.
+
+    The budget: twice the error (three times for gradients) that PyTorch makes in the same dtype or,
+    where that does not suffice, that the model of rounding gives. PyTorch's errors depend on the
+    BLAS, the instruction set and the number of threads here, the model's on nothing; it takes
+    longer, so it runs only when it decides.
+
+    Args:
+        found: output and gradients with respect to every input.
+        reference: the definition in plain PyTorch.
+        inputs: float tensors of one dtype.
+        grad: the incoming gradient of `found`, in that dtype.
+        what: named in the message.
+    """
+    oracle = run(reference, [x.double() for x in inputs], grad)
+    eager = eager_errors(reference, inputs, grad)
+    modelled: list[float] | None = None
+    for i, (actual, wanted) in enumerate(zip(found, oracle, strict=True)):
+        name, factor = ("output", 2.0) if i == 0 else (f"gradient of input {i - 1}", 3.0)
+        expected = eager[i]
+        if error(actual, wanted) > allowed_error(wanted, actual.dtype, expected, factor):
+            modelled = modelled or modelled_errors(reference, inputs, grad)
+            expected = max(expected, modelled[i])
+        assert_within_budget(actual, wanted, expected, factor, f"{what} {name}".strip())
 
 
 def check_op(
@@ -99,6 +153,7 @@ def check_op(
     reference: Callable[..., Tensor],
     inputs: Sequence[Tensor],
     grad_layout: str | None = None,
+    what: str = "",
 ) -> tuple[Tensor, ...]:
     """Compare output and all gradients of `op` with the float64 `reference` within the budget.
 
@@ -107,6 +162,7 @@ def check_op(
         reference: its definition in plain PyTorch.
         inputs: float tensors; gradients are taken with respect to every one.
         grad_layout: layout of the incoming gradient (4-D outputs), None: contiguous.
+        what: named in the message.
 
     Returns:
         The output and the gradients of `op`.
@@ -117,13 +173,9 @@ def check_op(
     grad = grad.to(inputs[0].dtype)  # the same incoming gradient for all
     if grad_layout is not None:
         grad = in_layout(grad, grad_layout)
-    found = _run(op, inputs, grad)
-    oracle = _run(reference, wide, grad)
-    limits = _eager_errors(reference, inputs, grad)
-    for i, (actual, wanted, limit) in enumerate(zip(found, oracle, limits, strict=True)):
-        what, factor = ("output", 2.0) if i == 0 else (f"gradient of input {i - 1}", 3.0)
-        assert actual.dtype == inputs[0].dtype
-        assert_within_budget(actual, wanted, limit, factor, what)
+    found = run(op, inputs, grad)
+    assert all(x.dtype == inputs[0].dtype for x in found)
+    check_results(found, reference, inputs, grad, what)
     return found
 
 
@@ -144,7 +196,7 @@ def assert_layout(x: Tensor, layout: str) -> None:
 def check_runs_are_bit_equal(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
     """Output and gradients are the same bits in every run."""
     grad = torch.randn_like(function(*inputs))
-    first, second = (_run(function, inputs, grad) for _ in range(2))
+    first, second = (run(function, inputs, grad) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
 

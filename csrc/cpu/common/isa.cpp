@@ -1,12 +1,12 @@
 #include "isa.h"
 
+#include <algorithm>
 #include <cstdlib>
-#include <cstring>
 
 namespace attnops::cpu {
 namespace {
 
-Isa detect() {
+Isa newest() {
   Isa found = Isa::kBaseline;
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -22,20 +22,31 @@ Isa detect() {
     found = Isa::kAvx512;
 #endif
 #endif
-  const char* wanted = std::getenv("ATTNOPS_ISA");
-  if (wanted != nullptr) {
-    if (std::strcmp(wanted, "baseline") == 0) return Isa::kBaseline;
-#if defined(ATTNOPS_HAVE_AVX2)
-    if (std::strcmp(wanted, "avx2") == 0 && found == Isa::kAvx512) return Isa::kAvx2;
-#endif
+  return found;
+}
+
+// Whether `text` is `name`, which is in small letters, in any case.
+bool names(const char* text, const char* name) {
+  for (; *text != '\0'; ++text, ++name) {
+    const char small = *text >= 'A' && *text <= 'Z' ? static_cast<char>(*text + 32) : *text;
+    if (small != *name) return false;
   }
+  return *name == '\0';
+}
+
+Isa choose() {
+  const Isa found = newest();
+  const char* wanted = std::getenv("ATTNOPS_ISA");
+  if (wanted != nullptr)
+    for (const Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512})
+      if (names(wanted, isa_name(isa))) return std::min(isa, found);
   return found;
 }
 
 }  // namespace
 
 Isa current_isa() {
-  static const Isa isa = detect();
+  static const Isa isa = choose();
   return isa;
 }
 

@@ -8,7 +8,8 @@ namespace attnops::cpu {
 enum class Isa { kBaseline, kAvx2, kAvx512 };
 
 // The newest set that was compiled and that this processor has; the environment variable
-// ATTNOPS_ISA (baseline, avx2, avx512), read at the first call, can only lower it.
+// ATTNOPS_ISA (baseline, avx2, avx512, in any case), read at the first call, can only lower it.
+// attnops/_backends/isa.py makes that call on import, and warns of other values.
 Isa current_isa();
 
 const char* isa_name(Isa isa);

@@ -1,5 +1,7 @@
 // Grouped attention: inner products of groups of channels, and their products with maps; compiled
-// once per instruction set. Sums run in several accumulators of C, and in double across runs.
+// once per instruction set. Sums run in several accumulators of C for at most kChain steps, and in
+// double beyond: without that, narrow registers make chains so long that their rounding is several
+// times that of PyTorch's sums.
 #include "cpu/common/vec.h"
 #include "host.h"
 
@@ -7,6 +9,7 @@ namespace attnops::cpu::ATTNOPS_ISA {
 namespace {
 
 constexpr int kAccumulators = 4;
+constexpr int64_t kChain = 64;  // longest chain of additions in C
 
 template <class S>
 struct GroupEntries {
@@ -18,6 +21,14 @@ struct GroupEntries {
     const S *x = static_cast<const S*>(x_), *y = static_cast<const S*>(y_);
     S* out = static_cast<S*>(out_);
     const C f = static_cast<C>(factor);
+    double total = 0;
+    for (int64_t i = 0; i < count; i += kChain * kStep)
+      total += static_cast<double>(
+          dot_block(x + i, y + i, min64(kChain * kStep, count - i), f, out ? out + i : nullptr));
+    return total;
+  }
+
+  static C dot_block(const S* x, const S* y, int64_t count, C f, S* out) {
     V sums[kAccumulators] = {};
     int64_t i = 0;
     for (; i + kStep <= count; i += kStep)
@@ -33,7 +44,7 @@ struct GroupEntries {
       sums[0] += v * load_partial(y + i, left);
       if (out) store_partial(out + i, f * v, left);
     }
-    return static_cast<double>(lane_sum<C>((sums[0] + sums[1]) + (sums[2] + sums[3])));
+    return lane_sum<C>((sums[0] + sums[1]) + (sums[2] + sums[3]));
   }
 
   static void scale_run(const void* x_, int64_t count, double factor, void* out_) {
@@ -45,9 +56,10 @@ struct GroupEntries {
     if (i < count) store_partial(out + i, f * load_partial(x + i, count - i), count - i);
   }
 
-  // Sums and factors by channel, each padded to whole vectors.
+  // Sums in double and factors by channel, each padded to whole vectors.
   static int64_t scratch_bytes(int64_t channels) {
-    return round_up(2 * round_up(channels, kWidth<C>) * static_cast<int64_t>(sizeof(C)), 64);
+    return round_up(
+        round_up(channels, kWidth<C>) * static_cast<int64_t>(sizeof(double) + sizeof(C)), 64);
   }
 
   static void spread(const double* factors, int64_t channels, int64_t groups, C* out) {
@@ -61,27 +73,33 @@ struct GroupEntries {
                          void* scratch) {
     const S *x = static_cast<const S*>(x_), *y = static_cast<const S*>(y_);
     S* out = static_cast<S*>(out_);
-    C *products = static_cast<C*>(scratch), *scales = products + round_up(channels, kWidth<C>);
+    double* totals = static_cast<double*>(scratch);
+    C* scales = reinterpret_cast<C*>(totals + round_up(channels, kWidth<C>));
     if (out) spread(factors, channels, groups, scales);
-    // A few vectors of channels at a time, their sums in registers over all pixels.
+    for (int64_t c = 0; c < channels; ++c) totals[c] = 0;
+    // A few vectors of channels at a time, their sums in registers over a chain of pixels.
     for (int64_t first = 0; first < channels; first += kStep) {
       const int64_t lanes = min64(kStep, channels - first);
-      if (lanes == kStep)
-        dot_columns<true>(x, y, pixels, channels, first, lanes, scales, out, products);
-      else
-        dot_columns<false>(x, y, pixels, channels, first, lanes, scales, out, products);
+      for (int64_t p = 0; p < pixels; p += kChain) {
+        const int64_t i = p * channels, chain = min64(kChain, pixels - p);
+        S* to = out ? out + i : nullptr;
+        if (lanes == kStep)
+          dot_columns<true>(x + i, y + i, chain, channels, first, lanes, scales, to, totals);
+        else
+          dot_columns<false>(x + i, y + i, chain, channels, first, lanes, scales, to, totals);
+      }
     }
     const int64_t width = channels / groups;
     for (int64_t g = 0; g < groups; ++g) {
       double sum = 0;
-      for (int64_t c = g * width; c < (g + 1) * width; ++c) sum += static_cast<double>(products[c]);
+      for (int64_t c = g * width; c < (g + 1) * width; ++c) sum += totals[c];
       sums[g] = sum;
     }
   }
 
   template <bool kWhole>
   static void dot_columns(const S* x, const S* y, int64_t pixels, int64_t channels, int64_t first,
-                          int64_t lanes, const C* scales, S* out, C* products) {
+                          int64_t lanes, const C* scales, S* out, double* totals) {
     V sums[kAccumulators] = {};
     for (int64_t p = 0; p < pixels; ++p)
 #pragma GCC unroll 4
@@ -99,8 +117,9 @@ struct GroupEntries {
         else
           store_partial(out + i, scaled, left);
       }
-    for (int j = 0; j < kAccumulators && j * kWidth<C> < lanes; ++j)
-      store(products + first + j * kWidth<C>, sums[j]);
+    C found[kStep];
+    for (int j = 0; j < kAccumulators; ++j) store(found + j * kWidth<C>, sums[j]);
+    for (int64_t c = 0; c < lanes; ++c) totals[first + c] += static_cast<double>(found[c]);
   }
 
   static void scale_pixels(const void* x_, int64_t pixels, int64_t channels, int64_t groups,
