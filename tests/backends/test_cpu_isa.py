@@ -1,154 +1,130 @@
-"""The C++ inner ops in every instruction set that was compiled, against float64 references.
+"""The ops on every instruction set, and beside other arithmetic of PyTorch's and numpy's.
 
-The other tests run the newest instruction set of the processor. The choice is made once per
-process, so each set gets a process of its own: this file, run as a script with ATTNOPS_ISA set.
+The rest of the suite runs on the newest instruction set of the processor. All of these are settled
+once per process, so the tests of the ops run again in processes of their own.
 """
 
 from __future__ import annotations
 
-import ctypes
-import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from harness import DTYPES, assert_within_budget, error
-from torch import Tensor
 
-# Where attnops is, without importing it: the script loads nothing but the library it is given.
-LIBRARY = Path(find_spec("attnops").origin).parent / "lib" / "libattnops_cpu.so"
-ISAS = ("baseline", "avx2", "avx512")
-UNAVAILABLE = 77  # exit status of the script: this processor lacks the instruction set
+import attnops.native._load as native
+from attnops.native._isa import NAMES
 
-# Batch, channels, height, width: smaller than a vector, than the bins, not multiples of anything.
-POOL_SHAPES = ((1, 1, 1, 1), (2, 3, 5, 7), (1, 37, 13, 18), (1, 17, 33, 50))
-# Batch, key channels, value channels, positions, anchors: around tiles, panels and chunks.
-ATTENTION_SHAPES = (
-    (1, 1, 1, 1, 2),
-    (2, 3, 5, 7, 3),
-    (2, 16, 33, 97, 110),
-    (1, 147, 3, 385, 13),
-    (1, 9, 150, 200, 129),
+OPS = Path(__file__).resolve().parents[1] / "ops"
+# Two parts of about the same length. What no instruction set changes is left out.
+FILES = sorted(path.name for path in OPS.glob("test_*.py"))
+PARTS = {"first": FILES[::2], "second": FILES[1::2]}
+UNCHANGED = ("opcheck", "exports", "autocast", "bad_input", "refused", "published")
+
+needs_library = pytest.mark.skipif(
+    not native.library_path("cpu").is_file(), reason="the CPU library is not built"
 )
 
 
-def build_info(library: Path) -> dict[str, object]:
-    function = ctypes.CDLL(str(library)).attnops_cpu_build_info
-    function.restype = ctypes.c_char_p
-    return json.loads(function())
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("isa", ISAS)
-def test_instruction_set(isa: str, threads: int) -> None:
-    if not LIBRARY.exists():
-        pytest.skip("the CPU library is not built")
-    compiled = build_info(LIBRARY)["isas"]
-    if isa not in compiled:
-        pytest.skip(f"{isa} is not among what was compiled: {compiled}")
-    result = subprocess.run(
-        [sys.executable, __file__, str(LIBRARY), isa, str(threads)],
-        env={**os.environ, "ATTNOPS_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)},
+def in_a_process(*arguments: str, **environment: str) -> str:
+    """What a Python process with other environment variables prints, both streams."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0", **environment},
+        cwd=OPS.parents[1],
         capture_output=True,
         text=True,
     )
-    if result.returncode == UNAVAILABLE:
-        pytest.skip(f"this processor has no {isa}")
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
-def channels_inner(x: Tensor) -> Tensor:
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+def run_op_tests(backend: str, files: list[str], marks: str, choice: str, **environment: str):
+    paths = [str(OPS / name) for name in files]
+    options = ["-q", "-x", "-p", "no:cacheprovider", "--only-backend", backend, "-m", marks]
+    options += ["-k", choice]
+    assert " passed" in in_a_process("-m", "pytest", *options, *paths, **environment)
 
 
-def pool(x: Tensor, sizes: tuple[int, ...], use_max: bool) -> tuple[Tensor, Tensor]:
-    """Pyramid and, for use_max, the positions of the maxima, from PyTorch's pooling."""
-    if not use_max:
-        return torch.cat([F.adaptive_avg_pool2d(x, n).flatten(2) for n in sizes], 2), x.new_empty(0)
-    levels = [F.adaptive_max_pool2d(x, n, return_indices=True) for n in sizes]
-    values, positions = (torch.cat([y.flatten(2) for y in z], 2) for z in zip(*levels, strict=True))
-    return values, positions
+@cache
+def running(isa: str) -> str:
+    """The instruction set that runs where `isa` is asked for."""
+    code = "import attnops.native._load as n; print(n.build_info('cpu')['isa'])"
+    return in_a_process("-W", "ignore", "-c", code, ATTNOPS_ISA=isa).split()[-1]
 
 
-def check_pool(dtype: torch.dtype, shape: tuple[int, ...], use_max: bool, inner: bool) -> None:
-    ops, sizes = torch.ops.attnops_cpu, (1, 3, 6, 8)
-    x = torch.randn(shape).to(dtype)
-    if use_max:
-        x = x.mul(2).round()  # with ties
-    grad = torch.randn(*shape[:2], sum(n * n for n in sizes)).to(dtype)
-    results = []
-    for kind in (torch.float64, dtype):
-        leaf = x.to(kind).requires_grad_()
-        out, positions = pool(leaf, sizes, use_max)
-        results.append((out.detach(), *torch.autograd.grad(out, leaf, grad.to(kind))))
-    out, argmax = ops.pyramid_pool(channels_inner(x) if inner else x, sizes, use_max)
-    grad_x = ops.pyramid_pool_backward(grad, argmax, *shape[2:], sizes, use_max, inner)
-    for i, (name, actual) in enumerate((("out", out), ("grad_x", grad_x))):
-        oracle, eager = results[0][i], error(results[1][i], results[0][i])
-        assert_within_budget(actual, oracle, eager, 2 + i, f"pool {name} {dtype} {shape} {inner}")
-    if use_max:
-        assert torch.equal(argmax.long(), positions), f"argmax {dtype} {shape} {inner}"
+@needs_library
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("isa", NAMES)
+def test_every_op_on_every_instruction_set(isa: str, part: str) -> None:
+    if isa == native.build_info("cpu")["isa"]:
+        pytest.skip(f"the rest of this suite runs on {isa}")
+    if running(isa) != isa:
+        pytest.skip(f"this processor or build has no {isa}")
+    choice = " and ".join(f"not {name}" for name in UNCHANGED)
+    run_op_tests("cpu", PARTS[part], "not slow and not inductor", choice, ATTNOPS_ISA=isa)
 
 
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    scores = scale * query.transpose(1, 2) @ key + bias[:, None]
-    return value @ scores.softmax(2).transpose(1, 2), scores.logsumexp(2)
+@needs_library
+@pytest.mark.parametrize("capability", ["default", pytest.param("avx2", marks=pytest.mark.slow)])
+def test_budgets_do_not_depend_on_pytorchs_kernels(capability: str) -> None:
+    run_op_tests("cpu", FILES, "not slow", "agrees_with_float64", ATEN_CPU_CAPABILITY=capability)
 
 
-def check_attention(dtype: torch.dtype, shape: tuple[int, ...], inner: bool) -> None:
-    ops = torch.ops.attnops_cpu
-    batch, key_channels, value_channels, positions, anchors = shape
-    scale = key_channels**-0.5
-    inputs = [
-        torch.randn(size).to(dtype)
-        for size in (
-            (batch, key_channels, positions),
-            (batch, key_channels, anchors),
-            (batch, value_channels, anchors),
-            (batch, anchors),
-        )
-    ]
-    grad = torch.randn(batch, value_channels, positions).to(dtype)
-    results = []
-    for kind in (torch.float64, dtype):
-        leaves = [x.to(kind).requires_grad_() for x in inputs]
-        out, lse = attention(*leaves, scale)
-        grads = torch.autograd.grad(out, leaves, grad.to(kind))
-        results.append((out.detach(), lse.detach(), *grads))
-    if inner:
-        inputs[0], grad = channels_inner(inputs[0]), channels_inner(grad)
-    out, lse = ops.anchor_attention(*inputs, scale)
-    grads = ops.anchor_attention_backward(grad, *inputs, lse, scale)
-    names = ("out", "lse", "dquery", "dkey", "dvalue", "dbias")
-    for i, (name, actual) in enumerate(zip(names, (out, lse, *grads), strict=True)):
-        oracle, eager = results[0][i], error(results[1][i], results[0][i])
-        factor = 2 if i < 2 else 3
-        assert_within_budget(actual, oracle, eager, factor, f"{name} {dtype} {shape} {inner}")
+@pytest.mark.parametrize("core", ["Nehalem", pytest.param("Haswell", marks=pytest.mark.slow)])
+def test_budgets_do_not_depend_on_numpys_blas(core: str) -> None:
+    """Triton's interpreter multiplies matrices with numpy."""
+    pytest.importorskip("triton")
+    if core == "Haswell" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.skip("this processor has no AVX2")
+    files = ["test_nmf.py", "test_anchor_attention.py"]
+    choice = "triton and agrees_with_float64"
+    environment = {"TRITON_INTERPRET": "1", "OPENBLAS_CORETYPE": core}
+    run_op_tests("triton", files, "not slow", choice, **environment)
 
 
-def main(library: str, isa: str, threads: str) -> int:
-    torch.ops.load_library(library)
-    if build_info(Path(library))["isa"] != isa:
-        return UNAVAILABLE
-    torch.set_num_threads(int(threads))
-    torch.use_deterministic_algorithms(True)  # fills new outputs with NaN
-    torch.manual_seed(0)
-    for dtype in DTYPES:
-        for inner in (False, True):
-            for shape in POOL_SHAPES:
-                for use_max in (False, True):
-                    check_pool(dtype, shape, use_max, inner)
-            for shape in ATTENTION_SHAPES:
-                check_attention(dtype, shape, inner)
-    return 0
+@needs_library
+@pytest.mark.parametrize("isa", ["AVX2", "Baseline"])
+def test_names_are_taken_in_any_case(isa: str) -> None:
+    assert running(isa) == running(isa.lower())
 
 
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+IMPORT = "import attnops; attnops.group_attention(*[__import__('torch').ones(1, 2, 3, 3)] * 3, 1)"
+
+
+@needs_library
+@pytest.mark.parametrize("isa", ["sse", "avx512f"])
+def test_an_unknown_name_is_warned_of_once(isa: str) -> None:
+    printed = in_a_process("-c", IMPORT, ATTNOPS_ISA=isa)
+    assert printed.count(f"ATTNOPS_ISA={isa!r}") == 1
+    assert "baseline, avx2 or avx512" in printed
+    assert running(isa) == running("")
+
+
+@needs_library
+@pytest.mark.parametrize("isa", ["", "baseline"])
+def test_what_is_obeyed_is_not_warned_of(isa: str) -> None:
+    assert "ATTNOPS_ISA" not in in_a_process("-c", IMPORT, ATTNOPS_ISA=isa)
+
+
+@needs_library
+@pytest.mark.parametrize("isa", NAMES)
+def test_long_sums_of_group_attention_stay_accurate(isa: str) -> None:
+    """Positive terms, all of one group: chains of thousands of float32 additions would show."""
+    code = """
+import torch, attnops
+torch.manual_seed(0)
+phi, g = (torch.rand(1, 1, 128, 125).add(0.5) for _ in range(2))
+wanted, eps = (phi.double() * g.double()).sum(), torch.finfo(phi.dtype).eps
+for layout in (torch.contiguous_format, torch.channels_last):
+    maps = [x.clone(memory_format=layout) for x in (torch.ones_like(phi), phi, g)]
+    with attnops.use_backend("cpu"):
+        found = attnops.group_attention(*maps, 1)[0, 0, 0, 0].double()
+    print(abs(found / wanted - 1).item() / eps)
+"""
+    printed = in_a_process("-W", "ignore", "-c", code, ATTNOPS_ISA=isa)
+    # One rounding of the result, and a little of the products and of short chains.
+    assert max(map(float, printed.split()[-2:])) < 1.5

@@ -14,9 +14,9 @@ every result of every step is disturbed by as much as rounding may change it:
   variance u^2/3 or less; and adding one term after the other, which no implementation should do
   worse than, gives n (sum(t^2)/2 + S^2/3) u^2/3 in total.
 
-The disturbances travel through what follows, as roundings do, so the conditioning of the function is
-in the result. What they do not contain are wrong terms, or sums in a narrower dtype: those remain far
-outside (test_rounding.py).
+The disturbances travel through what follows, as roundings do, so the conditioning of the function
+is in the result. What they do not contain are wrong terms, or sums in a narrower dtype: those
+remain far outside (test_rounding.py).
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ STEPS = get_decompositions(
     ]
 )
 # Steps that only move, choose or compare.
-EXACT = frozenset(
-    "_to_copy _unsafe_view abs adaptive_max_pool2d amax arange cat clamp clone constant_pad_nd copy "
-    "empty empty_like eye fill full full_like gather index index_select masked_fill max maximum min "
-    "minimum neg new_empty new_empty_strided new_full new_ones new_zeros ones ones_like relu repeat "
-    "scalar_tensor select_backward slice_backward sort stack threshold_backward where zero zeros "
-    "zeros_like".split()
-)
+EXACT = """
+    _to_copy _unsafe_view abs adaptive_max_pool2d amax arange cat clamp clone constant_pad_nd copy
+    empty empty_like eye fill full full_like gather index index_select masked_fill max maximum min
+    minimum neg new_empty new_empty_strided new_full new_ones new_zeros ones ones_like relu repeat
+    scalar_tensor select_backward slice_backward sort stack threshold_backward where zero zeros
+    zeros_like
+"""
+EXACT = frozenset(EXACT.split())
 
 
 def unit(dtype: torch.dtype) -> float:
