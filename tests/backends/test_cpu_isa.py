@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import attnops.native._load as native
-from attnops.native._isa import NAMES
+import attnops._backends.library as native
+from attnops._backends.isa import NAMES
 
 OPS = Path(__file__).resolve().parents[1] / "ops"
 # Two parts of about the same length. What no instruction set changes is left out.
@@ -52,7 +52,7 @@ def run_op_tests(backend: str, files: list[str], marks: str, choice: str, **envi
 @cache
 def running(isa: str) -> str:
     """The instruction set that runs where `isa` is asked for."""
-    code = "import attnops.native._load as n; print(n.build_info('cpu')['isa'])"
+    code = "import attnops._backends.library as n; print(n.build_info('cpu')['isa'])"
     return in_a_process("-W", "ignore", "-c", code, ATTNOPS_ISA=isa).split()[-1]
 
 

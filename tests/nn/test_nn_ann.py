@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 import torch.utils.flop_counter
-from harness import assert_within_budget, error, in_layout
+from harness import check_value, in_layout
 from torch import nn
 from torch.nn.functional import relu
 
@@ -115,11 +115,11 @@ def test_afnb(backend, device, projection, reduce, fuse, channels, inner, out, t
 def test_apnb_in_lower_precision(backend, device, layout, projection, dtype):
     block = randomise(APNB(48, 16, 16, projection=projection)).to(device).eval()
     x = torch.randn(2, 48, 15, 17, device=device)
-    wide = published(copy.deepcopy(block).double(), x.double(), x.double())
+    wide, wide_x = copy.deepcopy(block).double(), x.double()
     block, x = block.to(dtype), in_layout(x.to(dtype), layout)
     with torch.no_grad():
         out = block(x)
-        assert_within_budget(out, wide.detach(), error(published(block, x, x), wide.detach()), 2.0)
+        check_value(out, published(block, x, x), lambda: published(wide, wide_x, wide_x))
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     assert out.is_contiguous(memory_format=memory_format)
 
@@ -242,12 +242,14 @@ def test_slabs_join_to_the_whole_product(monkeypatch, layout, affine, dtype):
         found = pointwise(x, weight, bias, factor)
     whole = pointwise(x, weight.clone().requires_grad_(), bias, factor).detach()
     assert found.stride() == whole.stride()
-    wide = torch.einsum("oc,bchw->bohw", weight[:, :, 0, 0].double(), x.double())
-    if factor is not None:
-        wide = wide * factor.double()[:, None, None]
-    if bias is not None:
-        wide = wide + bias.double()[:, None, None]
-    assert_within_budget(found, wide, error(whole, wide), 2.0)
+
+    def definition():
+        wide = torch.einsum("oc,bchw->bohw", weight[:, :, 0, 0].double(), x.double())
+        if factor is not None:
+            wide = wide * factor.double()[:, None, None]
+        return wide if bias is None else wide + bias.double()[:, None, None]
+
+    check_value(found, whole, definition)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -115,6 +115,25 @@ def modelled_errors(
     return [max(column) for column in zip(*errors, strict=True)]
 
 
+def check_value(
+    actual: Tensor, eager: Tensor, definition: Callable[[], Tensor], what: str = "output"
+) -> None:
+    """The same budget for one result of no inputs that are told apart, such as a module's.
+
+    Args:
+        actual: what is checked.
+        eager: what PyTorch makes of it in the same dtype.
+        definition: computes it in float64.
+    """
+    oracle = definition().detach()
+    expected = error(eager, oracle)
+    if error(actual, oracle) > allowed_error(oracle, actual.dtype, expected, 2.0):
+        for seed in range(8):
+            with Rounding(actual.dtype, actual.device, seed):
+                expected = max(expected, error(definition(), oracle))
+    assert_within_budget(actual, oracle, expected, 2.0, what)
+
+
 def check_results(
     found: Sequence[Tensor],
     reference: Callable[..., Tensor],

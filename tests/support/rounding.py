@@ -39,6 +39,7 @@ STEPS = get_decompositions(
         aten._log_softmax_backward_data,
         aten.gelu,
         aten.gelu_backward,
+        aten.native_batch_norm,
         aten.sigmoid_backward,
     ]
 )
