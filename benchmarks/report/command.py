@@ -6,10 +6,12 @@ python -m attnops.benchmarks report [DIR] [--out FILE]
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..static import table as static
 from .document_markdown import as_markdown
 from .records import RESULTS, Document, write_whole
 
@@ -21,6 +23,9 @@ def main(arguments: Sequence[str]) -> int:
     chosen = parser.parse_args(arguments)
     texts = []
     for path in sorted(chosen.folder.rglob("*.json")):
+        if path.name == static.FILE:
+            texts.append(static.as_markdown(json.loads(path.read_text())))
+            continue
         try:
             document = Document.load(path)
         except (ValueError, KeyError, TypeError) as error:

@@ -1,0 +1,116 @@
+"""Reading a cubin: instructions with their source lines and control bits, registers, spills."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import triton
+
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Za-z0-9_.]+)\s*(.*?)\s*;")
+_WORD = re.compile(r"/\* (0x[0-9a-f]+) \*/")
+_LINE = re.compile(r'//## File "([^"]+)", line (\d+)')
+_LABEL = re.compile(r"^(\.L_\S+):")
+
+
+@dataclass
+class Instruction:
+    """One machine instruction.
+
+    `control` is (stall cycles, barrier written, barrier read, barriers waited for), as the
+    compiler put it.
+    """
+
+    address: int
+    predicate: str
+    name: str
+    operands: str
+    file: str
+    line: int
+    control: tuple[int, int, int, int] = (1, 7, 7, 0)
+
+    @property
+    def base(self) -> str:
+        return self.name.split(".")[0]
+
+
+@dataclass
+class Function:
+    """A kernel's machine code; `labels` maps names to indices of instructions."""
+
+    name: str
+    instructions: list[Instruction] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+
+
+def short_path(path: str) -> str:
+    """The last folder and the name of a source file: "nmf/forward.py"."""
+    return "/".join(Path(path).parts[-2:])
+
+
+def _tool(name: str, *arguments: str) -> str:
+    command = [str(_TOOLS / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _control_bits(word: int) -> tuple[int, int, int, int]:
+    return (word >> 41) & 15, (word >> 46) & 7, (word >> 49) & 7, (word >> 52) & 63
+
+
+def _controls(text: str) -> Iterator[tuple[str, int, int]]:
+    """(function, address, upper word) of every instruction in nvdisasm's hexadecimal listing."""
+    name, address = "", None
+    for line in text.splitlines():
+        if line.startswith(".text."):
+            name, address = line[6:].rstrip(": "), None
+            continue
+        instruction = _INSTRUCTION.match(line)
+        word = _WORD.search(line)
+        if instruction:
+            address = int(instruction[1], 16)
+        elif word and address is not None:
+            yield name, address, int(word[1], 16)
+            address = None
+
+
+def read(cubin: Path) -> list[Function]:
+    """The functions of a cubin that hold instructions.
+
+    Raises:
+        subprocess.CalledProcessError: nvdisasm cannot read it.
+    """
+    functions: dict[str, Function] = {}
+    current, file, number = None, "", 0
+    for line in _tool("nvdisasm", "-c", "-gi", str(cubin)).splitlines():
+        if line.startswith(".text."):
+            name = line[6:].rstrip(": ")
+            current = functions.setdefault(name, Function(name))
+            continue
+        if current is None:
+            continue
+        if place := _LINE.search(line):
+            file, number = short_path(place[1]), int(place[2])
+        elif label := _LABEL.match(line):
+            current.labels[label[1]] = len(current.instructions)
+        elif found := _INSTRUCTION.match(line):
+            address, predicate = int(found[1], 16), (found[2] or "").strip()
+            instruction = Instruction(address, predicate, found[3], found[4], file, number)
+            current.instructions.append(instruction)
+    controls = {
+        (name, address): _control_bits(word)
+        for name, address, word in _controls(_tool("nvdisasm", "-c", "-hex", str(cubin)))
+    }
+    for function in functions.values():
+        for instruction in function.instructions:
+            key = function.name, instruction.address
+            instruction.control = controls.get(key, instruction.control)
+    return [function for function in functions.values() if function.instructions]
+
+
+def registers(cubin: Path) -> int:
+    """Registers a thread of the (only) kernel of a cubin."""
+    return int(re.search(r"REG:(\d+)", _tool("cuobjdump", "-res-usage", str(cubin)))[1])

@@ -1,0 +1,159 @@
+"""The static report: trips of loops, loops of machine code, costs, and what is made of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import attnops
+
+pytest.importorskip("triton")
+
+from attnops.benchmarks.ops.cases import OpCase
+from attnops.benchmarks.static import costs, estimate, table
+from attnops.benchmarks.static.inputs import VARIANTS, representative
+from attnops.benchmarks.static.loops import Piece, pieces
+from attnops.benchmarks.static.sass import Function, Instruction
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Triton's Linux tools")
+
+
+def instruction(name: str, operands: str = "", line: int = 0, predicate: str = "") -> Instruction:
+    return Instruction(0, predicate, name, operands, "op/forward.py", line)
+
+
+def nested() -> Function:
+    """for i (line 10): LDG; for j (line 12): FFMA FFMA. Labels as nvdisasm writes them."""
+    code = [
+        instruction("MOV"),
+        instruction("LDG.E.128", line=11),
+        instruction("FFMA", line=13),
+        instruction("FFMA", line=13),
+        instruction("BRA", "`(.L_inner)", 12, "@P0"),
+        instruction("IADD3", line=14),
+        instruction("BRA", "`(.L_outer)", 10, "@!P1"),
+        instruction("EXIT"),
+    ]
+    return Function("kernel", code, {".L_outer": 1, ".L_inner": 2})
+
+
+def test_loops_are_nested_and_named_by_their_source() -> None:
+    around, outer, inner = pieces(nested())
+    assert [i.name for i in around.instructions] == ["MOV", "EXIT"]
+    assert (outer.line, outer.depth, inner.line, inner.depth) == (10, 1, 12, 2)
+    assert [i.name for i in outer.instructions] == ["LDG.E.128", "IADD3", "BRA"]
+    assert [i.name for i in inner.instructions] == ["FFMA", "FFMA", "BRA"]
+
+
+def part(line: int, size: int) -> estimate.PieceCost:
+    piece = Piece((instruction("FFMA"),) * size, "op/forward.py", line, 1 if line else 0)
+    pipes = {"issue": float(size), "fma": float(size)}
+    return estimate.PieceCost(piece, pipes, 2.0 * size, 3.0 * size)
+
+
+def loop(line: int, mean: float) -> dict[str, object]:
+    return {"file": "op/forward.py", "line": line, "mean": mean, "most": mean}
+
+
+def test_trips_of_calls_and_of_unrolled_loops() -> None:
+    parts = [part(0, 9), part(10, 8), part(10, 8)]
+    assert estimate.trips_of(parts, [loop(10, 25), loop(10, 7)]) == [1, 25, 7]
+    # unrolled by four, the remainder behind it
+    assert estimate.trips_of([part(0, 9), part(10, 40), part(10, 10)], [loop(10, 32)]) == [1, 8, 0]
+    assert estimate.trips_of([part(0, 9), part(10, 40), part(10, 10)], [loop(10, 3)]) == [1, 0, 3]
+
+
+def test_the_busier_of_pipe_and_latency_counts() -> None:
+    code = estimate.Code([part(0, 0), part(10, 100)], 32, warps=4, shared=0, resident=16, limit="")
+    alone = estimate.estimate(code, 1, [loop(10, 35)])
+    assert alone.bound_by == "latency"
+    assert alone.low == pytest.approx(35 * 200 / 1750)
+    full = estimate.estimate(code, 132 * 16, [loop(10, 35)])
+    assert full.bound_by in ("issue", "fma")
+    assert full.low == pytest.approx(16 * 35 * 100 / 1750)  # a warp of each program a scheduler
+
+
+def test_occupancy() -> None:
+    assert estimate.occupancy(64, 4, 0) == (8, "registers")
+    assert estimate.occupancy(255, 8, 0) == (1, "registers")
+    assert estimate.occupancy(32, 4, 98 * 1024) == (2, "shared memory")
+    assert estimate.occupancy(16, 8, 0) == (8, "warps")
+
+
+def test_costs_of_instructions() -> None:
+    wide, narrow = instruction("LDG.E.128"), instruction("LDG.E.U16")
+    assert (costs.width(wide), costs.width(narrow)) == (128, 16)
+    assert costs.pipes([wide])["memory"] == 4 * costs.pipes([narrow])["memory"]
+    assert costs.pipes([instruction("MUFU.EX2")])["special"] == 8
+    # 64 x 128 x 16 multiply-adds on four tensor cores of 512 a cycle in bfloat16, half in TF32
+    assert costs.tensor_cycles(instruction("HGMMA.64x128x16.F32.BF16")) == 64
+    assert costs.tensor_cycles(instruction("HGMMA.64x128x8.F32.TF32")) == 64
+    stalled = Instruction(0, "", "LDG.E", "", "", 0, (1, 0, 7, 0))
+    waiting = Instruction(1, "", "FADD", "", "", 0, (1, 7, 7, 1))
+    assert costs.latency([stalled, waiting], 270, 1) == 271
+
+
+def test_the_floor_is_bytes_or_multiply_adds() -> None:
+    pool = OpCase("pyramid_pool", (1, 2048, 256, 128), "bfloat16", "contiguous", "forward+backward")
+    moved = 2 * 2048 * 256 * 128
+    assert table.floor_us(pool, "forward") == pytest.approx(moved / 4.3e6, rel=0.01)
+    attention = OpCase("anchor_attention", (1, 2048, 256, 128), "float32")
+    products = 2 * 2048 * 110 * 256 * 128
+    assert table.floor_us(attention, "forward") == pytest.approx(products / (165e6 / 2), rel=0.01)
+
+
+def recorded(folder: Path, op: str) -> dict[str, object]:
+    """What a process of its own records of an op, of one small input."""
+    program = (
+        "import sys; from pathlib import Path; from attnops.benchmarks.static import inputs, "
+        "launches; from attnops.benchmarks.ops.cases import OpCase; "
+        f"launches.representative = lambda op: [OpCase(op, {(1, 64, 16, 16)}, 'bfloat16', "
+        "'channels_last', 'forward+backward', (('kernel', 3), ('dilation', 2)))]; "
+        "sys.exit(launches.main(sys.argv[1:]))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(folder / "cache")
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, "-c", program, str(folder), op]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "launches.json").read_text())
+
+
+def test_real_launches_are_recorded_with_their_trips(tmp_path: Path) -> None:
+    """Three taps squared for every block of channels, in a kernel compiled for sm_90."""
+    found = recorded(tmp_path, "local_attention")
+    assert [row["pass"] for row in found["rows"]] == ["forward", "backward"]
+    (launch,) = found["rows"][0]["launches"]
+    variant = found["variants"][launch["variant"]]
+    blocks = 64 / int(variant["constants"]["CHANNELS"])
+    assert {loop["mean"] for loop in launch["loops"]} == {9, blocks, 9 * blocks}
+    row = table.rows_of(tmp_path)[0]
+    (kernel,) = row["kernels"]
+    assert kernel["spills"] == 0 and 16 < kernel["registers"] <= 255
+    assert 0 < row["floor_us"] <= row["low_us"] <= row["high_us"] < 1000
+    document = {"kind": table.KIND, "arch": "sm_90", "triton": "0", "rows": [row]}
+    assert "| 1x64x16x16, kernel 3 dilation 2 | bfloat16 |" in table.as_markdown(document)
+
+
+def test_regressions_are_named() -> None:
+    row = {"op": "nmf", "shape": [1, 8, 8], "options": [], "dtype": "float32"}
+    row |= {"layout": "contiguous", "pass": "forward", "launches": 3, "high_us": 10.0}
+    before, after = {"rows": [row]}, {"rows": [copy.deepcopy(row)]}
+    assert table.regressions(before, after) == []
+    after["rows"][0] |= {"launches": 4, "high_us": 10.9}
+    assert len(table.regressions(before, after)) == 1
+    after["rows"][0]["high_us"] = 11.1
+    assert len(table.regressions(before, after)) == 2
+
+
+def test_every_op_has_representative_inputs() -> None:
+    assert set(VARIANTS) == set(attnops.backends())
+    for op in VARIANTS:
+        assert {case.dtype for case in representative(op)} == {"bfloat16", "float32"}
