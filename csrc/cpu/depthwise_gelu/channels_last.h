@@ -7,8 +7,8 @@
 // serves all that see it.
 #pragma once
 
-#include "cpu/depthwise/lanes.h"
-#include "cpu/depthwise/sums.h"
+#include "cpu/strip_conv/lanes.h"
+#include "cpu/strip_conv/sums.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
 

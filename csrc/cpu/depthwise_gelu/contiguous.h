@@ -6,8 +6,8 @@
 // Four rows of results are computed at a time, and a vector of the buffer serves all that see it.
 #pragma once
 
-#include "cpu/depthwise/lanes.h"
-#include "cpu/depthwise/sums.h"
+#include "cpu/strip_conv/lanes.h"
+#include "cpu/strip_conv/sums.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
 

@@ -11,7 +11,7 @@
 // local kernel see: about 90 rows for kernels of 5x5, 7, 11 and 21.
 #pragma once
 
-#include "cpu/depthwise/gradient.h"
+#include "gradient.h"
 #include "parameters.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {

@@ -2,7 +2,7 @@
 // need to know of their sizes.
 #pragma once
 
-#include "cpu/depthwise/rows.h"
+#include "rows.h"
 #include "host.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {

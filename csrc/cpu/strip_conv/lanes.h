@@ -5,7 +5,7 @@
 #pragma once
 
 #include "cpu/common/vec.h"
-#include "shape.h"
+#include "cpu/depthwise/shape.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
 
