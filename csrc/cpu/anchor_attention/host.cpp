@@ -6,7 +6,7 @@
 #include <tuple>
 
 #include "common/register.h"
-#include "cpu/common/host.h"
+#include "cpu/common/maps.h"
 
 namespace attnops::cpu {
 namespace {
@@ -16,10 +16,6 @@ const AnchorKernels& kernels_for(DType dtype) { ATTNOPS_SELECT_KERNELS(anchor_ke
 constexpr int64_t kPackedBudget = int64_t{8} << 20;     // packed anchors kept at a time
 constexpr int64_t kPartialBudget = int64_t{128} << 20;  // scratch and partials of backward workers
 
-bool is_channels_inner(const Tensor& map) {
-  return map.size(1) > 1 && map.stride(1) == 1 && !map.is_contiguous();
-}
-
 AnchorShape shape_of(const Tensor& query, const Tensor& key, const Tensor& value, double scale) {
   STD_TORCH_CHECK(query.dim() == 3 && key.dim() == 3 && value.dim() == 3,
                   "anchor_attention: expected query [B, Ck, N], key [B, Ck, S], value [B, Cv, S]");
@@ -28,27 +24,8 @@ AnchorShape shape_of(const Tensor& query, const Tensor& key, const Tensor& value
       "anchor_attention: expected tensors of one dtype");
   STD_TORCH_CHECK(key.is_contiguous() && value.is_contiguous(),
                   "anchor_attention: expected contiguous key and value");
-  return {key.size(1), value.size(1), query.size(2), key.size(2), scale, is_channels_inner(query)};
+  return {key.size(1), value.size(1), query.size(2), key.size(2), scale, is_channels_last(query)};
 }
-
-// A fresh [batch, channels, positions] tensor in the layout of the query.
-Tensor empty_map(const Tensor& like, int64_t batch, int64_t channels, int64_t positions,
-                 bool channels_inner) {
-  if (!channels_inner) return new_output(like, {batch, channels, positions});
-  return torch::stable::transpose(new_output(like, {batch, positions, channels}), 1, 2);
-}
-
-// Addresses one batch item of a dense tensor.
-struct Items {
-  char* data = nullptr;
-  int64_t bytes = 0;
-
-  Items() = default;
-  explicit Items(const Tensor& x)
-      : data(static_cast<char*>(x.mutable_data_ptr())),
-        bytes(x.numel() / x.size(0) * static_cast<int64_t>(x.element_size())) {}
-  char* operator[](int64_t b) const { return data ? data + b * bytes : nullptr; }
-};
 
 // Packs the anchors of batch items [first, first + count).
 void pack_items(const AnchorKernels& kernels, const AnchorShape& shape, bool backward,
@@ -76,7 +53,7 @@ std::tuple<Tensor, Tensor> anchor_attention(Tensor query, Tensor key, Tensor val
   const int64_t batch = query.size(0);
   const auto lse_type =
       query.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  Tensor out = empty_map(query, batch, shape.value_channels, shape.positions, shape.channels_inner);
+  Tensor out = empty_positions(query, shape.value_channels, shape.positions, shape.channels_inner);
   Tensor lse = torch::stable::new_empty(query, {batch, shape.positions}, lse_type);
   const Items queries(query), keys(key), values(value), outs(out), norms(lse);
   const Items biases = bias ? Items(*bias) : Items();
@@ -115,8 +92,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> anchor_attention_backward(Tensor grad
   const AnchorShape shape = shape_of(query, key, value, scale);
   const AnchorKernels& kernels = kernels_for(dtype_of(query));
   const int64_t batch = query.size(0);
-  Tensor dquery =
-      empty_map(query, batch, shape.key_channels, shape.positions, shape.channels_inner);
+  Tensor dquery = empty_positions(query, shape.key_channels, shape.positions, shape.channels_inner);
   Tensor dkey = torch::stable::new_empty(key, {batch, shape.key_channels, shape.anchors});
   Tensor dvalue = torch::stable::new_empty(value, {batch, shape.value_channels, shape.anchors});
   Tensor dbias = bias ? torch::stable::new_empty(key, {batch, shape.anchors})

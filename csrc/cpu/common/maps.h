@@ -1,13 +1,20 @@
-// Maps [B, C, H, W], contiguous or channels_last: layout, allocation, addresses of their items.
+// Maps [B, C, H, W] and positions [B, C, N], contiguous or channels_last: layout, allocation,
+// addresses of batch items.
 #pragma once
 
 #include "host.h"
+#include "map_sizes.h"
 
 namespace attnops::cpu {
 
 // One channel is both layouts at once and counts as contiguous.
 inline bool is_channels_last(const Tensor& map) {
   return map.size(1) > 1 && map.stride(1) == 1 && !map.is_contiguous();
+}
+
+inline MapSizes map_sizes(const Tensor& map) {
+  STD_TORCH_CHECK(map.dim() == 4, "expected maps [B, C, H, W]");
+  return {map.size(0), map.size(1), map.size(2), map.size(3), is_channels_last(map)};
 }
 
 // A fresh map with batch size and dtype of `like`.
@@ -18,5 +25,33 @@ inline Tensor empty_map(const Tensor& like, int64_t channels, int64_t height, in
   return torch::stable::transpose(
       torch::stable::transpose(new_output(like, {batch, height, width, channels}), 2, 3), 1, 2);
 }
+
+// A fresh map of the sizes and with the dtype of `like`.
+inline Tensor empty_map(const Tensor& like, const MapSizes& m) {
+  return empty_map(like, m.channels, m.height, m.width, m.channels_last);
+}
+
+// A fresh tensor [batch, channels, positions] in either layout.
+inline Tensor empty_positions(const Tensor& like, int64_t channels, int64_t positions,
+                              bool channels_last) {
+  const int64_t batch = like.size(0);
+  if (!channels_last) return new_output(like, {batch, channels, positions});
+  return torch::stable::transpose(new_output(like, {batch, positions, channels}), 1, 2);
+}
+
+// Addresses one batch item of a dense tensor; null where there is no tensor.
+class Items {
+ public:
+  Items() = default;
+  explicit Items(const Tensor& x)
+      : data_(static_cast<char*>(x.mutable_data_ptr())),
+        bytes_(x.numel() / x.size(0) * static_cast<int64_t>(x.element_size())) {}
+
+  char* operator[](int64_t item) const { return data_ ? data_ + item * bytes_ : nullptr; }
+
+ private:
+  char* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
 
 }  // namespace attnops::cpu

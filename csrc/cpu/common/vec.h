@@ -80,6 +80,14 @@ constexpr int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
+// At least so many elements, an odd number of cache lines: rows at such a stride spread over all
+// cache sets.
+template <class C>
+constexpr int64_t odd_lines(int64_t elements) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(C));
+  return ((elements + kLine - 1) / kLine | 1) * kLine;
+}
+
 template <class C>
 ATTNOPS_INLINE typename Vec<C>::V broadcast(C value) {
   return typename Vec<C>::V{} + value;
@@ -190,6 +198,19 @@ ATTNOPS_INLINE void store_partial(double* p, VecD v, int64_t count) {
 }
 #endif
 
+// As many lanes as there are, of `count` elements.
+template <class S>
+ATTNOPS_INLINE typename Vec<Compute<S>>::V load_lanes(const S* p, int64_t count) {
+  return count >= kWidth<Compute<S>> ? load(p) : load_partial(p, count);
+}
+template <class S>
+ATTNOPS_INLINE void store_lanes(S* p, typename Vec<Compute<S>>::V v, int64_t count) {
+  if (count >= kWidth<Compute<S>>)
+    store(p, v);
+  else
+    store_partial(p, v, count);
+}
+
 // One element, with the conversions of the vector forms.
 template <class S>
 ATTNOPS_INLINE Compute<S> load_one(const S* p) {
@@ -208,6 +229,26 @@ ATTNOPS_INLINE void store_one(double* p, double value) { *p = value; }
 
 ATTNOPS_INLINE VecF select(Vec<float>::I mask, VecF yes, VecF no) { return mask ? yes : no; }
 ATTNOPS_INLINE VecD select(Vec<double>::I mask, VecD yes, VecD no) { return mask ? yes : no; }
+
+// Sums over more than a few rows are kept in double: kWideParts vectors of it for every vector of
+// C.
+template <class C>
+constexpr int kWideParts = kWidth<C> / kWidth<double>;
+
+ATTNOPS_INLINE VecD load_wide(const double* p) { return load(p); }
+ATTNOPS_INLINE VecD load_wide(const float* p) {
+  typedef float Lanes __attribute__((vector_size(kVectorBytes / 2), aligned(4), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const Lanes*>(p), VecD);
+}
+
+// sum += v
+template <class C>
+ATTNOPS_INLINE void add_wide(typename Vec<C>::V v, double* sum) {
+  C lanes[kWidth<C>];
+  store(lanes, v);
+  for (int64_t i = 0; i < kWidth<C>; i += kWidth<double>)
+    store(sum + i, load(sum + i) + load_wide(lanes + i));
+}
 
 template <class C, class V>
 ATTNOPS_INLINE C lane_sum(V v) {

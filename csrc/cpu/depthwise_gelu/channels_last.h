@@ -7,8 +7,7 @@
 // serves all that see it.
 #pragma once
 
-#include "cpu/strip_conv/lanes.h"
-#include "cpu/strip_conv/sums.h"
+#include "cpu/common/vec.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
 

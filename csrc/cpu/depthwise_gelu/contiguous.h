@@ -6,8 +6,7 @@
 // Four rows of results are computed at a time, and a vector of the buffer serves all that see it.
 #pragma once
 
-#include "cpu/strip_conv/lanes.h"
-#include "cpu/strip_conv/sums.h"
+#include "cpu/common/vec.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
 
@@ -31,9 +30,7 @@ struct PaddedRows {
 
   // Vectors past the last column of `columns` and its margins are written and read.
   static int64_t stride_for(int64_t columns, int64_t side) {
-    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(C));
-    const int64_t elements = round_up(columns, kWidth<C>) + 2 * side + kWidth<C>;
-    return (round_up(elements, kLine) / kLine | 1) * kLine;
+    return odd_lines<C>(round_up(columns, kWidth<C>) + 2 * side + kWidth<C>);
   }
   C* row(int64_t r) const { return data + r * stride; }
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "common/register.h"
-#include "cpu/depthwise/host.h"
+#include "cpu/common/maps.h"
 
 namespace attnops::cpu {
 namespace {
@@ -20,11 +20,11 @@ GeluShape shape_of(const Tensor& x, const Tensor& weight, const std::optional<Te
                   "depthwise_gelu: expected tensors of one dtype");
   STD_TORCH_CHECK(weight.dim() == 4 && x.dim() == 4 && weight.size(0) == x.size(1),
                   "depthwise_gelu: expected x [B, C, H, W] and weight [C, 1, kh, kw]");
-  return {depthwise_maps(x), weight.size(2), weight.size(3)};
+  return {map_sizes(x), weight.size(2), weight.size(3)};
 }
 
 // All maps in units of `rows` rows and `channels` channels.
-std::vector<GeluUnit> units_of(const DepthwiseMaps& m, int64_t rows, int64_t channels) {
+std::vector<GeluUnit> units_of(const MapSizes& m, int64_t rows, int64_t channels) {
   std::vector<GeluUnit> units;
   for (int64_t item = 0; item < m.batch; ++item)
     for (int64_t channel = 0; channel < m.channels; channel += channels)
@@ -39,7 +39,7 @@ class Gelu {
  public:
   Gelu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool backward)
       : shape(shape_of(x, weight, bias)), kernels(kernels_for(dtype_of(x))) {
-    const DepthwiseMaps& m = shape.maps;
+    const MapSizes& m = shape.maps;
     if (!m.channels_last) {
       rows_ = kernels.plane_rows(shape);
     } else if (!backward) {
@@ -84,8 +84,8 @@ class Gelu {
 
 Tensor depthwise_gelu(Tensor x, Tensor weight, std::optional<Tensor> bias) {
   const Gelu op(x, weight, bias, false);
-  const DepthwiseMaps& m = op.shape.maps;
-  Tensor out = empty_map(x, m.channels, m.height, m.width, m.channels_last);
+  const MapSizes& m = op.shape.maps;
+  Tensor out = empty_map(x, m);
   const void* source = x.const_data_ptr();
   void* target = out.mutable_data_ptr();
   op.run([&](int64_t i, void* scratch) {
@@ -97,9 +97,9 @@ Tensor depthwise_gelu(Tensor x, Tensor weight, std::optional<Tensor> bias) {
 std::tuple<Tensor, Tensor, Tensor> depthwise_gelu_backward(Tensor grad, Tensor x, Tensor weight,
                                                            std::optional<Tensor> bias) {
   const Gelu op(x, weight, bias, true);
-  const DepthwiseMaps& m = op.shape.maps;
+  const MapSizes& m = op.shape.maps;
   const int64_t taps = op.shape.taps(), lanes = op.kernels.lanes;
-  Tensor dx = empty_map(x, m.channels, m.height, m.width, m.channels_last);
+  Tensor dx = empty_map(x, m);
   Tensor dweight = torch::stable::new_empty(
       weight, {m.channels, 1, op.shape.kernel_height, op.shape.kernel_width});
   Tensor dbias = torch::stable::new_empty(weight, {m.channels});

@@ -4,13 +4,13 @@
 #include <cstdint>
 
 #include "cpu/common/isa.h"
-#include "cpu/depthwise/shape.h"
+#include "cpu/common/map_sizes.h"
 
 namespace attnops::cpu {
 
 // weight [channels, 1, kernel_height, kernel_width], bias [channels] or null.
 struct GeluShape {
-  DepthwiseMaps maps;
+  MapSizes maps;
   int64_t kernel_height, kernel_width;
 
   int64_t taps() const { return kernel_height * kernel_width; }

@@ -82,8 +82,7 @@ static void weigh_pixels(const LocalShape& s, Taps<const Compute<S>> weights, co
         const int64_t y = part.phase + (part.row + row + r) * s.row_step;
         S* target = out + y * at.row + (part.column + x) * at.column;
         for (int64_t c = 0; c < channels; c += kWidth<C>)
-          store_lanes(target + c, load(sums + r * stride + c) * factor,
-                      min64(kWidth<C>, channels - c));
+          store_lanes(target + c, load(sums + r * stride + c) * factor, channels - c);
       }
     }
   };

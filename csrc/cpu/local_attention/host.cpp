@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "common/register.h"
-#include "cpu/common/host.h"
+#include "cpu/common/maps.h"
 
 namespace attnops::cpu {
 namespace {
@@ -28,7 +28,7 @@ LocalShape shape_of(const Tensor& query, const Tensor& key, const Tensor& value,
   s.value_channels = value.size(1);
   s.scale = scale;
   s.mask = mask;
-  s.channels_last = query.size(1) > 1 && query.stride(1) == 1 && !query.is_contiguous();
+  s.channels_last = is_channels_last(query);
   // A map of one column is in memory what a map of one row is, and vectors run along rows.
   const int turned = query.size(3) == 1;
   s.height = query.size(2 + turned);
@@ -43,25 +43,6 @@ LocalShape shape_of(const Tensor& query, const Tensor& key, const Tensor& value,
   if (s.columns == 1) s.column_step = 1;
   return s;
 }
-
-// A fresh [batch, channels, height, width] tensor in the layout of the query.
-Tensor empty_map(const Tensor& like, int64_t channels, bool channels_last) {
-  const int64_t batch = like.size(0), height = like.size(2), width = like.size(3);
-  if (!channels_last) return new_output(like, {batch, channels, height, width});
-  return torch::stable::transpose(
-      torch::stable::transpose(new_output(like, {batch, height, width, channels}), 2, 3), 1, 2);
-}
-
-// Addresses one batch item of a dense tensor.
-struct Items {
-  char* data;
-  int64_t bytes;
-
-  explicit Items(const Tensor& x)
-      : data(static_cast<char*>(x.mutable_data_ptr())),
-        bytes(x.numel() / x.size(0) * static_cast<int64_t>(x.element_size())) {}
-  char* operator[](int64_t b) const { return data + b * bytes; }
-};
 
 // Calls body(batch item, strip, scratch) for strips that cover `batch` maps. The rows of all maps,
 // phase by phase, are cut into one run for every worker; strips of a run are whole phases but for
@@ -99,7 +80,7 @@ std::tuple<Tensor, Tensor> local_attention(Tensor query, Tensor key, Tensor valu
   const int64_t batch = query.size(0);
   const auto lse_type =
       query.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  Tensor out = empty_map(query, s.value_channels, s.channels_last);
+  Tensor out = empty_map(query, s.value_channels, query.size(2), query.size(3), s.channels_last);
   Tensor lse = torch::stable::new_empty(query, {batch, query.size(2), query.size(3)}, lse_type);
   const Items queries(query), keys(key), values(value), outs(out), norms(lse);
   for_each_strip(s, batch, kernels.strip_columns(s), kernels.scratch_bytes(s, false),
@@ -117,9 +98,9 @@ std::tuple<Tensor, Tensor, Tensor> local_attention_backward(Tensor grad, Tensor 
                                                             double scale, bool mask) {
   const LocalShape s = shape_of(query, key, value, kernel, dilation, scale, mask);
   const LocalKernels& kernels = kernels_for(dtype_of(query));
-  Tensor dquery = empty_map(query, s.key_channels, s.channels_last);
-  Tensor dkey = empty_map(query, s.key_channels, s.channels_last);
-  Tensor dvalue = empty_map(query, s.value_channels, s.channels_last);
+  Tensor dquery = empty_map(query, s.key_channels, query.size(2), query.size(3), s.channels_last);
+  Tensor dkey = empty_map(query, s.key_channels, query.size(2), query.size(3), s.channels_last);
+  Tensor dvalue = empty_map(query, s.value_channels, query.size(2), query.size(3), s.channels_last);
   const Items grads(grad), queries(query), keys(key), values(value), norms(lse);
   const Items dqueries(dquery), dkeys(dkey), dvalues(dvalue);
   for_each_strip(s, query.size(0), s.width, kernels.scratch_bytes(s, true),

@@ -10,13 +10,6 @@
 
 namespace attnops::cpu::ATTNOPS_ISA {
 
-// An odd number of cache lines, in elements: rows at such a stride spread over all cache sets.
-template <class C>
-constexpr int64_t odd_lines(int64_t elements) {
-  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(C));
-  return ((elements + line - 1) / line | 1) * line;
-}
-
 constexpr int kSecondLevel = 2;  // locality of a prefetch: the second-level cache
 
 // Part of a map: `depth` channels from `channel`, `rows` rows of a phase from `row`, `columns`
@@ -39,18 +32,6 @@ struct MapStrides {
 template <class C>
 ATTNOPS_INLINE int64_t lanes_inside(int64_t x, int64_t width) {
   return x < 0 ? 0 : max64(0, min64(kWidth<C>, width - x));
-}
-
-template <class S>
-ATTNOPS_INLINE typename Vec<Compute<S>>::V load_lanes(const S* x, int64_t lanes) {
-  return lanes == kWidth<Compute<S>> ? load(x) : load_partial(x, lanes);
-}
-template <class S>
-ATTNOPS_INLINE void store_lanes(S* x, typename Vec<Compute<S>>::V v, int64_t lanes) {
-  if (lanes == kWidth<Compute<S>>)
-    store(x, v);
-  else
-    store_partial(x, v, lanes);
 }
 
 // tile = alpha map, for a contiguous map. The rows of a tile are too short and too far apart for

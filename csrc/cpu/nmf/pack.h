@@ -26,21 +26,6 @@ ATTNOPS_INLINE Panels<C> from_row(Panels<C> x, int64_t row) {
   return {x.data + row * kColumns<C>, x.stride};
 }
 
-// The first `count` lanes; the others become zero.
-template <class S>
-ATTNOPS_INLINE typename Vec<Compute<S>>::V load_lanes(const S* p, int64_t count) {
-  return count >= kWidth<Compute<S>> ? load(p)
-         : count > 0                 ? load_partial(p, count)
-                                     : typename Vec<Compute<S>>::V{};
-}
-template <class S>
-ATTNOPS_INLINE void store_lanes(S* p, typename Vec<Compute<S>>::V v, int64_t count) {
-  if (count >= kWidth<Compute<S>>)
-    store(p, v);
-  else
-    store_partial(p, v, count);
-}
-
 // x [rows, columns] contiguous to panels.
 template <class S>
 static void rows_to_panels(const S* x, int64_t rows, int64_t columns, Panels<Compute<S>> out) {

@@ -9,7 +9,7 @@
 // second-level cache holds for maps of 128 columns. x is read once and out written once.
 #pragma once
 
-#include "parameters.h"
+#include "rows.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
 
@@ -42,7 +42,7 @@ class StripForward {
 
   int64_t bytes() const { return arena_.bytes(); }
 
-  void run(const DepthwisePiece& piece, const S* x, const S* taps, const S* shifts, S* out) {
+  void run(const StripPiece& piece, const S* x, const S* taps, const S* shifts, S* out) {
     const LaneGroup<S> group(shape_.maps, piece.group);
     start(group, piece, x, taps, shifts);
     for (int64_t y = piece.top; y < piece.bottom; y += kSlide) {
@@ -63,7 +63,7 @@ class StripForward {
     int64_t next;  // row to compute
   };
 
-  void start(const LaneGroup<S>& group, const DepthwisePiece& piece, const S* x, const S* taps,
+  void start(const LaneGroup<S>& group, const StripPiece& piece, const S* x, const S* taps,
              const S* shifts) {
     own_ = {piece.left, piece.right};
     around_ = widen(own_, reach_.side, shape_.maps.width);

@@ -6,12 +6,58 @@
 #include <vector>
 
 #include "common/register.h"
-#include "cpu/depthwise/host.h"
+#include "cpu/common/maps.h"
 
 namespace attnops::cpu {
 namespace {
 
 const StripKernels& kernels_for(DType dtype) { ATTNOPS_SELECT_KERNELS(strip_kernels, dtype); }
+
+// The maps in pieces of up to `most` columns, a multiple of the lanes. All rows of all groups, one
+// after the other, are cut into one run for every worker; the pieces of a run are whole planes but
+// for its ends.
+class StripWork {
+ public:
+  StripWork(const MapSizes& m, int64_t lanes, int64_t most) {
+    const int64_t groups = m.channels_last ? m.batch * ((m.channels + lanes - 1) / lanes)
+                                           : (m.batch * m.channels + lanes - 1) / lanes;
+    const int64_t tiles = (m.width + most - 1) / most;
+    columns_ = ((m.width + tiles - 1) / tiles + lanes - 1) / lanes * lanes;
+    const int64_t blocks = (m.height + kPieceRows - 1) / kPieceRows;
+    const int64_t total = groups * tiles * blocks, workers = std::min(thread_count(), total);
+    for (int64_t worker = 0; worker < workers; ++worker) {
+      const int64_t end = total * (worker + 1) / workers;
+      for (int64_t at = total * worker / workers; at < end;) {
+        const int64_t first = at % blocks, last = std::min(blocks, first + end - at);
+        const int64_t tile = at / blocks % tiles;
+        pieces_.push_back({at / blocks / tiles, first * kPieceRows,
+                           std::min(m.height, last * kPieceRows), tile * columns_,
+                           std::min(m.width, (tile + 1) * columns_)});
+        at += last - first;
+      }
+      ends_.push_back(static_cast<int64_t>(pieces_.size()));
+    }
+  }
+
+  const std::vector<StripPiece>& pieces() const { return pieces_; }
+  int64_t columns() const { return columns_; }  // of the widest piece
+
+  // Calls body(index of the piece, piece, scratch) for all pieces.
+  template <class Body>
+  void run(int64_t scratch_bytes, const Body& body) const {
+    const int64_t workers = static_cast<int64_t>(ends_.size());
+    const Scratch scratch(workers * scratch_bytes);
+    for_each_worker(workers, [&](int64_t worker) {
+      for (int64_t i = worker == 0 ? 0 : ends_[worker - 1]; i < ends_[worker]; ++i)
+        body(i, pieces_[i], scratch.at(worker * scratch_bytes));
+    });
+  }
+
+ private:
+  int64_t columns_;
+  std::vector<StripPiece> pieces_;
+  std::vector<int64_t> ends_;  // pieces of worker w end at ends_[w]
+};
 
 StripShape shape_of(const Tensor& x, const Tensor& taps, const Tensor& shifts,
                     const std::vector<int64_t>& kernel, const std::vector<int64_t>& rows,
@@ -21,7 +67,7 @@ StripShape shape_of(const Tensor& x, const Tensor& taps, const Tensor& shifts,
   STD_TORCH_CHECK(kernel.size() == 2 && rows.size() == columns.size(),
                   "strip_conv: expected two sides of the kernel, a row and a column of each strip");
   StripShape s;
-  s.maps = depthwise_maps(x);
+  s.maps = map_sizes(x);
   s.kernel_height = kernel[0];
   s.kernel_width = kernel[1];
   s.strips = static_cast<int64_t>(rows.size());
@@ -40,14 +86,14 @@ Tensor strip_conv(Tensor x, Tensor taps, Tensor shifts, std::vector<int64_t> ker
                   std::vector<int64_t> rows, std::vector<int64_t> columns) {
   const StripShape s = shape_of(x, taps, shifts, kernel, rows, columns);
   const StripKernels& kernels = kernels_for(dtype_of(x));
-  Tensor out = empty_map(x, s.maps.channels, s.maps.height, s.maps.width, s.maps.channels_last);
+  Tensor out = empty_map(x, s.maps);
   const void *source = x.const_data_ptr(), *weights = taps.const_data_ptr();
   const void* biases = shifts.const_data_ptr();
   void* target = out.mutable_data_ptr();
   const int64_t tile = kernels.tile_columns(s, false);
-  const DepthwiseWork work(s.maps, kernels.lanes, tile);
+  const StripWork work(s.maps, kernels.lanes, tile);
   work.run(kernels.scratch_bytes(s, tile, false),
-           [&](int64_t, const DepthwisePiece& piece, char* scratch) {
+           [&](int64_t, const StripPiece& piece, char* scratch) {
              kernels.forward(s, piece, source, weights, biases, target, scratch);
            });
   return out;
@@ -59,19 +105,19 @@ std::tuple<Tensor, Tensor, Tensor> strip_conv_backward(Tensor grad, Tensor x, Te
                                                        std::vector<int64_t> columns) {
   const StripShape s = shape_of(x, taps, shifts, kernel, rows, columns);
   const StripKernels& kernels = kernels_for(dtype_of(x));
-  Tensor dx = empty_map(x, s.maps.channels, s.maps.height, s.maps.width, s.maps.channels_last);
+  Tensor dx = empty_map(x, s.maps);
   Tensor dtaps = torch::stable::new_empty(taps, {s.maps.channels, s.taps});
   Tensor dshifts = torch::stable::new_empty(shifts, {s.maps.channels, s.shifts()});
   const void *gradient = grad.const_data_ptr(), *source = x.const_data_ptr();
   const void *weights = taps.const_data_ptr(), *biases = shifts.const_data_ptr();
   void* target = dx.mutable_data_ptr();
   const int64_t tile = kernels.tile_columns(s, true);
-  const DepthwiseWork work(s.maps, kernels.lanes, tile);
+  const StripWork work(s.maps, kernels.lanes, tile);
   const int64_t count = static_cast<int64_t>(work.pieces().size());
   const int64_t piece_sums = (s.taps + s.shifts()) * kernels.lanes;
   std::vector<double> sums(count * piece_sums);
   work.run(kernels.scratch_bytes(s, tile, true),
-           [&](int64_t i, const DepthwisePiece& piece, char* scratch) {
+           [&](int64_t i, const StripPiece& piece, char* scratch) {
              kernels.backward(s, piece, gradient, source, weights, biases, target,
                               sums.data() + i * piece_sums, scratch);
            });

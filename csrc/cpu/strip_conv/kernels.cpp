@@ -9,6 +9,25 @@ namespace {
 // Scratch memory of a worker, unless the kernels ask for more: what a second-level cache holds.
 constexpr int64_t kScratchBytes = 1 << 20;
 
+// out [channels, length] = the sums of all pieces. sums [pieces][stride] pixels, those of interest
+// from `first` on. total [channels * length] is scratch.
+template <class S>
+static void reduce_sums(const MapSizes& maps, const StripPiece* pieces, int64_t count,
+                        const double* sums, int64_t stride, int64_t first, int64_t length,
+                        double* total, S* out) {
+  constexpr int kW = kWidth<Compute<S>>;
+  for (int64_t i = 0; i < maps.channels * length; ++i) total[i] = 0;
+  for (int64_t piece = 0; piece < count; ++piece) {
+    const LaneGroup<S> group(maps, pieces[piece].group);
+    const double* from = sums + (piece * stride + first) * kW;
+    for (int64_t lane = 0; lane < group.lanes(); ++lane)
+      for (int64_t i = 0; i < length; ++i)
+        total[group.channel(lane) * length + i] += from[i * kW + lane];
+  }
+  for (int64_t i = 0; i < maps.channels * length; ++i)
+    store_one(out + i, static_cast<Compute<S>>(total[i]));
+}
+
 template <class S>
 struct StripEntries {
   using C = Compute<S>;
@@ -25,20 +44,20 @@ struct StripEntries {
     return backward ? StripBackward<S>(s, columns, nullptr).bytes()
                     : StripForward<S>(s, columns, nullptr).bytes();
   }
-  static void forward(const StripShape& s, const DepthwisePiece& piece, const void* x,
-                      const void* taps, const void* shifts, void* out, void* scratch) {
+  static void forward(const StripShape& s, const StripPiece& piece, const void* x, const void* taps,
+                      const void* shifts, void* out, void* scratch) {
     StripForward<S>(s, piece.right - piece.left, scratch)
         .run(piece, static_cast<const S*>(x), static_cast<const S*>(taps),
              static_cast<const S*>(shifts), static_cast<S*>(out));
   }
-  static void backward(const StripShape& s, const DepthwisePiece& piece, const void* grad,
+  static void backward(const StripShape& s, const StripPiece& piece, const void* grad,
                        const void* x, const void* taps, const void* shifts, void* dx, double* sums,
                        void* scratch) {
     StripBackward<S>(s, piece.right - piece.left, scratch)
         .run(piece, static_cast<const S*>(grad), static_cast<const S*>(x),
              static_cast<const S*>(taps), static_cast<const S*>(shifts), static_cast<S*>(dx), sums);
   }
-  static void reduce(const StripShape& s, const DepthwisePiece* pieces, int64_t count,
+  static void reduce(const StripShape& s, const StripPiece* pieces, int64_t count,
                      const double* sums, void* dtaps, void* dshifts, double* totals) {
     const int64_t stride = s.taps + s.shifts();
     reduce_sums<S>(s.maps, pieces, count, sums, stride, 0, s.taps, totals, static_cast<S*>(dtaps));

@@ -1,11 +1,116 @@
-// Buffers of rows of pixels in the scratch memory of a worker.
+// Rows of pixels in the scratch memory of a worker: a pixel is a vector with one plane of a group
+// in every lane. Half precision becomes float on the way there, lanes without a plane are zero. For
+// contiguous maps squares of planes x pixels are transposed.
 #pragma once
 
 #include "cpu/common/arena.h"
-#include "lanes.h"
+#include "host.h"
 #include "taps.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
+
+// out[i][lane] = line(lane)[i] for i < count. Writes whole squares: zeros follow.
+template <class S, class Line>
+ATTNOPS_INLINE void pack_lines(const Line& line, int64_t lanes, int64_t count, Compute<S>* out) {
+  using C = Compute<S>;
+  constexpr int kW = kWidth<C>;
+  for (int64_t i = 0; i < count; i += kW) {
+    typename Vec<C>::V square[kW] = {};
+    if (lanes == kW && count - i >= kW) {
+#pragma GCC unroll 16
+      for (int lane = 0; lane < kW; ++lane) square[lane] = load(line(lane) + i);
+    } else {
+      for (int64_t lane = 0; lane < lanes; ++lane)
+        square[lane] = load_lanes(line(lane) + i, min64(kW, count - i));
+    }
+    transpose_steps<C>(square);
+#pragma GCC unroll 16
+    for (int p = 0; p < kW; ++p) store(out + (i + p) * kW, square[p]);
+  }
+}
+
+// line(lane)[i] = in[i][lane] for i < count. Reads whole squares.
+template <class S, class Line>
+ATTNOPS_INLINE void unpack_lines(const Compute<S>* in, int64_t lanes, int64_t count,
+                                 const Line& line) {
+  using C = Compute<S>;
+  constexpr int kW = kWidth<C>;
+  for (int64_t i = 0; i < count; i += kW) {
+    typename Vec<C>::V square[kW];
+#pragma GCC unroll 16
+    for (int p = 0; p < kW; ++p) square[p] = load(in + (i + p) * kW);
+    transpose_steps<C>(square);
+    if (lanes == kW && count - i >= kW) {
+#pragma GCC unroll 16
+      for (int lane = 0; lane < kW; ++lane) store(line(lane) + i, square[lane]);
+    } else {
+      for (int64_t lane = 0; lane < lanes; ++lane)
+        store_lanes(line(lane) + i, square[lane], min64(kW, count - i));
+    }
+  }
+}
+
+// Where the planes of a group are.
+template <class S>
+class LaneGroup {
+ public:
+  using C = Compute<S>;
+
+  LaneGroup(const MapSizes& maps, int64_t group) : maps_(maps) {
+    constexpr int kW = kWidth<C>;
+    if (maps.channels_last) {
+      const int64_t groups = (maps.channels + kW - 1) / kW;  // of a batch item
+      first_ = group % groups * kW;
+      lanes_ = min64(kW, maps.channels - first_);
+      offset_ = group / groups * maps.height * maps.width * maps.channels + first_;
+    } else {
+      first_ = group * kW;
+      lanes_ = min64(kW, maps.batch * maps.channels - first_);
+      offset_ = first_ * maps.height * maps.width;
+    }
+  }
+
+  int64_t lanes() const { return lanes_; }
+  int64_t channel(int64_t lane) const { return (first_ + lane) % maps_.channels; }
+
+  // out: the pixels of row y from column x on.
+  void pack(const S* map, int64_t y, int64_t x, int64_t count, C* out) const {
+    const S* start = map + start_of(y, x);
+    if (!maps_.channels_last) {
+      const int64_t plane = maps_.height * maps_.width;
+      pack_lines<S>([=](int64_t lane) { return start + lane * plane; }, lanes_, count, out);
+      return;
+    }
+    for (int64_t i = 0; i < count; ++i)
+      store(out + i * kWidth<C>, load_lanes(start + i * maps_.channels, lanes_));
+  }
+
+  void unpack(const C* in, int64_t y, int64_t x, int64_t count, S* map) const {
+    S* start = map + start_of(y, x);
+    if (!maps_.channels_last) {
+      const int64_t plane = maps_.height * maps_.width;
+      unpack_lines<S>(in, lanes_, count, [=](int64_t lane) { return start + lane * plane; });
+      return;
+    }
+    for (int64_t i = 0; i < count; ++i)
+      store_lanes(start + i * maps_.channels, load(in + i * kWidth<C>), lanes_);
+  }
+
+  // out [count] pixels from parameters [channels, count].
+  void pack_parameters(const S* parameters, int64_t count, C* out) const {
+    pack_lines<S>([=](int64_t lane) { return parameters + channel(lane) * count; }, lanes_, count,
+                  out);
+  }
+
+ private:
+  int64_t start_of(int64_t y, int64_t x) const {
+    const int64_t pixel = y * maps_.width + x;
+    return offset_ + pixel * (maps_.channels_last ? maps_.channels : 1);
+  }
+
+  const MapSizes maps_;
+  int64_t first_, lanes_, offset_;
+};
 
 // Columns [left, right).
 struct Span {
@@ -29,8 +134,7 @@ struct RowRing {
   // more. At an odd number of cache lines neighbours of a column spread over all cache sets.
   static int64_t stride_for(int64_t columns) {
     constexpr int64_t kRoom = kWidth<C> > kSlide ? kWidth<C> : kSlide;
-    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(C));
-    return (round_up((columns + kRoom) * kWidth<C>, kLine) / kLine | 1) * kLine;
+    return odd_lines<C>((columns + kRoom) * kWidth<C>);
   }
 
   RowRing(Arena& arena, int64_t rows, int64_t columns)
@@ -123,6 +227,60 @@ class LocalConvolution {
   int64_t height_, width_;
   const C** window_;
   Term<C>* terms_;
+};
+
+// How far a pixel sees to the side and up or down.
+struct StripReach {
+  int64_t local_side, local_up;  // of the local kernel
+  int64_t side = 0, up = 0;      // of the longest row and column
+
+  explicit StripReach(const StripShape& s)
+      : local_side(s.kernel_width / 2), local_up(s.kernel_height / 2) {
+    for (int64_t i = 0; i < s.strips; ++i) {
+      side = max64(side, s.rows[i] / 2);
+      up = max64(up, s.columns[i] / 2);
+    }
+  }
+};
+
+// Index of the first tap of the row of a strip; those of its column follow.
+ATTNOPS_INLINE int64_t row_tap(const StripShape& s, int64_t strip) {
+  int64_t tap = s.kernel_height * s.kernel_width;
+  for (int64_t i = 0; i < strip; ++i) tap += s.rows[i] + s.columns[i];
+  return tap;
+}
+ATTNOPS_INLINE int64_t column_tap(const StripShape& s, int64_t strip) {
+  return row_tap(s, strip) + s.rows[strip];
+}
+
+template <class S>
+class StripParameters {
+ public:
+  using C = Compute<S>;
+
+  StripParameters(Arena& arena, const StripShape& s)
+      : shape_(s),
+        taps_(arena.take<C>(round_up(s.taps, kWidth<C>) * kWidth<C>)),
+        shifts_(arena.take<C>(round_up(s.shifts(), kWidth<C>) * kWidth<C>)) {}
+
+  void pack(const LaneGroup<S>& group, const S* taps, const S* shifts) const {
+    group.pack_parameters(taps, shape_.taps, taps_);
+    group.pack_parameters(shifts, shape_.shifts(), shifts_);
+  }
+  // Turns the convolutions into their transposes.
+  void reverse() const {
+    reverse_taps(taps_, shape_.kernel_height * shape_.kernel_width);
+    for (int64_t i = 0; i < shape_.strips; ++i) {
+      reverse_taps(tap(row_tap(shape_, i)), shape_.rows[i]);
+      reverse_taps(tap(column_tap(shape_, i)), shape_.columns[i]);
+    }
+  }
+  C* tap(int64_t i) const { return taps_ + i * kWidth<C>; }
+  C* shift(int64_t i) const { return shifts_ + i * kWidth<C>; }
+
+ private:
+  const StripShape& shape_;
+  C *taps_, *shifts_;
 };
 
 }  // namespace attnops::cpu::ATTNOPS_ISA
