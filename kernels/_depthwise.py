@@ -8,6 +8,7 @@ Neighbouring tiles and taps read the same elements: those come out of the caches
 from __future__ import annotations
 
 from itertools import product
+from typing import NamedTuple
 
 import torch
 import triton
@@ -31,18 +32,28 @@ KERNEL = ["kernel_height", "kernel_width"]
 SPLIT = {False: 2048, True: 512}  # positions, about, that share a partial sum
 
 
+class Tile(NamedTuple):
+    """A run of pixels of a few channels of a map [channels, height, width]."""
+
+    b_row: tl.tensor  # [POSITIONS]
+    b_column: tl.tensor  # [POSITIONS]
+    b_channel: tl.tensor  # [CHANNELS]
+    b_place: tl.tensor  # [POSITIONS, CHANNELS]: offsets in the map
+    mask: tl.tensor  # [POSITIONS, CHANNELS]
+    channels: tl.tensor
+    height: tl.tensor
+    width: tl.tensor
+
+
 @triton.jit
 def tile_at(
-    tile,
-    block,
-    channels,
-    height,
-    width,
-    POSITIONS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    INNER: tl.constexpr,
+    tile, block, item, sizes, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr, INNER: tl.constexpr
 ):
-    """Row and column [POSITIONS], channel [CHANNELS], offset in an item and mask of a tile."""
+    """The Tile of a number of a tile and of a block of channels, with the places in all maps.
+
+    sizes: channels, height and width.
+    """
+    channels, height, width = sizes
     area = height * width
     b_pixel = tile * POSITIONS + tl.arange(0, POSITIONS)
     b_channel = block * CHANNELS + tl.arange(0, CHANNELS)
@@ -51,14 +62,16 @@ def tile_at(
         b_place = b_pixel.to(tl.int64)[:, None] * channels + b_channel[None, :]
     else:
         b_place = b_channel.to(tl.int64)[None, :] * area + b_pixel[:, None]
-    return b_pixel // width, b_pixel % width, b_channel, b_place, mask
+    b_place += item * channels * area
+    return Tile(
+        b_pixel // width, b_pixel % width, b_channel, b_place, mask, channels, height, width
+    )
 
 
 @triton.jit
-def owned_tile(
-    channels, height, width, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr, INNER: tl.constexpr
-):
-    """Tile, block of channels and item of a program of a grid over whole maps."""
+def owned_tile(sizes, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr, INNER: tl.constexpr):
+    """The Tile of a program of a grid over whole maps."""
+    channels, height, width = sizes
     tiles = tl.cdiv(height * width, POSITIONS)
     blocks = tl.cdiv(channels, CHANNELS)
     # Neighbouring programs: other channels of the same pixels, or other pixels of the channels.
@@ -68,64 +81,49 @@ def owned_tile(
     else:
         tile = tl.program_id(0) % tiles
         block = (tl.program_id(0) // tiles) % blocks
-    return tile, block, (tl.program_id(0) // (blocks * tiles)).to(tl.int64)
+    item = (tl.program_id(0) // (blocks * tiles)).to(tl.int64)
+    return tile_at(tile, block, item, sizes, POSITIONS, CHANNELS, INNER)
 
 
 @triton.jit
-def load_shifted(
-    p_tile, b_row, b_column, down, across, mask, channels, height, width, INNER: tl.constexpr
-):
+def load_shifted(p_map, tile, down, across, INNER: tl.constexpr):
     """The elements `down` rows and `across` columns from those of a tile, zero outside the map."""
-    b_row += down
-    b_column += across
-    inside = (b_row >= 0) & (b_row < height) & (b_column >= 0) & (b_column < width)
-    shift = (down * width + across).to(tl.int64)
+    b_row = tile.b_row + down
+    b_column = tile.b_column + across
+    inside = (b_row >= 0) & (b_row < tile.height) & (b_column >= 0) & (b_column < tile.width)
+    shift = (down * tile.width + across).to(tl.int64)
     if INNER:
-        shift *= channels
-    return tl.load(p_tile + shift, mask=mask & inside[:, None], other=0.0).to(tl.float32)
+        shift *= tile.channels
+    p_tile = p_map + tile.b_place + shift
+    return tl.load(p_tile, mask=tile.mask & inside[:, None], other=0.0).to(tl.float32)
 
 
 @triton.jit
-def convolved(
-    p_tile,
-    p_taps,
-    b_row,
-    b_column,
-    b_channel,
-    mask,
-    channels,
-    height,
-    width,
-    kernel_height,
-    kernel_width,
-    turned,
-    INNER: tl.constexpr,
-):
+def convolved(p_map, p_taps, tile, kernel_height, kernel_width, turned, INNER: tl.constexpr):
     """sum_ij tap[i, j] * x[y + i - kh // 2, x + j - kw // 2], tap by tap: a float32 tile.
 
-    p_tile: the tile's elements of a map; p_taps [kh * kw, C].
+    p_taps [kh * kw, C].
     """
     count = kernel_height * kernel_width
-    in_channels = b_channel < channels
-    acc = tl.zeros(mask.shape, tl.float32)
+    in_channels = tile.b_channel < tile.channels
+    acc = tl.zeros(tile.mask.shape, tl.float32)
     for i in range(count):
         down = i // kernel_width - kernel_height // 2
         across = i % kernel_width - kernel_width // 2
-        b_x = load_shifted(
-            p_tile, b_row, b_column, down, across, mask, channels, height, width, INNER
-        )
+        b_x = load_shifted(p_map, tile, down, across, INNER)
         tap = tl.where(turned != 0, count - 1 - i, i)
-        b_tap = tl.load(p_taps + tap * channels + b_channel, mask=in_channels, other=0.0)
+        p_tap = p_taps + tap * tile.channels + tile.b_channel
+        b_tap = tl.load(p_tap, mask=in_channels, other=0.0)
         acc += b_tap.to(tl.float32)[None, :] * b_x
     return acc
 
 
 @triton.jit
-def load_shift(p_shifts, b_channel, channels):
+def load_shift(p_shifts, tile):
     """A bias [C], as a row of a tile."""
-    return tl.load(p_shifts + b_channel, mask=b_channel < channels, other=0.0).to(tl.float32)[
-        None, :
-    ]
+    in_channels = tile.b_channel < tile.channels
+    b_shift = tl.load(p_shifts + tile.b_channel, mask=in_channels, other=0.0)
+    return b_shift.to(tl.float32)[None, :]
 
 
 @triton.jit(do_not_specialize=[*SIZES, *KERNEL, "turned", "has_shift"])
@@ -152,30 +150,12 @@ def convolve_kernel(
     Grid: B * ceil(C / CHANNELS) * ceil(H * W / POSITIONS); one program owns a run of pixels of a
     few channels of one item. Reads x and writes out once.
     """
-    channels = known_multiple(channels, MULTIPLE)
-    tile, block, batch = owned_tile(channels, height, width, POSITIONS, CHANNELS, INNER)
-    b_row, b_column, b_channel, b_place, mask = tile_at(
-        tile, block, channels, height, width, POSITIONS, CHANNELS, INNER
-    )
-    b_place += batch * channels * height * width
-    b_out = convolved(
-        p_x + b_place,
-        p_taps,
-        b_row,
-        b_column,
-        b_channel,
-        mask,
-        channels,
-        height,
-        width,
-        kernel_height,
-        kernel_width,
-        turned,
-        INNER,
-    )
+    sizes = (known_multiple(channels, MULTIPLE), height, width)
+    tile = owned_tile(sizes, POSITIONS, CHANNELS, INNER)
+    b_out = convolved(p_x, p_taps, tile, kernel_height, kernel_width, turned, INNER)
     if has_shift != 0:
-        b_out += load_shift(p_shift, b_channel, channels)
-    tl.store(p_out + b_place, b_out.to(p_out.dtype.element_ty), mask=mask)
+        b_out += load_shift(p_shift, tile)
+    tl.store(p_out + tile.b_place, b_out.to(p_out.dtype.element_ty), mask=tile.mask)
 
 
 @triton.jit
@@ -213,36 +193,30 @@ def tap_sums_kernel(
     cache takes from there.
     """
     channels = known_multiple(channels, MULTIPLE)
+    sizes = (channels, height, width)
     blocks = tl.cdiv(channels, CHANNELS)
     block = tl.program_id(0) % blocks
     split = (tl.program_id(0) // blocks) % splits
     part = (tl.program_id(0) // blocks).to(tl.int64)
-    item = part // splits * channels * height * width
+    item = part // splits
     first = split * split_tiles
     last = tl.minimum(first + split_tiles, tl.cdiv(height * width, POSITIONS))
     b_channel = block * CHANNELS + tl.arange(0, CHANNELS)
     p_part = p_sums + part * rows * channels + b_channel
     in_channels = b_channel < channels
     acc = tl.zeros([POSITIONS, CHANNELS], tl.float32)
-    for tile in range(first, last):
-        _, _, _, b_place, mask = tile_at(
-            tile, block, channels, height, width, POSITIONS, CHANNELS, INNER
-        )
-        acc += tl.load(p_grad + item + b_place, mask=mask, other=0.0).to(tl.float32)
+    for n in range(first, last):
+        tile = tile_at(n, block, item, sizes, POSITIONS, CHANNELS, INNER)
+        acc += tl.load(p_grad + tile.b_place, mask=tile.mask, other=0.0).to(tl.float32)
     tl.store(p_part + shift * channels, sum_positions(acc), mask=in_channels)
     for i in range(kernel_height * kernel_width):
         down = i // kernel_width - kernel_height // 2
         across = i % kernel_width - kernel_width // 2
         acc = tl.zeros([POSITIONS, CHANNELS], tl.float32)
-        for tile in range(first, last):
-            b_row, b_column, _, b_place, mask = tile_at(
-                tile, block, channels, height, width, POSITIONS, CHANNELS, INNER
-            )
-            b_place += item
-            b_grad = tl.load(p_grad + b_place, mask=mask, other=0.0).to(tl.float32)
-            acc += b_grad * load_shifted(
-                p_x + b_place, b_row, b_column, down, across, mask, channels, height, width, INNER
-            )
+        for n in range(first, last):
+            tile = tile_at(n, block, item, sizes, POSITIONS, CHANNELS, INNER)
+            b_grad = tl.load(p_grad + tile.b_place, mask=tile.mask, other=0.0).to(tl.float32)
+            acc += b_grad * load_shifted(p_x, tile, down, across, INNER)
         tl.store(p_part + (tap + i) * channels, sum_positions(acc), mask=in_channels)
 
 

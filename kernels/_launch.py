@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,13 @@ def known_factor(like: torch.Tensor, *lengths: int) -> int:
     """Elements in 16 bytes if all row lengths are multiples of them, else 1: FACTORS has both."""
     factor = 16 // like.element_size()
     return factor if all(length % factor == 0 for length in lengths) else 1
+
+
+@contextlib.contextmanager
+def on_device(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Makes the tensors' device current; gives them, those copied that do not start on 16 bytes."""
+    with device_guard(tensors[0]):
+        yield tuple(map(aligned_storage, tensors))
 
 
 @triton.jit

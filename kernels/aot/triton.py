@@ -41,22 +41,15 @@ def all_cases() -> tuple[AotCase, ...]:
     )
 
 
-def _called_by(function: JITFunction) -> set[str]:
-    names = function.fn.__code__.co_names
-    found = [function.fn.__globals__.get(name) for name in names]
-    return {f.__name__ for f in found if isinstance(f, JITFunction)}
-
-
 def kernel_names(sources: list[ModuleType] | None = None) -> set[str]:
-    """Jitted functions of the modules that no other one calls: kernels, not helpers of kernels."""
+    """Jitted functions of the modules that no other one names: kernels, not helpers of kernels."""
     functions = {
         value.__name__: value
         for module in (modules() if sources is None else sources)
         for value in vars(module).values()
         if isinstance(value, JITFunction) and value.fn.__module__ == module.__name__
     }
-    helpers = set().union(*map(_called_by, functions.values())) if functions else set()
-    return set(functions) - helpers
+    return set(functions) - {n for f in functions.values() for n in f.fn.__code__.co_names}
 
 
 def label(case: AotCase) -> str:

@@ -1,9 +1,6 @@
-"""Triton forward and backward of depthwise_gelu.
+"""Triton forward of depthwise_gelu, and the kernel that the backward shares.
 
 Source: Guo et al., SegNeXt (NeurIPS 2022), figure 2.
-
-The backward computes the convolution z again and keeps one map, in float32: dz = grad * gelu'(z).
-dx is its transposed convolution; dweight and dbias are partial sums, added in order.
 """
 
 from __future__ import annotations
@@ -15,28 +12,14 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
-from .._depthwise import (
-    KERNEL,
-    SIZES,
-    TapSums,
-    by_tap,
-    convolve,
-    convolved,
-    launch_of,
-    layouts,
-    load_shift,
-    map_programs,
-    owned_tile,
-    refuse_map,
-    tile_at,
-)
+from .. import _depthwise as depthwise
 from .._launch import (
     TRITON_DTYPES,
     AotCase,
     Launch,
     aligned_storage,
-    device_guard,
     known_multiple,
+    on_device,
     run,
 )
 
@@ -44,7 +27,7 @@ SQRT_HALF = tl.constexpr(0.7071067811865476)
 DENSITY_AT_0 = tl.constexpr(0.3989422804014327)  # of the normal distribution: 1 / sqrt(2 pi)
 
 
-@triton.jit(do_not_specialize=[*SIZES, *KERNEL, "has_bias"])
+@triton.jit(do_not_specialize=[*depthwise.SIZES, *depthwise.KERNEL, "has_bias"])
 def gelu_kernel(
     p_x,
     p_taps,
@@ -71,39 +54,21 @@ def gelu_kernel(
     Grid: B * ceil(C / CHANNELS) * ceil(H * W / POSITIONS); one program owns a run of pixels of a
     few channels of one item. Reads x (and grad) and writes out once.
     """
-    channels = known_multiple(channels, MULTIPLE)
-    tile, block, batch = owned_tile(channels, height, width, POSITIONS, CHANNELS, INNER)
-    b_row, b_column, b_channel, b_place, mask = tile_at(
-        tile, block, channels, height, width, POSITIONS, CHANNELS, INNER
-    )
-    b_place += batch * channels * height * width
-    b_z = convolved(
-        p_x + b_place,
-        p_taps,
-        b_row,
-        b_column,
-        b_channel,
-        mask,
-        channels,
-        height,
-        width,
-        kernel_height,
-        kernel_width,
-        0,
-        INNER,
-    )
+    sizes = (known_multiple(channels, MULTIPLE), height, width)
+    tile = depthwise.owned_tile(sizes, POSITIONS, CHANNELS, INNER)
+    b_z = depthwise.convolved(p_x, p_taps, tile, kernel_height, kernel_width, 0, INNER)
     if has_bias != 0:
-        b_z += load_shift(p_bias, b_channel, channels)
+        b_z += depthwise.load_shift(p_bias, tile)
     b_share = 0.5 * (1.0 + tl.math.erf(b_z * SQRT_HALF))
     if BACKWARD:
-        b_grad = tl.load(p_grad + b_place, mask=mask, other=0.0).to(tl.float32)
+        b_grad = tl.load(p_grad + tile.b_place, mask=tile.mask, other=0.0).to(tl.float32)
         b_out = b_grad * (b_share + b_z * (DENSITY_AT_0 * tl.exp(-0.5 * b_z * b_z)))
     else:
         b_out = b_z * b_share
-    tl.store(p_out + b_place, b_out.to(p_out.dtype.element_ty), mask=mask)
+    tl.store(p_out + tile.b_place, b_out.to(p_out.dtype.element_ty), mask=tile.mask)
 
 
-def _gelu(
+def run_gelu(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -111,11 +76,11 @@ def _gelu(
     out: torch.Tensor,
 ) -> None:
     """out = gelu(z), or grad * gelu'(z) where a gradient is given."""
-    launch = gelu_launch(launch_of(x), grad is not None)
-    taps = by_tap(weight)
+    launch = gelu_launch(depthwise.launch_of(x), grad is not None)
+    taps = depthwise.by_tap(weight)
     run(
         gelu_kernel,
-        map_programs(x, launch),
+        depthwise.map_programs(x, launch),
         x,
         taps,
         taps if bias is None else aligned_storage(bias),
@@ -137,34 +102,14 @@ def forward(
 ) -> tuple[torch.Tensor]:
     """out [B, C, H, W] in the layout of x."""
     out = empty_map(x.shape, x, is_channels_inner(x))
-    with device_guard(x):
-        _gelu(aligned_storage(x), weight, bias, None, out)
+    with on_device(x) as (x,):
+        run_gelu(x, weight, bias, None, out)
     return (out,)
-
-
-def backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dx like x, dweight like weight, dbias [C]."""
-    kernel = weight.shape[2:]
-    count = kernel[0] * kernel[1]
-    launch = launch_of(x)
-    dx = empty_map(x.shape, x, is_channels_inner(x))
-    dz = torch.empty_like(x, dtype=torch.float32)
-    with device_guard(x):
-        grad, x = map(aligned_storage, (grad, x))
-        _gelu(x, weight, bias, grad, dz)
-        convolve(dz, dx, by_tap(weight), None, kernel, True, launch)
-        sums = TapSums(x, count + 1, launch)
-        sums.add(dz, x, kernel, 0, count)
-        totals = sums.totals(x.dtype)
-    dweight = totals[:, :count].contiguous().view(weight.shape)
-    return dx, dweight, totals[:, count].contiguous()
 
 
 def refuse(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> str | None:
     """The reason why these kernels cannot run an input, None if they can."""
-    return refuse_map(x)
+    return depthwise.refuse_map(x)
 
 
 def aot_cases() -> list[AotCase]:
@@ -172,7 +117,7 @@ def aot_cases() -> list[AotCase]:
     cases = []
     for dtype in TRITON_DTYPES.values():
         pointers = dict.fromkeys(("p_x", "p_taps", "p_bias", "p_grad", "p_out"), dtype)
-        for launch in layouts(dtype):
+        for launch in depthwise.layouts(dtype):
             cases.append(AotCase(gelu_kernel, pointers, gelu_launch(launch, False)))
             wide = pointers | {"p_out": "fp32"}
             cases.append(AotCase(gelu_kernel, wide, gelu_launch(launch, True)))

@@ -15,7 +15,7 @@ import torch
 
 from ..._layout import empty_map, is_channels_inner
 from .._depthwise import TapSums, by_tap, convolve, launch_of
-from .._launch import aligned_storage, device_guard
+from .._launch import on_device
 from .forward import groups_of
 
 
@@ -33,8 +33,7 @@ def backward(
     groups = groups_of(kernel, rows, columns)
     count, biases = taps.shape[1], shifts.shape[1]
     dx = empty_map(x.shape, x, is_channels_inner(x))
-    with device_guard(x):
-        grad, x = map(aligned_storage, (grad, x))
+    with on_device(grad, x) as (grad, x):
         taps, shifts = by_tap(taps), by_tap(shifts)
         sums = TapSums(x, count + biases, launch)
         dlocal = grad

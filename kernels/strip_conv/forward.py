@@ -17,34 +17,13 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
-from .._depthwise import (
-    SIZES,
-    by_tap,
-    convolve,
-    convolved,
-    launch_of,
-    layouts,
-    load_shift,
-    map_programs,
-    owned_tile,
-    refuse_map,
-    tile_at,
-)
-from .._launch import (
-    TRITON_DTYPES,
-    AotCase,
-    Launch,
-    aligned_storage,
-    device_guard,
-    known_multiple,
-    round_up,
-    run,
-)
+from .. import _depthwise as depthwise
+from .._launch import TRITON_DTYPES, AotCase, Launch, known_multiple, on_device, round_up, run
 
 GROUP = tl.constexpr(3)  # strips that a kernel takes at once; SegNeXt has three
 ALIGNED = tl.constexpr(4)  # scratch maps start on multiples of so many floats: of 16 bytes
 STRIPS = [
-    *SIZES,
+    *depthwise.SIZES,
     "batches",
     "tap",
     "shift",
@@ -59,8 +38,9 @@ STRIPS = [
 
 
 @triton.jit
-def map_stride(batches, channels, height, width):
+def map_stride(batches, sizes):
     """Elements from one scratch map of a group to the next."""
+    channels, height, width = sizes
     elements = tl.cast(batches, tl.int64) * channels * height * width
     return tl.cdiv(elements, ALIGNED) * ALIGNED
 
@@ -99,42 +79,25 @@ def spread_strips_kernel(
     few channels of one item in every map. Reads x once (further taps out of the caches), writes the
     maps once.
     """
-    channels = known_multiple(channels, MULTIPLE)
-    tile, block, batch = owned_tile(channels, height, width, POSITIONS, CHANNELS, INNER)
-    b_row, b_column, b_channel, b_place, mask = tile_at(
-        tile, block, channels, height, width, POSITIONS, CHANNELS, INNER
-    )
-    b_place += batch * channels * height * width
-    stride = map_stride(batches, channels, height, width)
+    sizes = (known_multiple(channels, MULTIPLE), height, width)
+    lengths = (rows_0, columns_0, rows_1, columns_1, rows_2, columns_2)
+    tile = depthwise.owned_tile(sizes, POSITIONS, CHANNELS, INNER)
+    stride = map_stride(batches, sizes)
     for s in tl.static_range(GROUP):
-        if s == 0:
-            rows = rows_0
-            columns = columns_0
-        elif s == 1:
-            rows = rows_1
-            columns = columns_1
-        else:
-            rows = rows_2
-            columns = columns_2
+        rows, columns = lengths[2 * s], lengths[2 * s + 1]
         if rows > 0:
-            b_map = convolved(
-                p_x + b_place,
-                p_taps + (tap + tl.where(backward != 0, rows, 0)) * channels,
-                b_row,
-                b_column,
-                b_channel,
-                mask,
-                channels,
-                height,
-                width,
+            b_map = depthwise.convolved(
+                p_x,
+                p_taps + (tap + tl.where(backward != 0, rows, 0)) * tile.channels,
+                tile,
                 tl.where(backward != 0, columns, 1),
                 tl.where(backward != 0, 1, rows),
                 backward,
                 INNER,
             )
             if backward == 0:
-                b_map += load_shift(p_shifts + (shift + 2 * s) * channels, b_channel, channels)
-            tl.store(p_maps + s * stride + b_place, b_map, mask=mask)
+                b_map += depthwise.load_shift(p_shifts + (shift + 2 * s) * tile.channels, tile)
+            tl.store(p_maps + s * stride + tile.b_place, b_map, mask=tile.mask)
         tap += rows + columns
 
 
@@ -169,44 +132,27 @@ def gather_strips_kernel(
     p_base, p_out [B, C, H, W]; p_maps, taps, biases and grid as in spread_strips_kernel.
     Reads base and the maps once (further taps out of the caches), writes out once.
     """
-    channels = known_multiple(channels, MULTIPLE)
-    tile, block, batch = owned_tile(channels, height, width, POSITIONS, CHANNELS, INNER)
-    b_row, b_column, b_channel, b_place, mask = tile_at(
-        tile, block, channels, height, width, POSITIONS, CHANNELS, INNER
-    )
-    b_place += batch * channels * height * width
-    stride = map_stride(batches, channels, height, width)
-    b_out = tl.load(p_base + b_place, mask=mask, other=0.0).to(tl.float32)
+    sizes = (known_multiple(channels, MULTIPLE), height, width)
+    lengths = (rows_0, columns_0, rows_1, columns_1, rows_2, columns_2)
+    tile = depthwise.owned_tile(sizes, POSITIONS, CHANNELS, INNER)
+    stride = map_stride(batches, sizes)
+    b_out = tl.load(p_base + tile.b_place, mask=tile.mask, other=0.0).to(tl.float32)
     for s in tl.static_range(GROUP):
-        if s == 0:
-            rows = rows_0
-            columns = columns_0
-        elif s == 1:
-            rows = rows_1
-            columns = columns_1
-        else:
-            rows = rows_2
-            columns = columns_2
+        rows, columns = lengths[2 * s], lengths[2 * s + 1]
         if rows > 0:
-            b_out += convolved(
-                p_maps + s * stride + b_place,
-                p_taps + (tap + tl.where(backward != 0, 0, rows)) * channels,
-                b_row,
-                b_column,
-                b_channel,
-                mask,
-                channels,
-                height,
-                width,
+            b_out += depthwise.convolved(
+                p_maps + s * stride,
+                p_taps + (tap + tl.where(backward != 0, 0, rows)) * tile.channels,
+                tile,
                 tl.where(backward != 0, 1, columns),
                 tl.where(backward != 0, rows, 1),
                 backward,
                 INNER,
             )
             if backward == 0:
-                b_out += load_shift(p_shifts + (shift + 2 * s + 1) * channels, b_channel, channels)
+                b_out += depthwise.load_shift(p_shifts + (shift + 2 * s + 1) * tile.channels, tile)
         tap += rows + columns
-    tl.store(p_out + b_place, b_out.to(p_out.dtype.element_ty), mask=mask)
+    tl.store(p_out + tile.b_place, b_out.to(p_out.dtype.element_ty), mask=tile.mask)
 
 
 @dataclass(frozen=True)
@@ -237,7 +183,7 @@ class Strips:
         maps = x.new_empty((len(self.rows), stride), dtype=torch.float32)
         run(
             spread_strips_kernel,
-            map_programs(x, launch),
+            depthwise.map_programs(x, launch),
             x,
             taps,
             shifts,
@@ -260,7 +206,7 @@ class Strips:
         """out = base and what the maps of `spread` add to it."""
         run(
             gather_strips_kernel,
-            map_programs(base, launch),
+            depthwise.map_programs(base, launch),
             base,
             maps,
             taps,
@@ -292,13 +238,13 @@ def forward(
     columns: list[int],
 ) -> tuple[torch.Tensor]:
     """out [B, C, H, W] in the layout of x, for taps [C, T] and shifts [C, 1 + 2 * strips]."""
-    launch = launch_of(x)
+    launch = depthwise.launch_of(x)
     groups = groups_of(kernel, rows, columns)
     out = empty_map(x.shape, x, is_channels_inner(x))
-    with device_guard(x):
-        taps, shifts = by_tap(taps), by_tap(shifts)
+    with on_device(x) as (x,):
+        taps, shifts = depthwise.by_tap(taps), depthwise.by_tap(shifts)
         local = torch.empty_like(x, dtype=torch.float32) if groups else out
-        convolve(aligned_storage(x), local, taps, shifts, kernel, False, launch)
+        depthwise.convolve(x, local, taps, shifts, kernel, False, launch)
         base = local
         for strips in groups:
             target = out if strips is groups[-1] else torch.empty_like(local)
@@ -310,7 +256,7 @@ def forward(
 
 def refuse(x: torch.Tensor, *parameters: object) -> str | None:
     """The reason why these kernels cannot run an input, None if they can."""
-    return refuse_map(x)
+    return depthwise.refuse_map(x)
 
 
 def aot_cases() -> list[AotCase]:
@@ -318,7 +264,7 @@ def aot_cases() -> list[AotCase]:
     cases = []
     for dtype in TRITON_DTYPES.values():
         parameters = {"p_taps": dtype, "p_shifts": dtype, "p_maps": "fp32"}
-        for launch in layouts(dtype):
+        for launch in depthwise.layouts(dtype):
             for source in {"fp32", dtype}:
                 cases.append(AotCase(spread_strips_kernel, parameters | {"p_x": source}, launch))
             for base, out in {("fp32", "fp32"), ("fp32", dtype), (dtype, "fp32")}:
