@@ -8,19 +8,19 @@
 MAKEFLAGS += --no-print-directory
 
 # Only a recipe that needs the interpreter asks for it.
-SELECT = $(or $(PYTHON),python3) build_tools/environment.py
+SELECT = "$(or $(PYTHON),python3)" build_tools/environment.py
 ENVIRONMENT = $(SELECT) --venv "$(VENV)" $(if $(PYTHON),--given)
 PY = "$$($(ENVIRONMENT) --print)"
 
 # Triton kernels run in Triton's interpreter, on CPU tensors; `make gpu` runs them compiled. One
 # thread a worker, the workers fill the cores; tests of threading ask for more themselves.
 PYTEST_JOBS ?= auto
-PYTEST = TRITON_INTERPRET=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest tests -q \
-	-n $(PYTEST_JOBS) --maxprocesses 8 --dist worksteal
+PYTEST = TRITON_INTERPRET=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q
+PARALLEL = -n $(PYTEST_JOBS) --maxprocesses 8 --dist worksteal
 
 CPP_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help env build demo test test-all check aot bench gpu wheel clean
+.PHONY: help env build demo test test-all test-wheel check aot bench gpu wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -36,10 +36,13 @@ demo: build  ## the main job on a real picture, with pictures of the result in d
 	@$(PY) examples/denoise.py --out demo
 
 test: build  ## the fast test suite
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) $(PARALLEL) -m "not slow" tests
 
 test-all: build  ## every test, the slow ones too
-	@$(PYTEST)
+	@$(PYTEST) $(PARALLEL) tests
+
+test-wheel: build  ## wheels, installed in other environments and run outside the checkout
+	@$(PYTEST) -m slow tests/tools/test_packaging.py
 
 check: env  ## formatting and lint of Python and C++
 	@$(PY) -m ruff format --check .
@@ -61,7 +64,6 @@ gpu:  ## tests and benchmarks on the CUDA device; results in benchmarks/results/
 	"$$PY" -m attnops.benchmarks gpu --out benchmarks/results
 
 wheel: env  ## dist/attnops-*.whl, one for every Python
-	@rm -rf build/lib build/bdist.*
 	@$(PY) -m pip wheel -q . --no-deps --no-build-isolation --wheel-dir dist
 	@ls dist/*.whl
 

@@ -6,6 +6,7 @@ Metadata is in pyproject.toml, the build itself in build_tools/ (docs/building.m
 from __future__ import annotations
 
 import functools
+import shutil
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -46,11 +47,20 @@ class NativeDistribution(Distribution):
 
 
 class BuildAlways(build):
-    """Runs build_ext even with nothing to compile: it records why beside the package."""
+    """Runs build_ext even with nothing to compile: it records why beside the package.
+
+    Starts from an empty folder: setuptools leaves in it what an earlier version of the sources put
+    there, and packs it.
+    """
 
     sub_commands: ClassVar = [
         (name, None if name == "build_ext" else condition) for name, condition in build.sub_commands
     ]
+
+    def run(self) -> None:
+        if not getattr(self, "editable_mode", False):
+            shutil.rmtree(Path(self.build_lib) / "attnops", ignore_errors=True)
+        super().run()
 
 
 class BuildNative(build_ext):
@@ -79,6 +89,11 @@ class BuildNative(build_ext):
 
 class PlatformWheel(bdist_wheel):
     """One wheel for every Python: the libraries do not depend on it."""
+
+    def run(self) -> None:
+        # What an interrupted run left there would be packed too.
+        shutil.rmtree(self.bdist_dir, ignore_errors=True)
+        super().run()
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]

@@ -5,6 +5,8 @@ Without a compiler the install is pure Python, and needs neither to be downloade
 
 from __future__ import annotations
 
+import sys
+
 from setuptools import build_meta
 from setuptools.build_meta import (
     build_editable,
@@ -15,8 +17,8 @@ from setuptools.build_meta import (
     prepare_metadata_for_build_wheel,
 )
 
-from .settings import Settings
-from .toolchain import find_compiler
+from .settings import BuildError, Settings
+from .toolchain import TORCH_REQUIREMENT, usable_compiler
 
 __all__ = [
     "build_editable",
@@ -31,10 +33,11 @@ __all__ = [
 
 
 def _native_requirements() -> list[str]:
-    settings = Settings.from_environ()
-    if (settings.cpu, settings.cuda) == ("0", "0") or find_compiler() is None:
-        return []
-    return ["torch>=2.10", "ninja"]
+    try:
+        compiler, _ = usable_compiler(Settings.from_environ())
+    except BuildError as error:
+        sys.exit(f"error: {error}")
+    return [TORCH_REQUIREMENT, "ninja"] if compiler else []
 
 
 def get_requires_for_build_wheel(config_settings=None) -> list[str]:

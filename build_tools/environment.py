@@ -20,11 +20,13 @@ TORCH = "torch==2.11.0"
 BUILD_REQUIREMENTS = ["setuptools>=77,<82", "wheel", "ninja", "pybind11"]
 OLDEST = (3, 10)
 
-_HAS_TORCH = """
-import sys
+# Pre-releases too: 2.10.0a0+... of NVIDIA's containers.
+_HAS_TORCH = r"""
+import re, sys
 try:
     from importlib.metadata import version
-    sys.exit(tuple(int(n) for n in version("torch").split(".")[:2]) < (2, 10))
+    number = re.match(r"(\d+)\.(\d+)", version("torch"))
+    sys.exit(tuple(map(int, number.groups())) < (2, 10))
 except Exception:
     sys.exit(1)
 """
@@ -98,6 +100,14 @@ def _fingerprint() -> dict[str, str]:
     return {"checkout": str(ROOT), "sha256": digest}
 
 
+def _read_stamp(path: Path) -> object:
+    """None: there is none, or a run that was interrupted left a piece of one."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def set_up(environment: Path | None) -> None:
     """Creates the environment and installs attnops into it; nothing to do: returns at once."""
     python = interpreter(environment)
@@ -106,7 +116,7 @@ def set_up(environment: Path | None) -> None:
     prefix = environment or Path(sys.prefix)
     stamp = prefix / ".attnops-install.json"
     fingerprint = _fingerprint()
-    if stamp.exists() and json.loads(stamp.read_text()) == fingerprint:
+    if _read_stamp(stamp) == fingerprint:
         return
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     _run(*pip, *([] if has_torch(python) else [TORCH]), *BUILD_REQUIREMENTS)

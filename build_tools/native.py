@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import subprocess
@@ -21,16 +20,28 @@ BUILD_DIR = ROOT / "build" / "native"
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One build at a time in a folder: two ninjas would overwrite each other's files."""
+    """One build at a time in a folder: two ninjas would overwrite each other's files.
+
+    Some network file systems have no locks: the build goes on there, and says so.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            import fcntl  # absent outside Unix, where installs are pure and lock nothing
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except (ImportError, OSError) as error:
+            print(
+                f"note: no lock in {folder} ({error}): do not run two builds of this checkout "
+                "at the same time",
+                flush=True,
+            )
         yield
 
 
 def _run_ninja(plan: Plan) -> None:
     path = BUILD_DIR / "build.ninja"
-    path.write_text(ninja_text(plan))
+    path.write_text(ninja_text(plan), encoding="utf-8", errors="surrogateescape")
     command = [plan.ninja, "-C", str(BUILD_DIR), "-j", str(plan.cpp_jobs)]
     if subprocess.run(command).returncode != 0:
         raise BuildError(
@@ -59,6 +70,21 @@ def outputs(plan: Plan) -> dict[str, bool]:
     }
 
 
+def _put_into(package: Path, plan: Plan) -> list[Path]:
+    placed = []
+    for name, wanted in outputs(plan).items():
+        target = package / name
+        if wanted:
+            _place(BUILD_DIR / target.name, target)
+            placed.append(target)
+        else:
+            target.unlink(missing_ok=True)
+    record = package / "lib" / "build.json"
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(plan.describe(), indent=2) + "\n", encoding="utf-8")
+    return [*placed, record]
+
+
 def build(plan: Plan, package: Path) -> list[Path]:
     """Builds into `package` (the folder of attnops/__init__.py); returns the files put there.
 
@@ -66,18 +92,14 @@ def build(plan: Plan, package: Path) -> list[Path]:
     """
     print("\n".join(plan.table()), flush=True)
     plan.check_requirements()
-    placed = []
-    with _locked(BUILD_DIR):
-        if any(outputs(plan).values()):
+    try:
+        if not any(outputs(plan).values()):
+            return _put_into(package, plan)
+        with _locked(BUILD_DIR):
             _run_ninja(plan)
-        for name, wanted in outputs(plan).items():
-            target = package / name
-            if wanted:
-                _place(BUILD_DIR / target.name, target)
-                placed.append(target)
-            else:
-                target.unlink(missing_ok=True)
-        record = package / "lib" / "build.json"
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(plan.describe(), indent=2) + "\n")
-    return [*placed, record]
+            return _put_into(package, plan)
+    except OSError as error:
+        raise BuildError(
+            f"the build cannot write its files ({error}): build in a copy of the sources, in a "
+            "folder that is yours and has space left"
+        ) from error

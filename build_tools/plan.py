@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +12,16 @@ from pathlib import Path
 from . import jobs
 from .packages import ROOT, version
 from .settings import MIN_ARCH, Arch, BuildError, Settings
-from .toolchain import Compiler, Toolkit, Torch, find_compiler, find_ninja, find_toolkit, find_torch
+from .toolchain import (
+    TORCH_REQUIREMENT,
+    Compiler,
+    Toolkit,
+    Torch,
+    find_ninja,
+    find_toolkit,
+    find_torch,
+    usable_compiler,
+)
 
 # Compiler flags of the instruction sets that `csrc/cpu/<op>/kernels.cpp` are compiled for, by
 # machine. The one that runs is chosen when the library is loaded.
@@ -65,7 +73,7 @@ class Plan:
         That is an error, not a reason to leave the libraries out: pip can install it, and without
         the libraries the result would silently be slow.
         """
-        for found, name in ((self.torch, "torch>=2.10"), (self.ninja, "ninja")):
+        for found, name in ((self.torch, TORCH_REQUIREMENT), (self.ninja, "ninja")):
             if self.libraries and found is None:
                 raise BuildError(
                     f"building the libraries needs {name}: pip install '{name}', or set "
@@ -132,7 +140,7 @@ def _select_archs(settings: Settings, toolkit: Toolkit) -> tuple[list[Arch], lis
             notes.append(f"architecture {arch} left out: attnops needs {MIN_ARCH[0]}.{MIN_ARCH[1]}")
         elif f"{arch.major}{arch.minor}" in supported:
             chosen.append(arch)
-        elif settings.archs_given:
+        elif settings.arch_list:
             raise BuildError(
                 f"TORCH_CUDA_ARCH_LIST asks for {arch}, which nvcc {toolkit.version} cannot "
                 f"generate; leave it out, use another toolkit, or set ATTNOPS_CUDA=0"
@@ -165,9 +173,7 @@ def make_plan(settings: Settings | None = None, introspection: bool = False) -> 
     introspection: whether the pybind11 module may be built (source installs).
     """
     settings = settings or Settings.from_environ()
-    supported = sys.platform == "linux"
-    compiler = find_compiler() if supported else None
-    absent = "" if compiler else "no C++ compiler found" if supported else "Linux only"
+    compiler, absent = usable_compiler(settings)
 
     no_cpu = "ATTNOPS_CPU=0" if settings.cpu == "0" else absent
     if not no_cpu and not (ROOT / "csrc/cpu/common/build_info.cpp").exists():
@@ -189,7 +195,8 @@ def make_plan(settings: Settings | None = None, introspection: bool = False) -> 
     if toolkit and remark:
         notes.append(remark)
     no_introspection = absent or _no_introspection(introspection)
-    torch, ninja = find_torch(), find_ninja()
+    # Without a compiler neither is used, so neither can be too old or incomplete.
+    torch, ninja = (find_torch(), find_ninja()) if compiler else (None, None)
     if ninja is None and not no_introspection:
         no_introspection = "ninja is not installed"
     pybind11 = ""

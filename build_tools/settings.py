@@ -63,12 +63,12 @@ def parse_archs(text: str) -> list[Arch]:
     if text.strip().lower() == "native":
         return device_archs()
     merged: dict[tuple[int, int, str], bool] = {}
-    for item in re.split(r"[;,\s]+", text.strip()):
+    for item in re.split(r"[;,\s]+", text.strip("; ,\t\n")):
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", item, flags=re.IGNORECASE)
         if not match:
             raise BuildError(
                 f"TORCH_CUDA_ARCH_LIST: expected entries like 8.0, 9.0a or 10.0+PTX, got {item!r} "
-                f"in {text!r}"
+                f"in {text!r}; correct it, unset it, or set ATTNOPS_CUDA=0"
             )
         key = (int(match[1]), int(match[2]), match[3].lower())
         merged[key] = merged.get(key, False) or bool(match[4])
@@ -84,25 +84,41 @@ def _mode(environ: Mapping[str, str], name: str) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """cpu, cuda: "auto" (built where the tools are), "0" (never), "1" (an error if impossible)."""
+    """cpu, cuda: "auto" (built where the tools are), "0" (never), "1" (an error if impossible).
+
+    arch_list and jobs_text are judged only when a build needs them: machines carry values for other
+    packages (TORCH_CUDA_ARCH_LIST in images without a toolkit), and an install that compiles
+    nothing is no place to refuse them.
+    """
 
     cpu: str = "auto"
     cuda: str = "auto"
-    archs: tuple[Arch, ...] = ()
-    archs_given: bool = False
-    max_jobs: int | None = None
+    arch_list: str = ""
+    jobs_text: str = ""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        cuda = _mode(environ, "ATTNOPS_CUDA")
-        given = environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
-        max_jobs = environ.get("MAX_JOBS", "").strip()
-        if max_jobs and not (max_jobs.isdecimal() and int(max_jobs) > 0):
-            raise BuildError(f"MAX_JOBS: expected a positive number, got {max_jobs!r}")
         return cls(
             cpu=_mode(environ, "ATTNOPS_CPU"),
-            cuda=cuda,
-            archs=() if cuda == "0" else tuple(parse_archs(given or DEFAULT_ARCHS)),
-            archs_given=bool(given),
-            max_jobs=int(max_jobs) if max_jobs else None,
+            cuda=_mode(environ, "ATTNOPS_CUDA"),
+            arch_list=environ.get("TORCH_CUDA_ARCH_LIST", "").strip(),
+            jobs_text=environ.get("MAX_JOBS", "").strip(),
         )
+
+    @property
+    def compiles(self) -> bool:
+        """Whether any library may be built: otherwise no tool is looked for, none can be wrong."""
+        return (self.cpu, self.cuda) != ("0", "0")
+
+    @property
+    def archs(self) -> list[Arch]:
+        return parse_archs(self.arch_list or DEFAULT_ARCHS)
+
+    @property
+    def max_jobs(self) -> int | None:
+        text = self.jobs_text
+        if not text:
+            return None
+        if not (text.isascii() and text.isdecimal() and int(text) > 0):
+            raise BuildError(f"MAX_JOBS: expected a positive number such as 4, got {text!r}")
+        return int(text)

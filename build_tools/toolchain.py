@@ -9,20 +9,30 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
-from .settings import BuildError
+from .settings import BuildError, Settings
 
 MIN_TORCH = (2, 10)
+# With its pre-releases, which rank below 2.10: NVIDIA's containers hold 2.10.0a0+..., and pip would
+# replace them with PyPI's build otherwise. The same line stands in pyproject.toml.
+TORCH_REQUIREMENT = "torch>=2.10.0.dev0"
 
 
 def _output(command: list[str]) -> str:
     """stdout and stderr of a command, or "" where it cannot run."""
     try:
         result = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=60,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
@@ -35,18 +45,39 @@ class Compiler:
     version: str
 
 
+def _compiler_words(cxx: str, path: str | None) -> list[str]:
+    """$CXX as a command: a program, also one with spaces in its path, or one with arguments."""
+    if shutil.which(cxx, path=path):
+        return [cxx]
+    try:
+        return shlex.split(cxx)
+    except ValueError as error:
+        raise BuildError(f"CXX={cxx!r} is not a command line ({error}); correct it") from None
+
+
 def find_compiler(environ: Mapping[str, str] = os.environ) -> Compiler | None:
     """$CXX, else c++, g++, clang++ from the path. None: there is none."""
     path = environ.get("PATH")
-    given = shlex.split(environ.get("CXX", ""))
+    given = _compiler_words(environ.get("CXX", "").strip(), path)
     for words in [given] if given else [["c++"], ["g++"], ["clang++"]]:
         program = shutil.which(words[0], path=path)
         lines = _output([program, *words[1:], "--version"]).splitlines() if program else []
         if lines:
-            return Compiler((program, *words[1:]), lines[0].strip())
+            # ninja runs it in another folder: a relative path would lead nowhere there.
+            return Compiler((os.path.abspath(program), *words[1:]), lines[0].strip())
         if given:
             raise BuildError(f"CXX={environ['CXX']!r} does not run; unset it or name a compiler")
     return None
+
+
+def usable_compiler(settings: Settings) -> tuple[Compiler | None, str]:
+    """The compiler that a build with these settings may use, or why it uses none."""
+    if not settings.compiles:
+        return None, "ATTNOPS_CPU=0 and ATTNOPS_CUDA=0"
+    if sys.platform != "linux":
+        return None, f"compiled on Linux only, this is {sys.platform}"
+    compiler = find_compiler()
+    return compiler, "" if compiler else "no C++ compiler found"
 
 
 @dataclass(frozen=True)
@@ -142,14 +173,33 @@ class Torch:
         return self.root / "lib"
 
 
+def _torch_version(root: Path) -> str:
+    try:
+        text = (root / "version.py").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    found = re.search(r"""^__version__\b[^=\n]*=\s*["']([^"']+)["']""", text, re.MULTILINE)
+    if found:
+        return found[1]
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
 def find_torch() -> Torch | None:
     """The installed PyTorch, found without importing it (which takes seconds)."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.origin:
         return None
     root = Path(spec.origin).parent
-    version = re.search(r"__version__ = '([^']+)'", (root / "version.py").read_text())[1]
-    if tuple(int(part) for part in version.split(".")[:2]) < MIN_TORCH:
+    version = _torch_version(root)
+    number = re.match(r"(\d+)\.(\d+)", version)
+    if not number:
+        raise BuildError(
+            f"torch in {root} gives its version as {version!r}, expected 2.10 or later"
+        )
+    if tuple(map(int, number.groups())) < MIN_TORCH:
         raise BuildError(f"attnops needs torch >= 2.10 to build and to run; {version} is installed")
     if not (root / "include/torch/csrc/stable/library.h").exists():
         raise BuildError(f"torch {version} in {root} comes without its C++ headers")

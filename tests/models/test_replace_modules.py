@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import sys
-import types
 
 import pytest
 import torch
+from peers import import_mmseg
 from published_modules import (
     Block,
     Gald,
@@ -233,17 +232,7 @@ def test_what_is_no_module_is_refused():
 
 @pytest.fixture
 def mmseg(monkeypatch):
-    """mmsegmentation's modules; its compiled operators are not needed for these."""
-    pytest.importorskip("mmcv")
-    monkeypatch.setitem(sys.modules, "mmcv.ops", _Anything("mmcv.ops"))
-    return pytest.importorskip("mmseg.models")
-
-
-class _Anything(types.ModuleType):
-    def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {})
+    return import_mmseg(monkeypatch)
 
 
 def test_mmsegmentations_segnext(mmseg):
