@@ -175,12 +175,11 @@ class TestCompiler:
 class TestPureInstall:
     """Where nothing is compiled, nothing that only a compilation needs can be wrong."""
 
-    BROKEN = {"CXX": "/nothing here/c++ '", "TORCH_CUDA_ARCH_LIST": "Hopper", "MAX_JOBS": "many"}
-
     @pytest.fixture
     def broken(self, monkeypatch):
-        for name, value in self.BROKEN.items():
-            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("CXX", "/nothing here/c++ '")
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
+        monkeypatch.setenv("MAX_JOBS", "many")
         monkeypatch.setattr(toolchain, "_torch_version", lambda root: "2.1.0")
         return monkeypatch
 
@@ -289,9 +288,12 @@ class TestBuildFolder:
         assert "do not run two builds" in capsys.readouterr().out
 
     def test_two_builds_wait_for_each_other(self, tmp_path):
-        with native._locked(tmp_path), open(tmp_path / ".lock") as other:
-            with pytest.raises(BlockingIOError):
-                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (
+            native._locked(tmp_path),
+            open(tmp_path / ".lock") as other,
+            pytest.raises(BlockingIOError),
+        ):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def test_error_of_the_build_is_not_taken_for_the_lock(self, tmp_path, capsys):
         with pytest.raises(OSError, match="disk full"), native._locked(tmp_path):
@@ -304,7 +306,7 @@ class TestBuildFolder:
             pytest.skip(f"nothing to compile here: {made.no_cpu}")
         (tmp_path / "file").touch()
         monkeypatch.setattr(native, "BUILD_DIR", tmp_path / "file/native")
-        with pytest.raises(BuildError, match="cannot write its files .*file/native"):
+        with pytest.raises(BuildError, match=r"cannot write its files .*file/native"):
             native.build(made, tmp_path / "attnops")
 
 
