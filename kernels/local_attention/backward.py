@@ -13,22 +13,15 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
-from .._launch import (
-    TRITON_DTYPES,
-    AotCase,
-    aligned_storage,
-    device_guard,
-    known_multiple,
-    run,
-)
+from .._launch import TRITON_DTYPES, AotCase, known_multiple, on_device, run
 from .forward import clipped_steps
 from .windows import (
     UNSPECIALIZED,
-    is_inside,
+    capacity_for,
     multiple_of,
+    owned_window,
     store_window_sums,
-    tap_capacity,
-    tap_offsets,
+    whole_windows,
     window_launch,
     window_products,
     window_softmax,
@@ -56,103 +49,43 @@ def query_gradient_kernel(
     column_step,
     mask_border,
     POSITIONS: tl.constexpr,
-    TAPS: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
     CHANNELS: tl.constexpr,
     INNER: tl.constexpr,
     MULTIPLE: tl.constexpr,
 ):
-    """dquery[n] = scale * sum over taps of ds * key[neighbour], ds = p * (dp - sum of p * dp).
+    """dquery[n] = scale * sum over neighbours of ds * key, ds = p * (dp - sum of p * dp).
 
     p = softmax(scale * <query[n], key[neighbour]>), dp = <grad[n], value[neighbour]>. p_query,
     p_key, p_out [B, Ck, positions], p_grad, p_value [B, Cv, positions], or [B, positions, C] with
     INNER; p_statistics [3, B * positions] float32: largest score, 1 / sum, sum of p * dp.
     Grid: B * ceil(positions / POSITIONS); one program owns a run of positions of one item.
-    Reads the maps about once from memory, taps times out of the caches; writes dquery once.
+    Reads the maps about once from memory, once a neighbour out of the caches; writes dquery once.
     """
-    tiles = tl.cdiv(positions, POSITIONS)
-    batch = (tl.program_id(0) // tiles).to(tl.int64)
-    items = (tl.num_programs(0) // tiles).to(tl.int64)
-    b_position = (tl.program_id(0) % tiles) * POSITIONS + tl.arange(0, POSITIONS)
-    in_map = b_position < positions
-    if INNER:
-        key_channels = known_multiple(key_channels, MULTIPLE)
-        value_channels = known_multiple(value_channels, MULTIPLE)
-    key_item = batch * key_channels * positions
-    value_item = batch * value_channels * positions
+    batch, window = owned_window(
+        positions, height, width, rows, columns, row_step, column_step, POSITIONS
+    )
+    items = (tl.num_programs(0) // tl.cdiv(positions, POSITIONS)).to(tl.int64)
+    key_channels = known_multiple(key_channels, MULTIPLE)
+    value_channels = known_multiple(value_channels, MULTIPLE)
+    key_item, value_item = batch * key_channels * positions, batch * value_channels * positions
+    p_query, p_key, p_out = p_query + key_item, p_key + key_item, p_out + key_item
+    p_grad, p_value = p_grad + value_item, p_value + value_item
     b_scores = scale * window_products(
-        p_query + key_item,
-        p_key + key_item,
-        b_position,
-        in_map,
-        key_channels,
-        positions,
-        height,
-        width,
-        rows,
-        columns,
-        row_step,
-        column_step,
-        1,
-        TAPS,
-        CHANNELS,
-        INNER,
+        p_query, p_key, key_channels, window, 1, NEIGHBOURS, CHANNELS, INNER
     )
-    b_weights, b_largest, b_sum = window_softmax(
-        b_scores,
-        b_position,
-        height,
-        width,
-        rows,
-        columns,
-        row_step,
-        column_step,
-        mask_border,
-        TAPS,
-    )
+    b_weights, b_largest, b_sum = window_softmax(b_scores, window, mask_border)
     b_weights = b_weights / b_sum[:, None]
     b_dweights = window_products(
-        p_grad + value_item,
-        p_value + value_item,
-        b_position,
-        in_map,
-        value_channels,
-        positions,
-        height,
-        width,
-        rows,
-        columns,
-        row_step,
-        column_step,
-        1,
-        TAPS,
-        CHANNELS,
-        INNER,
+        p_grad, p_value, value_channels, window, 1, NEIGHBOURS, CHANNELS, INNER
     )
     b_delta = tl.sum(b_weights * b_dweights, axis=1)
-    p_own = p_statistics + batch * positions + b_position
-    tl.store(p_own, b_largest, mask=in_map)
-    tl.store(p_own + items * positions, 1.0 / b_sum, mask=in_map)
-    tl.store(p_own + 2 * items * positions, b_delta, mask=in_map)
-    store_window_sums(
-        b_weights * (b_dweights - b_delta[:, None]),
-        p_key + key_item,
-        p_out + key_item,
-        scale,
-        b_position,
-        in_map,
-        key_channels,
-        positions,
-        height,
-        width,
-        rows,
-        columns,
-        row_step,
-        column_step,
-        1,
-        TAPS,
-        CHANNELS,
-        INNER,
-    )
+    p_own = p_statistics + batch * positions + window.b_position
+    tl.store(p_own, b_largest, mask=window.in_map)
+    tl.store(p_own + items * positions, 1.0 / b_sum, mask=window.in_map)
+    tl.store(p_own + 2 * items * positions, b_delta, mask=window.in_map)
+    b_sums = b_weights * (b_dweights - b_delta[:, None])
+    store_window_sums(b_sums, p_key, p_out, scale, key_channels, window, 1, CHANNELS, INNER)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -176,7 +109,7 @@ def key_gradient_kernel(
     column_step,
     mask_border,
     POSITIONS: tl.constexpr,
-    TAPS: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
     CHANNELS: tl.constexpr,
     INNER: tl.constexpr,
     MULTIPLE: tl.constexpr,
@@ -186,110 +119,35 @@ def key_gradient_kernel(
 
     Pointers and grid as in query_gradient_kernel, whose statistics are read; p_dkey like p_key,
     p_dvalue like p_value. mask_border does not matter: only queries inside the map are met.
-    Reads the maps about once from memory, taps times out of the caches; writes both gradients once.
+    Reads the maps about once from memory, once a neighbour out of the caches; writes both
+    gradients once.
     """
-    tiles = tl.cdiv(positions, POSITIONS)
-    batch = (tl.program_id(0) // tiles).to(tl.int64)
-    items = (tl.num_programs(0) // tiles).to(tl.int64)
-    b_position = (tl.program_id(0) % tiles) * POSITIONS + tl.arange(0, POSITIONS)
-    in_map = b_position < positions
-    if INNER:
-        key_channels = known_multiple(key_channels, MULTIPLE)
-        value_channels = known_multiple(value_channels, MULTIPLE)
-    key_item = batch * key_channels * positions
-    value_item = batch * value_channels * positions
-
-    b_tap = tl.arange(0, TAPS)
-    down, right = tap_offsets(b_tap, rows, columns, row_step, column_step, -1)
-    inside = is_inside(
-        (b_position // width)[:, None] + down[None, :],
-        (b_position % width)[:, None] + right[None, :],
-        height,
-        width,
+    batch, window = owned_window(
+        positions, height, width, rows, columns, row_step, column_step, POSITIONS
     )
-    seen = in_map[:, None] & (b_tap < rows * columns)[None, :] & inside
-    b_query = b_position[:, None] + (down * width + right)[None, :]
+    items = (tl.num_programs(0) // tl.cdiv(positions, POSITIONS)).to(tl.int64)
+    key_channels = known_multiple(key_channels, MULTIPLE)
+    value_channels = known_multiple(value_channels, MULTIPLE)
+    key_item, value_item = batch * key_channels * positions, batch * value_channels * positions
+    p_query, p_key, p_dkey = p_query + key_item, p_key + key_item, p_dkey + key_item
+    p_grad, p_value, p_dvalue = p_grad + value_item, p_value + value_item, p_dvalue + value_item
+
+    b_query, inside, in_window = whole_windows(window, -1, NEIGHBOURS)
+    seen = window.in_map[:, None] & in_window[None, :] & inside
     p_other = p_statistics + batch * positions + b_query
     b_scores = scale * window_products(
-        p_key + key_item,
-        p_query + key_item,
-        b_position,
-        in_map,
-        key_channels,
-        positions,
-        height,
-        width,
-        rows,
-        columns,
-        row_step,
-        column_step,
-        -1,
-        TAPS,
-        CHANNELS,
-        INNER,
+        p_key, p_query, key_channels, window, -1, NEIGHBOURS, CHANNELS, INNER
     )
     b_largest = tl.load(p_other, mask=seen, other=0.0)
     b_inverse = tl.load(p_other + items * positions, mask=seen, other=0.0)
     b_weights = tl.where(seen, tl.exp(b_scores - b_largest) * b_inverse, 0.0)
-    store_window_sums(
-        b_weights,
-        p_grad + value_item,
-        p_dvalue + value_item,
-        1.0,
-        b_position,
-        in_map,
-        value_channels,
-        positions,
-        height,
-        width,
-        rows,
-        columns,
-        row_step,
-        column_step,
-        -1,
-        TAPS,
-        CHANNELS,
-        INNER,
-    )
+    store_window_sums(b_weights, p_grad, p_dvalue, 1.0, value_channels, window, -1, CHANNELS, INNER)
     b_dweights = window_products(
-        p_value + value_item,
-        p_grad + value_item,
-        b_position,
-        in_map,
-        value_channels,
-        positions,
-        height,
-        width,
-        rows,
-        columns,
-        row_step,
-        column_step,
-        -1,
-        TAPS,
-        CHANNELS,
-        INNER,
+        p_value, p_grad, value_channels, window, -1, NEIGHBOURS, CHANNELS, INNER
     )
     b_delta = tl.load(p_other + 2 * items * positions, mask=seen, other=0.0)
-    store_window_sums(
-        tl.where(seen, b_weights * (b_dweights - b_delta), 0.0),
-        p_query + key_item,
-        p_dkey + key_item,
-        scale,
-        b_position,
-        in_map,
-        key_channels,
-        positions,
-        height,
-        width,
-        rows,
-        columns,
-        row_step,
-        column_step,
-        -1,
-        TAPS,
-        CHANNELS,
-        INNER,
-    )
+    b_sums = tl.where(seen, b_weights * (b_dweights - b_delta), 0.0)
+    store_window_sums(b_sums, p_query, p_dkey, scale, key_channels, window, -1, CHANNELS, INNER)
 
 
 def backward(
@@ -306,11 +164,10 @@ def backward(
     """dquery, dkey [B, Ck, H, W] and dvalue [B, Cv, H, W] in the layout of query."""
     batch, key_channels, height, width = query.shape
     inner = is_channels_inner(query)
-    maps = [aligned_storage(x) for x in (grad, query, key, value)]
     dquery, dkey, dvalue = (empty_map(x.shape, query, inner) for x in (query, key, value))
     statistics = query.new_empty((3, batch, height, width), dtype=torch.float32)
     multiple = multiple_of((query, value), inner)
-    launch = window_launch(tap_capacity(*kernel), inner, multiple, backward=True)
+    launch = window_launch(capacity_for(*kernel), inner, multiple, backward=True)
     sizes = (
         scale,
         height * width,
@@ -323,7 +180,7 @@ def backward(
         int(mask),
     )
     programs = batch * triton.cdiv(height * width, launch.constants["POSITIONS"])
-    with device_guard(query):
+    with on_device(grad, query, key, value) as maps:
         run(query_gradient_kernel, programs, *maps, dquery, statistics, *sizes, launch=launch)
         run(key_gradient_kernel, programs, *maps, dkey, dvalue, statistics, *sizes, launch=launch)
     return dquery, dkey, dvalue

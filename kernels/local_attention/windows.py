@@ -1,13 +1,14 @@
 """What the kernels of local_attention share: products with, and sums over, a dilated window.
 
-Positions of a map are numbered row by row, n = y * width + x. Tap t of a window stands for the
-neighbour `sign` * ((t // columns - rows // 2) * row_step, (t % columns - columns // 2) *
+Positions of a map are numbered row by row, n = y * width + x. Number k of a window stands for the
+neighbour `sign` * ((k // columns - rows // 2) * row_step, (k % columns - columns // 2) *
 column_step) away: sign 1 leads from a query to its keys, -1 from a key to the queries that see it.
 """
 
 from __future__ import annotations
 
 from itertools import product
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,8 +16,8 @@ import triton.language as tl
 
 from .._launch import FACTORS, Launch, known_factor
 
-MAX_TAPS = 256
-TAPS = (16, 32, 64, 128, 256)  # capacities of a tile
+MAX_NEIGHBOURS = 256
+CAPACITIES = (16, 32, 64, 128, 256)  # neighbours of a tile
 # Sizes and steps vary freely: no variant for values such as 1 or multiples of 16.
 UNSPECIALIZED = [
     "positions",
@@ -32,17 +33,74 @@ UNSPECIALIZED = [
 ]
 
 
+class Window(NamedTuple):
+    """The positions that a program owns, and the window around each of them."""
+
+    b_position: tl.tensor  # [POSITIONS]
+    in_map: tl.tensor  # [POSITIONS]
+    positions: tl.tensor
+    height: tl.tensor
+    width: tl.tensor
+    rows: tl.tensor
+    columns: tl.tensor
+    row_step: tl.tensor
+    column_step: tl.tensor
+
+
 @triton.jit
-def tap_offsets(tap, rows, columns, row_step, column_step, sign):
-    """Rows and columns from a position to its neighbour of a tap."""
-    down = (tap // columns - rows // 2) * row_step
-    right = (tap % columns - columns // 2) * column_step
+def owned_window(
+    positions, height, width, rows, columns, row_step, column_step, POSITIONS: tl.constexpr
+):
+    """The item and the Window of a program of a grid over the positions of all items."""
+    tiles = tl.cdiv(positions, POSITIONS)
+    b_position = (tl.program_id(0) % tiles) * POSITIONS + tl.arange(0, POSITIONS)
+    in_map = b_position < positions
+    return (tl.program_id(0) // tiles).to(tl.int64), Window(
+        b_position, in_map, positions, height, width, rows, columns, row_step, column_step
+    )
+
+
+@triton.jit
+def step_to(window, neighbour, sign):
+    """Rows and columns from a position to its neighbour of a number."""
+    down = (neighbour // window.columns - window.rows // 2) * window.row_step
+    right = (neighbour % window.columns - window.columns // 2) * window.column_step
     return down * sign, right * sign
 
 
 @triton.jit
-def is_inside(row, column, height, width):
-    return (row >= 0) & (row < height) & (column >= 0) & (column < width)
+def is_inside(window, row, column):
+    return (row >= 0) & (row < window.height) & (column >= 0) & (column < window.width)
+
+
+@triton.jit
+def neighbours(window, neighbour, sign):
+    """Positions of a neighbour of all positions, and which of them are in the map."""
+    down, right = step_to(window, neighbour, sign)
+    b_row = window.b_position // window.width + down
+    b_column = window.b_position % window.width + right
+    seen = window.in_map & is_inside(window, b_row, b_column)
+    return window.b_position + down * window.width + right, seen
+
+
+@triton.jit
+def whole_windows(window, sign, NEIGHBOURS: tl.constexpr):
+    """[POSITIONS, NEIGHBOURS]: positions of all neighbours, and which of them are in the map;
+    [NEIGHBOURS]: which numbers are in the window."""
+    b_neighbour = tl.arange(0, NEIGHBOURS)
+    down, right = step_to(window, b_neighbour, sign)
+    b_row = (window.b_position // window.width)[:, None] + down[None, :]
+    b_column = (window.b_position % window.width)[:, None] + right[None, :]
+    b_other = window.b_position[:, None] + (down * window.width + right)[None, :]
+    in_window = b_neighbour < window.rows * window.columns
+    return b_other, is_inside(window, b_row, b_column), in_window
+
+
+@triton.jit
+def tile_offsets(b_position, b_channel, channels, positions, INNER: tl.constexpr):
+    if INNER:
+        return b_position.to(tl.int64)[:, None] * channels + b_channel[None, :]
+    return b_channel.to(tl.int64)[None, :] * positions + b_position[:, None]
 
 
 @triton.jit
@@ -57,52 +115,35 @@ def load_tile(
 
 
 @triton.jit
-def tile_offsets(b_position, b_channel, channels, positions, INNER: tl.constexpr):
-    if INNER:
-        return b_position.to(tl.int64)[:, None] * channels + b_channel[None, :]
-    return b_channel.to(tl.int64)[None, :] * positions + b_position[:, None]
-
-
-@triton.jit
 def window_products(
     p_own,
     p_other,
-    b_position,
-    in_map,
     channels,
-    positions,
-    height,
-    width,
-    rows,
-    columns,
-    row_step,
-    column_step,
+    window,
     sign,
-    TAPS: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
     CHANNELS: tl.constexpr,
     INNER: tl.constexpr,
 ):
-    """[POSITIONS, TAPS]: <own[n], other[neighbour of n]>, 0 outside the map and past the window."""
-    b_tap = tl.arange(0, TAPS)
-    b_row = b_position // width
-    b_column = b_position % width
-    products = tl.zeros([b_position.shape[0], TAPS], tl.float32)
-    for tap in range(rows * columns):
-        down, right = tap_offsets(tap, rows, columns, row_step, column_step, sign)
-        seen = in_map & is_inside(b_row + down, b_column + right, height, width)
-        b_other = b_position + down * width + right
-        b_sum = tl.zeros([b_position.shape[0]], tl.float32)
+    """[POSITIONS, NEIGHBOURS]: <own[n], other[neighbour of n]>, 0 outside the map and past the
+    window."""
+    count = window.positions
+    b_neighbour = tl.arange(0, NEIGHBOURS)
+    products = tl.zeros([window.b_position.shape[0], NEIGHBOURS], tl.float32)
+    for k in range(window.rows * window.columns):
+        b_other, seen = neighbours(window, k, sign)
+        b_sum = tl.zeros([window.b_position.shape[0]], tl.float32)
         for start in range(0, channels, CHANNELS):
             b_own_tile = load_tile(
-                p_own, b_position, in_map, start, channels, positions, CHANNELS, INNER
+                p_own, window.b_position, window.in_map, start, channels, count, CHANNELS, INNER
             )
             b_other_tile = load_tile(
-                p_other, b_other, seen, start, channels, positions, CHANNELS, INNER
+                p_other, b_other, seen, start, channels, count, CHANNELS, INNER
             )
             b_sum += tl.sum(b_own_tile * b_other_tile, axis=1)
         # An infinite product times a zero of `own` outside the map must not become a score.
         b_sum = tl.where(seen, b_sum, 0.0)
-        products += tl.where((b_tap == tap)[None, :], b_sum[:, None], 0.0)
+        products += tl.where((b_neighbour == k)[None, :], b_sum[:, None], 0.0)
     return products
 
 
@@ -112,83 +153,53 @@ def store_window_sums(
     p_other,
     p_out,
     factor,
-    b_position,
-    in_map,
     channels,
-    positions,
-    height,
-    width,
-    rows,
-    columns,
-    row_step,
-    column_step,
+    window,
     sign,
-    TAPS: tl.constexpr,
     CHANNELS: tl.constexpr,
     INNER: tl.constexpr,
 ):
-    """out[n] = factor * sum over taps of weights[n, tap] * other[neighbour of n]."""
-    b_tap = tl.arange(0, TAPS)
-    b_row = b_position // width
-    b_column = b_position % width
+    """out[n] = factor * sum over neighbours of weights[n, neighbour] * other[neighbour of n]."""
+    count = window.positions
+    b_neighbour = tl.arange(0, b_weights.shape[1])
     for start in range(0, channels, CHANNELS):
-        acc = tl.zeros([b_position.shape[0], CHANNELS], tl.float32)
-        for tap in range(rows * columns):
-            down, right = tap_offsets(tap, rows, columns, row_step, column_step, sign)
-            seen = in_map & is_inside(b_row + down, b_column + right, height, width)
-            b_other = b_position + down * width + right
-            b_weight = tl.sum(tl.where((b_tap == tap)[None, :], b_weights, 0.0), axis=1)
+        acc = tl.zeros([window.b_position.shape[0], CHANNELS], tl.float32)
+        for k in range(window.rows * window.columns):
+            b_other, seen = neighbours(window, k, sign)
+            b_weight = tl.sum(tl.where((b_neighbour == k)[None, :], b_weights, 0.0), axis=1)
             acc += b_weight[:, None] * load_tile(
-                p_other, b_other, seen, start, channels, positions, CHANNELS, INNER
+                p_other, b_other, seen, start, channels, count, CHANNELS, INNER
             )
         b_channel = start + tl.arange(0, CHANNELS)
-        valid = in_map[:, None] & (b_channel < channels)[None, :]
-        p_tile = p_out + tile_offsets(b_position, b_channel, channels, positions, INNER)
+        valid = window.in_map[:, None] & (b_channel < channels)[None, :]
+        p_tile = p_out + tile_offsets(window.b_position, b_channel, channels, count, INNER)
         tl.store(p_tile, (acc * factor).to(p_out.dtype.element_ty), mask=valid)
 
 
 @triton.jit
-def window_softmax(
-    b_scores,
-    b_position,
-    height,
-    width,
-    rows,
-    columns,
-    row_step,
-    column_step,
-    mask_border,
-    TAPS: tl.constexpr,
-):
-    """exp(score - largest) [POSITIONS, TAPS], 0 past the window and where the border is masked;
-    the largest scores and the sums [POSITIONS].
+def window_softmax(b_scores, window, mask_border):
+    """exp(score - largest) [POSITIONS, NEIGHBOURS], 0 past the window and where the border is
+    masked; the largest scores and the sums [POSITIONS].
     """
-    b_tap = tl.arange(0, TAPS)
-    down, right = tap_offsets(b_tap, rows, columns, row_step, column_step, 1)
-    inside = is_inside(
-        (b_position // width)[:, None] + down[None, :],
-        (b_position % width)[:, None] + right[None, :],
-        height,
-        width,
-    )
-    counts = (b_tap < rows * columns)[None, :] & (inside | (mask_border == 0))
+    _, inside, in_window = whole_windows(window, 1, b_scores.shape[1])
+    counts = in_window[None, :] & (inside | (mask_border == 0))
     b_scores = tl.where(counts, b_scores, float("-inf"))
     b_largest = tl.max(b_scores, axis=1)
     b_weights = tl.where(counts, tl.exp(b_scores - b_largest[:, None]), 0.0)
     return b_weights, b_largest, tl.sum(b_weights, axis=1)
 
 
-def tap_capacity(rows: int, columns: int) -> int:
-    return next(taps for taps in TAPS if taps >= rows * columns)
+def capacity_for(rows: int, columns: int) -> int:
+    return next(capacity for capacity in CAPACITIES if capacity >= rows * columns)
 
 
-def window_launch(taps: int, inner: bool, multiple: int, backward: bool = False) -> Launch:
+def window_launch(capacity: int, inner: bool, multiple: int, backward: bool = False) -> Launch:
     """A tile of 4096 weights, whatever the window, beside two tiles of channels: what fits the
     registers of eight warps. The backward holds weights and their gradients: half as many.
     """
     constants = {
-        "POSITIONS": min(64, 2048 // taps) if backward else min(128, 4096 // taps),
-        "TAPS": taps,
+        "POSITIONS": min(64, 2048 // capacity) if backward else min(128, 4096 // capacity),
+        "NEIGHBOURS": capacity,
         "CHANNELS": 32,
         "INNER": inner,
         "MULTIPLE": multiple,
@@ -204,7 +215,7 @@ def multiple_of(maps: tuple[torch.Tensor, ...], inner: bool) -> int:
 def window_variants(dtype: str, backward: bool = False) -> list[Launch]:
     """Every launch for one element type."""
     return [
-        window_launch(taps, inner, multiple, backward)
-        for taps, inner in product(TAPS, (False, True))
+        window_launch(capacity, inner, multiple, backward)
+        for capacity, inner in product(CAPACITIES, (False, True))
         for multiple in (FACTORS[dtype] if inner else (1,))
     ]
