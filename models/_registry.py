@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ._checks import check_classes
+from ._options import plain
 
 if TYPE_CHECKING:
     from ._model import SegmentationModel
@@ -79,6 +80,7 @@ def create_model(name: str, **options: Any) -> SegmentationModel:
                 f"create_model: {name} has no option {option!r}; expected some of "
                 f"{', '.join(known)}"
             )
+    options = {option: plain(value) for option, value in options.items()}
     if "num_classes" in options:
         options["num_classes"] = check_classes("create_model", options["num_classes"])
     model = _FACTORIES[name](**options)

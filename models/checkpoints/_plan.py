@@ -170,14 +170,21 @@ def _other_classes(
 ) -> tuple[list[str], tuple[int, int] | None]:
     """Keys whose shapes differ by the number of classes alone, and the numbers (file, model)."""
     keys: list[str] = []
+    others: set[str] = set()  # modules that differ in something else too
     numbers = None
     for key in misshapen:
         there, here = found[key].shape, target[key].shape
-        if not fits_any(classifiers, key) or len(there) != len(here):
+        if not fits_any(classifiers, key):
+            continue
+        if len(there) != len(here):
+            others.add(key.rpartition(".")[0])
             continue
         pairs = [(f, t) for f, t in zip(there, here, strict=True) if f != t]
         numbers = numbers or pairs[0]
         # Maps of several heads side by side have a multiple of the classes.
         if all(f * numbers[1] == t * numbers[0] for f, t in pairs):
             keys.append(key)
+        else:
+            others.add(key.rpartition(".")[0])
+    keys = [key for key in keys if key.rpartition(".")[0] not in others]
     return keys, numbers if keys else None
