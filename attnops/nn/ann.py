@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_shape, check_tensors
+from ._order import Ordered
 from ._projection import fold_batch_norm, has_fixed_statistics, pointwise, scale_outputs
 from .pyramid_attention import PyramidAttention
 
@@ -50,7 +51,7 @@ class Fusion(nn.Module):
         return self.dropout(torch.relu(out) if self.relu else out)
 
 
-class APNB(nn.Module):
+class APNB(Ordered):
     """Asymmetric pyramid non-local block: a map attends to pyramid anchors of itself.
 
     Source: Zhu et al., Asymmetric Non-local Neural Networks for Semantic Segmentation (ICCV 2019),
@@ -127,7 +128,7 @@ class APNB(nn.Module):
         return self.fusion(self.attention, x, x)
 
 
-class AFNB(nn.Module):
+class AFNB(Ordered):
     """Asymmetric fusion non-local block: a high-level map attends to anchors of a low-level one.
 
     Source: Zhu et al., Asymmetric Non-local Neural Networks for Semantic Segmentation (ICCV 2019),

@@ -8,12 +8,13 @@ from torch.nn.functional import conv2d, group_norm, interpolate
 
 from .._checks import check_shape, check_tensors
 from ..group_attention import group_attention
+from ._order import Ordered
 from ._precision import without_autocast
 from ._projection import pointwise
 from .local_distribution import LocalDistribution, strided_depthwise
 
 
-class CGNL(nn.Module):
+class CGNL(Ordered):
     """Compact generalized non-local block: one global statistic a group of channels.
 
     y = x + GroupNorm(z(a·t(x))) with a = <p(x), g(x)> over the channels of a group and all
@@ -79,7 +80,7 @@ class CGNL(nn.Module):
             return x + group_norm(wide, self.groups, scale, shift, self.gn.eps).to(x.dtype)
 
 
-class GALDBlock(nn.Module):
+class GALDBlock(Ordered):
     """Global aggregation on a halved map, then local distribution at full size.
 
     Xg = resize(CGNL(down(x))), bilinear with aligned corners; y = (residual_weight + M)·Xg with

@@ -9,6 +9,7 @@ from .._checks import check_choice, check_shape, check_tensors
 from ..local_attention import BORDERS, checked_window, local_attention
 from ..reference.local_attention import local_scores
 from ..upsample_gate import upsample_gate
+from ._order import Ordered
 from ._projection import pointwise
 
 SMALLEST_SIDE = 15  # three unpadded strided convolutions: 15 -> 7 -> 3 -> 1
@@ -23,7 +24,7 @@ def strided_depthwise(channels: int) -> nn.Sequential:
     )
 
 
-class LocalDistribution(nn.Module):
+class LocalDistribution(Ordered):
     """LDv1: a gate from a map eight times smaller, resized and applied in one pass.
 
     M = sigmoid(resize(s(s(s(x))))), with s a strided depthwise convolution, BatchNorm and ReLU and

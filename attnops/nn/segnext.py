@@ -12,11 +12,12 @@ from .._checks import check_choice, check_shape, check_tensors
 from .._layout import is_channels_inner
 from ..nmf import GRADIENTS, nmf
 from ..strip_conv import strip_conv
+from ._order import Ordered
 from ._precision import without_autocast
 from ._projection import apply_to_anchors, pointwise
 
 
-class MSCA(nn.Module):
+class MSCA(Ordered):
     """Multi-scale convolutional attention: strip convolutions make a gate for the map itself.
 
     y = mix(strip_conv(x)) · x, with `attnops.strip_conv` and a 1x1 convolution `mix`; the gate is
@@ -70,7 +71,7 @@ class MSCA(nn.Module):
         return pointwise(gate, self.mix.weight, self.mix.bias) * x
 
 
-class Hamburger(nn.Module):
+class Hamburger(Ordered):
     """Global context as a low-rank reconstruction between two 1x1 convolutions.
 
     h = ReLU(ham_in(x)) is factorised by `attnops.nmf` into bases A and coefficients C;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -42,10 +43,24 @@ class ReplacementReport:
     Attributes:
         replaced: modules that were swapped.
         left: modules that look like known ones and were left alone, with the reason.
+        keys: names of the state dict that changed: before -> now. A tensor that had two names has
+            one.
     """
 
     replaced: list[Replacement] = field(default_factory=list)
     left: list[Replacement] = field(default_factory=list)
+    keys: dict[str, str] = field(default_factory=dict)
+
+    def to_new_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of the model as it was, for the model as it is."""
+        return {self.keys.get(key, key): value for key, value in state.items()}
+
+    def to_old_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of the model as it is, for the model as it was."""
+        before: dict[str, list[str]] = {}
+        for old, new in self.keys.items():
+            before.setdefault(new, []).append(old)
+        return {old: value for key, value in state.items() for old in before.get(key, [key])}
 
     def __str__(self) -> str:
         lines = [f"{len(self.replaced)} modules replaced, {len(self.left)} left alone"]
@@ -63,8 +78,10 @@ def replace_modules(model: nn.Module, compare: bool = True) -> ReplacementReport
     units (MSCA) and NMF Hamburgers of SegNeXt, the blocks APNB and AFNB of ANN, and GALD's local
     attention, CGNL and the block around them; as in the official repositories and in
     mmsegmentation. Convolutions and norms of the old module become parts of the new one, so an
-    optimizer that was made before still trains the model; mode, device and dtype stay. Names in the
-    state dict change: load checkpoints before.
+    optimizer that was made before still trains the model; mode, device and dtype stay. So does the
+    order of parameters and buffers: averaged models and optimizers' states from before fit. Names
+    in the state dict change: load checkpoints before, or translate them with the report's
+    `to_new_names` and `to_old_names`.
 
     Args:
         model: any module; its submodules are looked at, not the model itself.
@@ -87,7 +104,15 @@ def replace_modules(model: nn.Module, compare: bool = True) -> ReplacementReport
     if not isinstance(model, nn.Module):
         raise TypeError(f"replace_modules: expected a torch.nn.Module, got {type(model).__name__}")
     report = ReplacementReport()
+    before = model.state_dict(keep_vars=True)
     _visit(model, "", {}, compare, report)
+    after = model.state_dict(keep_vars=True)
+    names = {id(value): key for key, value in after.items() if isinstance(value, Tensor)}
+    report.keys = {
+        key: names[id(value)]
+        for key, value in before.items()
+        if key not in after and id(value) in names
+    }
     return report
 
 
@@ -131,6 +156,7 @@ def _replacement_of(
             continue
         new = chosen.module
         _take_mode(new, module)
+        _take_order(new, module)
         note = "; ".join(filter(None, (chosen.note, note)))
         report.replaced.append(Replacement(path, was, type(new).__name__, note))
         return new
@@ -180,3 +206,12 @@ def _take_mode(new: nn.Module, old: nn.Module) -> None:
     for module in new.modules():
         if module not in kept:
             module.training = old.training
+
+
+def _take_order(new: nn.Module, old: nn.Module) -> None:
+    """Parameters and buffers come in the order in which the old module gave them."""
+    positions = {module: i for i, module in enumerate(old.modules())}
+    parts = [(name, module) for name, module in new.named_modules() if module in positions]
+    new.parameter_order = tuple(
+        name for name, module in sorted(parts, key=lambda part: positions[part[1]])
+    )
