@@ -96,7 +96,8 @@ def _checked_images(
     model: SegmentationModel, images: Tensor, factors: list[float], windows: Windows | None
 ) -> Tensor:
     """The images in the network's dtype; what the protocol makes of them is not too small."""
-    name = f"{_class_name(model)}.predict"
+    network = getattr(model, "_orig_mod", model)
+    name = f"{type(network).__name__}.predict"
     check_images(name, images, 1)
     size, least = images.shape[2:], model.smallest_side
     for factor in factors:
@@ -110,21 +111,18 @@ def _checked_images(
                 f"{name}: images must be at least {least}x{least} for the network; those of "
                 f"{size[0]}x{size[1]}{cause} come to {sides[0]}x{sides[1]}"
             )
-    example = next((p for p in model.parameters() if p.dtype.is_floating_point), None)
-    if example is None or example.is_meta or images.is_meta:
+    example = next((p for p in network.parameters() if p.dtype.is_floating_point), None)
+    if example is None:
         return images
-    if images.device != example.device and not model._forward_pre_hooks:  # hooks may move them
+    moves_inputs = network._forward_pre_hooks or "forward" in vars(network)  # offloading, sharding
+    if images.device != example.device and not moves_inputs:
         raise ValueError(
             f"{name}: images are on {images.device} but the network is on {example.device}; move "
             "one of them with .to()"
         )
-    if torch.is_autocast_enabled(images.device.type):
+    if not images.is_meta and torch.is_autocast_enabled(images.device.type):
         return images
     return images.to(example.dtype)
-
-
-def _class_name(model: SegmentationModel) -> str:
-    return type(getattr(model, "_orig_mod", model)).__name__
 
 
 def _scaled_size(size: Sequence[int], factor: float) -> list[int]:
