@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from . import env
+from ._console import command
 from ._version import __version__
 
 
@@ -53,6 +54,7 @@ def _models(pattern: str) -> int:
     return 0
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the console script with `arguments` (default: the process's); returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)

@@ -18,6 +18,7 @@ import torch
 
 from . import _dispatch
 from ._backends.library import FOLDER, build_info
+from ._console import command
 from ._version import __version__
 
 
@@ -248,6 +249,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the environment; returns the exit status."""
     parser = argparse.ArgumentParser("python -m attnops.env", description=__doc__)

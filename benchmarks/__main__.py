@@ -6,6 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from attnops._console import command
+
 OPS = (
     "pyramid_pool",
     "anchor_attention",
@@ -44,6 +46,7 @@ def _usage() -> str:
     )
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a benchmark command; returns the exit status, 2 for wrong usage."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)

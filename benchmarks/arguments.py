@@ -6,6 +6,8 @@ import argparse
 
 import torch
 
+from attnops._console import positive_integer
+
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -17,8 +19,8 @@ DTYPES = {
 def size(text: str) -> tuple[int, int]:
     """ "96x96" -> (96, 96)."""
     try:
-        height, width = map(int, text.split("x"))
-    except ValueError:
+        height, width = map(positive_integer, text.split("x"))
+    except (ValueError, argparse.ArgumentTypeError):
         raise argparse.ArgumentTypeError(f"expected HxW such as 96x96, got {text!r}") from None
     return height, width
 

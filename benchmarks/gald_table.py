@@ -20,7 +20,7 @@ import attnops
 from attnops.nn import ASPP, DynamicLocalDistribution, LocalDistribution
 from attnops.nn.aggregation import conv_bn_relu
 
-from .arguments import first_device
+from .arguments import first_device, positive_integer
 from .measure.timing import time_cpu, time_cuda
 from .report.deliver import add_output_arguments, deliver
 from .report.grid import Grid, number
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str]) -> int:
         "attnops bench gald-table", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--threads", type=positive_integer, help="CPU threads")
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each row")
     add_output_arguments(parser)
     chosen = parser.parse_args(arguments)

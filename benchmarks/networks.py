@@ -18,7 +18,7 @@ from torch import Tensor
 
 import attnops
 
-from .arguments import first_device
+from .arguments import first_device, positive_integer
 from .measure.timing import time_cpu, time_cuda
 from .report.deliver import add_output_arguments, deliver
 from .report.grid import Grid, number
@@ -155,17 +155,23 @@ def grid(document: Document) -> Grid:
 
 
 def main(arguments: Sequence[str]) -> int:
+    from attnops.models import list_models
+
     parser = argparse.ArgumentParser("attnops bench networks", description=__doc__.splitlines()[0])
     parser.add_argument("--networks", help="names, separated by commas")
     parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--threads", type=positive_integer, help="CPU threads")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each row")
     add_output_arguments(parser)
     chosen = parser.parse_args(arguments)
+    networks = chosen.networks.split(",") if chosen.networks else None
+    unknown = set(networks or ()) - set(list_models())
+    if unknown:
+        parser.error(f"--networks: no network {sorted(unknown)[0]!r}; `attnops models` lists them")
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     device = first_device(chosen.device, parser)
-    networks = (chosen.networks or DEFAULT[device.type]).split(",")
+    networks = networks or DEFAULT[device.type].split(",")
     document = Document()
     measure(document, networks, device, chosen.seconds)
     deliver(document, grid(document), chosen)

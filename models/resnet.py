@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from attnops._checks import check_choice
 
 from ._timm import import_timm
+from .pooling import MaxPool3x3
 
 DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 STEMS = {"plain": 0, "deep": 64, "v1c": 32}  # width of the first 3x3 convolutions, 0: one 7x7
@@ -80,11 +81,11 @@ class DilatedResNet(nn.Module):
             base_width=64,
             zero_init_last=False,
         )
-        self.conv1, self.bn1, self.act1, self.maxpool = net.conv1, net.bn1, net.act1, net.maxpool
+        self.conv1, self.bn1, self.act1 = net.conv1, net.bn1, net.act1
+        self.maxpool = MaxPool3x3(2, ceil_mode)
         self.layer1, self.layer2 = net.layer1, net.layer2
         self.layer3, self.layer4 = net.layer3, net.layer4
         self.channels = tuple(EXPANSION * n for n in planes)
-        self.maxpool.ceil_mode = ceil_mode
         if dilation == "full":
             _dilate(self.layer3, 2, (1,))
             _dilate(self.layer4, 4, grid)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from .pooling import MaxPool3x3
+
 CONVOLUTIONS = (2, 2, 3, 3, 3)  # of the five stages
 STRIDES = (2, 2, 2, 1, 1)  # of their max poolings
 DILATIONS = (1, 1, 1, 1, 2)
@@ -42,7 +44,7 @@ class VGG16(nn.Module):
             for _ in range(convolutions):
                 layers += _convolution(before, width, dilation)
                 before = width
-            layers.append(nn.MaxPool2d(3, stride, padding=1, ceil_mode=True))
+            layers.append(MaxPool3x3(stride, ceil_mode=True))
         layers.append(nn.AvgPool2d(3, 1, padding=1))
         self.features = nn.Sequential(*layers)
         self.channels = before

@@ -18,7 +18,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from ..arguments import DTYPES, first_device, size
+from ..arguments import DTYPES, first_device, positive_integer, size
 from ..measure.memory import free_bytes
 from ..report.grid import Grid, number, show
 from ..report.records import Document
@@ -144,8 +144,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--form", choices=FORMS, default="linear")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--threads", type=positive_integer, help="CPU threads")
+    parser.add_argument("--repeats", type=positive_integer, default=10)
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--plot", metavar="FILE", default="figure2.png")
     chosen = parser.parse_args(arguments)

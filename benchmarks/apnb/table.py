@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..arguments import DTYPES, first_device, size
+from ..arguments import DTYPES, first_device, positive_integer, size
 from ..measure.timing import Budget
 from ..report import goals
 from ..report.document_markdown import as_markdown
@@ -26,11 +26,13 @@ from .run import TABLE, Options, run
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", action="append", type=size, metavar="HxW", help="96x96, 256x128")
-    parser.add_argument("--batch", action="append", type=int, help="default: 1 (GPU: 1 and 8)")
+    parser.add_argument(
+        "--batch", action="append", type=positive_integer, help="default: 1 (GPU: 1 and 8)"
+    )
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="default: float32 (CPU)")
     parser.add_argument("--layout", choices=("contiguous", "channels_last", "both"))
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--threads", type=positive_integer, help="CPU threads")
     parser.add_argument("--backward", action="store_true", help="also forward and backward")
     parser.add_argument("--max-autotune", action="store_true", help="also torch.compile's mode")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")

@@ -20,6 +20,7 @@ from ..apnb import figure2
 from ..apnb.operations import Block
 from ..apnb.run import Options, run, say
 from ..apnb.table import report
+from ..arguments import positive_integer
 from ..measure.timing import Budget
 from ..report.grid import show
 from ..report.plots import plot_kinds
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("attnops bench demo", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
     parser.add_argument("--budget", type=float, default=100, help="seconds for table and figure")
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=positive_integer, help="CPU threads")
     parser.add_argument("--pictures-only", action="store_true", help="no table, no figure 2")
     chosen = parser.parse_args(arguments)
     if chosen.threads:

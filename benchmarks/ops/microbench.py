@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..apnb.run import rates_of, say
-from ..arguments import DTYPES, first_device
+from ..arguments import DTYPES, first_device, positive_integer
 from ..measure.agreement import Disagreement
 from ..measure.backends_that_ran import in_words, recorded_backends
 from ..measure.floor import exact_float32
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(f"attnops bench {op}", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=positive_integer, help="CPU threads")
     parser.add_argument("--quick", action="store_true", help="the smallest map only")
     parser.add_argument("--memory", action="store_true", help="also peak memory (fresh processes)")
     parser.add_argument("--json", metavar="FILE")

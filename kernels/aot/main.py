@@ -21,6 +21,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from attnops._console import command, positive_integer
+
 from .._launch import INTERPRETED
 from . import cuda as aot_cuda
 from . import triton as aot_triton
@@ -130,11 +132,14 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m attnops.kernels.aot", description=__doc__)
     parser.add_argument("--out", type=Path, default=aot_cuda.ROOT / "build" / "aot")
     parser.add_argument("--arch", type=int, nargs="+", default=CAPABILITIES, help="80 90 100 ...")
-    parser.add_argument("--jobs", type=int, default=min(8, len(os.sched_getaffinity(0))))
+    parser.add_argument(
+        "--jobs", type=positive_integer, default=min(8, len(os.sched_getaffinity(0)))
+    )
     parser.add_argument("--only", default="", help="Triton kernels with this in their names alone")
     parser.add_argument("--no-cuda", action="store_true", help="leave the CUDA sources out")
     options = parser.parse_args(arguments)

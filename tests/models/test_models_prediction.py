@@ -159,7 +159,7 @@ def counting_backend():
 def test_a_compiled_network_predicts_compiled(way, training):
     torch._dynamo.reset()
     graphs, backend = counting_backend()
-    model = tiny_network("segnext").train(training)
+    model = tiny_network("sanet").train(training)
     images = images_of(1, (64, 96))
     wanted = model.predict(images)
     if way == "in place":
@@ -190,7 +190,11 @@ def test_predict_is_a_method_like_others():
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        (np.zeros((1, 3, 64, 64), np.float32), TypeError, "ndarray; make one with torch.from_numpy"),
+        (
+            np.zeros((1, 3, 64, 64), np.float32),
+            TypeError,
+            "ndarray; make one with torch.from_numpy",
+        ),
         ([torch.zeros(3, 64, 64)], TypeError, "list; make one with .* torch.stack"),
         (torch.zeros(3, 64, 64), ValueError, r"give images\[None\]"),
         (torch.zeros(64, 64), ValueError, r"\[B, 3, H, W\], got \[64, 64\]"),
@@ -231,9 +235,15 @@ def test_images_of_another_float_type_are_converted(dtype):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scales": (1.0, 0.25)}, "images must be at least 32x32.* 64x96 at scale 0.25 come to 16x24"),
+        (
+            {"scales": (1.0, 0.25)},
+            "images must be at least 32x32.* 64x96 at scale 0.25 come to 16x24",
+        ),
         ({"window": 16}, "64x96 in windows of 16x16 come to 16x16"),
-        ({"window": (64, 30), "scales": (2.0,)}, "64x96 at scale 2 in windows of 64x30 come to 64x30"),
+        (
+            {"window": (64, 30), "scales": (2.0,)},
+            "64x96 at scale 2 in windows of 64x30 come to 64x30",
+        ),
         ({"scales": (float("inf"),)}, "scales must be positive, finite numbers, got inf"),
         ({"scales": (1.0, float("nan"))}, "finite numbers, got nan"),
         ({"scales": (0,)}, "finite numbers, got 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -116,3 +117,67 @@ def test_models_names_the_package_that_is_missing(
     captured = capsys.readouterr()
     assert captured.out.split() == ["ann_r50", "-"]
     assert 'pip install "attnops[models]"' in captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("attnops", "models", "segnext_*"),
+        ("attnops", "env"),
+        ("attnops.env", "--json"),
+        ("attnops.benchmarks", "--help"),
+    ],
+)
+def test_a_reader_that_goes_away_is_no_error(arguments: tuple[str, ...]) -> None:
+    """As `attnops models | head -1`; here nobody reads anything."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-m", *arguments]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_the_package_runs_as_the_console_script() -> None:
+    command = [sys.executable, "-m", "attnops", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"attnops {attnops.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "table", ["apnb-table", "gald-table", "figure2", "networks", "demo", "pyramid_pool"]
+)
+@pytest.mark.parametrize("threads", ["0", "-1", "two", "1.5"])
+def test_numbers_of_threads_that_are_refused(
+    table: str, threads: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", table, f"--threads={threads}"])
+    assert stop.value.code == 2
+    wanted = f"argument --threads: expected an integer of at least 1, got '{threads}'"
+    assert wanted in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["0x8", "8x-1", "8", "8xeight"])
+def test_sizes_that_are_refused(size: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", "apnb-table", f"--size={size}"])
+    assert stop.value.code == 2
+    assert f"got '{size}'" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "x"
+    assert cli.main(["bench", "report", "--out", str(place)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("attnops: ") and error.count("\n") == 1 and str(place.parent) in error
+
+
+def test_an_unknown_network_is_wrong_usage(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", "networks", "--networks", "segnext_t,nope"])
+    assert stop.value.code == 2
+    assert "no network 'nope'" in capsys.readouterr().err
