@@ -29,7 +29,10 @@ COMMANDS = {
     "networks": ("networks", "whole networks: predict and a training step"),
     "costs": ("costs.table", "parameters and multiply-adds of every network beside the papers'"),
     **dict.fromkeys(OPS, ("ops.microbench", "microbenchmarks of the op (pytest-benchmark)")),
-    "static": ("static.table", "what the compiled Triton kernels say of their speed, without a GPU"),
+    "static": (
+        "static.table",
+        "what the compiled Triton kernels say of their speed, without a GPU",
+    ),
     "demo": ("demo.run", "attention on a photograph, the table and figure 2, in demo/"),
     "gpu": ("gpu.run", "tests and all benchmarks on the CUDA device, into one report"),
     "report": ("report.command", "the committed result files as one Markdown text"),

@@ -16,7 +16,7 @@ from model_checks import (
     shake,
     targets,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import (
     batch_norm,
     conv2d,
@@ -29,6 +29,7 @@ from torch.nn.functional import (
 
 from attnops.models import SegNeXt, create_model, export_checkpoint, list_models, load_checkpoint
 from attnops.models.checkpoints import MappingError
+from attnops.models.mscan import Block
 
 CLASSES = 5
 DEPTHS = (3, 3, 5, 2)  # of the smallest variant
@@ -258,3 +259,44 @@ def test_compile():
 def test_bad_options_are_refused(options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         create_model("segnext_t", num_classes=CLASSES, **options)
+
+
+class Constant(nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.full_like(x, self.value)
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.75])
+def test_dropped_paths_are_a_fair_coin(rate):
+    """Samples keep each branch with 1 - rate, divided by it, independently: binomial counts."""
+    block = Block(3, 2.0, rate).train()
+    block.norm1, block.norm2 = nn.Identity(), nn.Identity()
+    block.attention, block.feed_forward = Constant(1.0), Constant(100.0)
+    samples, kept = 3000, 1.0 - rate
+    nn.init.constant_(block.scale1, 0.5)
+    nn.init.constant_(block.scale2, 0.5)
+    five_sigma = 5 * (samples * rate * kept) ** 0.5
+    first_kept = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            y = block(torch.zeros(samples, 3, 2, 1))
+        assert torch.equal(y, y[:, :1, :1, :1].expand_as(y))  # a sample loses a branch as a whole
+        y = y[:, 0, 0, 0].double()
+        second = y > 10
+        first = y - second * 50 / kept > 0.1
+        wanted = (0.5 * first.double() + 50.0 * second.double()) / kept
+        torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-4)
+        for branch in (first, second):
+            assert abs(branch.sum().item() - samples * kept) < five_sigma
+        both = (first & second).sum().item()
+        assert abs(both - samples * kept**2) < five_sigma
+        first_kept.append(first)
+    assert not torch.equal(first_kept[0], first_kept[1])
+    with torch.no_grad():  # in evaluation every sample has both, undivided
+        y = block.eval()(torch.zeros(2, 3, 2, 1))
+    torch.testing.assert_close(y, torch.full_like(y, 50.5))

@@ -284,3 +284,22 @@ def test_mmsegmentations_ann(mmseg):
         report = attnops.replace_modules(head)
         assert sorted(entry.now for entry in report.replaced) == ["AFNB", "APNB"]
         torch.testing.assert_close(head(maps), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["apnb, official", "gald", "hamburger"])
+def test_the_comparison_switches_no_mode(name, monkeypatch):
+    """Nobody who trains the model meanwhile sees it in evaluation."""
+    make, cls, _ = KNOWN[name]
+    model = Holder(shaken(make()))
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    seen, switched = [], []
+    for norm in norms:
+        norm.register_forward_hook(
+            lambda module, inputs, output: seen.append((module.training, norms[0].training))
+        )
+    monkeypatch.setattr(nn.Module, "train", lambda self, mode=True: switched.append(mode) or self)
+    report = attnops.replace_modules(model)
+    assert len(report.replaced) == 1 and type(model.inner) is cls
+    assert not switched and all(norm.training for norm in norms)
+    assert set(seen) == ({(False, True)} if norms else set())
+    assert all(not norm.num_batches_tracked for norm in norms)
