@@ -16,7 +16,7 @@ from model_checks import (
     targets,
     tiny_resnet,
 )
-from torch.nn.functional import interpolate, unfold
+from torch.nn.functional import cross_entropy, interpolate, unfold
 
 pytest.importorskip("timm")
 
@@ -134,6 +134,45 @@ def test_defaults_of_the_second_version():
     window = head.distribution
     assert (window.kernel_size, window.dilation, window.border) == (5, 6, "zero")
     assert type(head.aggregation).__name__ == "ASPP"
+
+
+def written_out(main, aux, target, threshold=0.7, min_kept=100_000, aux_weight=0.4):
+    """The released loss on full-size logits: mining by a loop-free definition, and the auxiliary
+    head's plain mean.
+    """
+    valid = (target != 255).flatten()
+    labels = target.flatten()[valid]
+    log_p = main.log_softmax(1).movedim(1, 3).flatten(0, 2)[valid]
+    losses = -log_p[torch.arange(len(labels)), labels]
+    p = torch.exp(-losses)
+    at = p.sort().values[min(min_kept, len(p) - 1)]
+    kept = losses[p < max(threshold, at)]
+    return kept.mean() + aux_weight * cross_entropy(aux, target, ignore_index=255)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("easy", [False, True], ids=["threshold decides", "number decides"])
+def test_loss(version, easy):
+    """On more pixels than are kept at least, of which few or most are easy."""
+    side, small = 401, 51
+    model = tiny(version).double()
+    target = torch.randint(CLASSES, (1, small, small)).repeat_interleave(8, 1)
+    target = target.repeat_interleave(8, 2)[:, :side, :side].clone()
+    target[:, :50, :300] = 255
+    # Logits that lean to the right class, more or less.
+    right = interpolate(target[None].double(), (small, small)).clamp(max=CLASSES - 1)[0].long()
+    lean = torch.rand(1, 1, small, small) * (14 if easy else 4)
+    main = torch.randn(1, CLASSES, small, small) + lean * torch.nn.functional.one_hot(
+        right, CLASSES
+    ).movedim(3, 1)
+    maps = {"out_small": main.double(), "aux_small": torch.randn(1, CLASSES, 26, 26).double()}
+    full = [resized(m, (side, side)) for m in maps.values()]
+    wanted = written_out(*full, target)
+    torch.testing.assert_close(model.loss(maps, target), wanted)
+    # Each number shows in the value.
+    others = [{"aux_weight": 0.41}, {"min_kept": 110_000} if easy else {"threshold": 0.69}]
+    for other in others:
+        assert (written_out(*full, target, **other) - wanted).abs() > 1e-3 * wanted
 
 
 @pytest.mark.parametrize("version", [1, 2])
