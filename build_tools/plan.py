@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import jobs
 from .packages import ROOT, version
-from .settings import MIN_ARCH, Arch, BuildError, Settings
+from .settings import DEFAULT_ARCHS, MIN_ARCH, Arch, BuildError, Settings
 from .toolchain import (
     TORCH_REQUIREMENT,
     Compiler,
@@ -132,7 +132,10 @@ class Plan:
 
 
 def _select_archs(settings: Settings, toolkit: Toolkit) -> tuple[list[Arch], list[str]]:
-    """The architectures that kernels and nvcc both support, and notes about the others."""
+    """The architectures that kernels and nvcc both support, and notes about the others.
+
+    None may be left where nothing was asked for and the toolkit is too old.
+    """
     supported = toolkit.supported_archs()
     chosen, notes = [], []
     for arch in settings.archs:
@@ -147,7 +150,7 @@ def _select_archs(settings: Settings, toolkit: Toolkit) -> tuple[list[Arch], lis
             )
         else:
             notes.append(f"architecture {arch} left out: unknown to nvcc {toolkit.version}")
-    if not chosen:
+    if not chosen and (settings.arch_list or settings.cuda == "1"):
         raise BuildError(
             "no CUDA architecture is left to build for: set TORCH_CUDA_ARCH_LIST to 8.0 or later, "
             "or ATTNOPS_CUDA=0"
@@ -194,6 +197,10 @@ def make_plan(settings: Settings | None = None, introspection: bool = False) -> 
     archs, notes = _select_archs(settings, toolkit) if toolkit else ([], [])
     if toolkit and remark:
         notes.append(remark)
+    if toolkit and not archs:
+        no_cuda = (
+            f"nvcc {toolkit.version} is too old: it generates code for none of {DEFAULT_ARCHS}"
+        )
     no_introspection = absent or _no_introspection(introspection)
     # Without a compiler neither is used, so neither can be too old or incomplete.
     torch, ninja = (find_torch(), find_ninja()) if compiler else (None, None)

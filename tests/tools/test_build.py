@@ -138,6 +138,18 @@ class TestToolkit:
         with pytest.raises(BuildError, match="no CUDA architecture is left"):
             plan._select_archs(old, toolkit)
 
+    def test_toolkit_that_is_too_old(self, tmp_path, monkeypatch):
+        """Left out like one that is absent; an error where it was asked for."""
+        toolkit = toolchain._toolkit_at(fake_toolkit(tmp_path / "cuda", "10.2"))
+        script(tmp_path / "cuda/bin/nvcc", "echo compute_75")
+        compiler = toolchain.Compiler(("c++",), "c++ 1.0")
+        monkeypatch.setattr(toolchain, "find_compiler", lambda: compiler)
+        monkeypatch.setattr(sys, "platform", "linux")
+        monkeypatch.setattr(plan, "find_toolkit", lambda: (toolkit, ""))
+        assert "nvcc 10.2 is too old" in plan.make_plan(Settings()).no_cuda
+        with pytest.raises(BuildError, match="no CUDA architecture is left"):
+            plan.make_plan(Settings(cuda="1"))
+
 
 class TestCompiler:
     def test_with_a_space_in_its_path(self, tmp_path):

@@ -9,7 +9,9 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 from checkout import ROOT, build_wheel, clean_environ, run, script, source_copy
 
 from build_tools import environment, packages, plan
@@ -138,6 +140,33 @@ for word in "$@"; do
 done"""
 
 
+def new_environment(folder: Path) -> list[str]:
+    """Makes folder/venv; returns the words of its `pip install`."""
+    run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
+    python = str(folder / "venv/bin/python")
+    return [python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+
+
+def use_wheel(wheel: Path, folder: Path) -> str:
+    """Installs the wheel into folder/venv and computes with its library; torch's version there."""
+    python, env = folder / "venv/bin/python", clean_environ()
+    pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "-q")
+    run(*pip, "--no-index", "--no-deps", wheel, cwd=folder, env=env)
+    code = """
+import attnops, torch
+from torch.nn import functional as F
+x = torch.randn(1, 3, 9, 9)
+with attnops.use_backend("cpu"):
+    got = attnops.pyramid_pool(x)
+want = torch.cat([F.adaptive_avg_pool2d(x, n).flatten(2) for n in (1, 3, 6, 8)], 2)
+torch.testing.assert_close(got, want)
+print(torch.__version__, attnops.__file__)
+"""
+    version, where = run(python, "-c", code, cwd=folder, env=env).split(" ", 1)
+    assert Path(where.strip()).is_relative_to(folder)
+    return version
+
+
 class TestWheels:
     def test_pure_where_the_system_has_neither_locks_nor_a_sane_setting(self, tmp_path):
         """As on Windows, and in images that carry settings for other packages."""
@@ -215,26 +244,26 @@ class TestWheels:
     @pytest.mark.timeout(1800)
     def test_wheel_runs_with_another_torch(self, wheel, tmp_path):
         """One binary for every torch: compiled against this one, run under OTHER_TORCH."""
-        python = tmp_path / "venv/bin/python"
-        run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q"]
-        env = clean_environ()
-        torch = subprocess.run(
-            [*pip, OTHER_TORCH, "numpy"], env=env, capture_output=True, text=True
+        pip = new_environment(tmp_path)
+        done = subprocess.run(
+            [*pip, OTHER_TORCH, "numpy"], env=clean_environ(), capture_output=True, text=True
         )
-        if torch.returncode != 0:
-            pytest.skip(f"{OTHER_TORCH} cannot be installed here: {torch.stderr[-300:]}")
-        run(*pip, "--no-index", "--no-deps", wheel, cwd=tmp_path, env=env)
-        code = """
-import attnops, torch
-from torch.nn import functional as F
-x = torch.randn(1, 3, 9, 9)
-with attnops.use_backend("cpu"):
-    got = attnops.pyramid_pool(x)
-want = torch.cat([F.adaptive_avg_pool2d(x, n).flatten(2) for n in (1, 3, 6, 8)], 2)
-torch.testing.assert_close(got, want)
-print(torch.__version__, attnops.__file__)
-"""
-        version, where = run(python, "-c", code, cwd=tmp_path, env=env).split()
-        assert version.startswith(OTHER_TORCH.partition("==")[2])
-        assert Path(where).is_relative_to(tmp_path)
+        if done.returncode != 0:
+            pytest.skip(f"{OTHER_TORCH} cannot be installed here: {done.stderr[-300:]}")
+        assert use_wheel(wheel, tmp_path).startswith(OTHER_TORCH.partition("==")[2])
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(1800)
+    def test_wheel_runs_outside_the_checkout(self, wheel, tmp_path):
+        """In an environment of its own, which lends only this one's torch and numpy."""
+        new_environment(tmp_path)
+        (packages_there,) = (tmp_path / "venv/lib").glob("python*/site-packages")
+        lent = {Path(module.__file__).parents[1] for module in (torch, numpy)}
+        (packages_there / "lent.pth").write_text("".join(f"{folder}\n" for folder in lent))
+        assert use_wheel(wheel, tmp_path) == torch.__version__
+        env = clean_environ()
+        out = run(tmp_path / "venv/bin/attnops", "env", "--json", cwd=tmp_path, env=env)
+        facts = json.loads(out)
+        assert facts["versions"]["attnops"] == packages.version()
+        everything = "import attnops.kernels, attnops.nn, attnops.benchmarks, attnops.reference"
+        run(tmp_path / "venv/bin/python", "-c", everything, cwd=tmp_path, env=env)

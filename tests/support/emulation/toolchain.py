@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -64,9 +65,10 @@ def build(
     program = CACHE / f"{Path(driver).stem}-{sanitizer}-{digest.hexdigest()[:16]}"
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / f"{program.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a network file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if not program.exists():
-            unfinished = program.with_suffix(".part")
+            unfinished = program.with_suffix(f".{os.getpid()}.part")
             includes = [f"-I{folder}" for folder in (csrc, HERE, TORCH_INCLUDE)]
             command = ["g++", *flags, *includes, str(HERE / driver), "-o", str(unfinished)]
             result = subprocess.run(command, capture_output=True, text=True)
