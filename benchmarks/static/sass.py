@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import triton
-
-_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Za-z0-9_.]+)\s*(.*?)\s*;")
 _WORD = re.compile(r"/\* (0x[0-9a-f]+) \*/")
 _LINE = re.compile(r'//## File "([^"]+)", line (\d+)')
@@ -53,7 +50,10 @@ def short_path(path: str) -> str:
 
 
 def _tool(name: str, *arguments: str) -> str:
-    command = [str(_TOOLS / name), *arguments]
+    import triton  # where it is missing, `attnops bench report` still shows committed results
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    command = [str(tools / name), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
