@@ -50,9 +50,8 @@ def _asking_wrapper(instance: Any) -> Any:
     if frame.f_code.co_name != "__getattr__":
         return None
     asking = frame.f_locals.get("self")
-    if isinstance(asking, torch._dynamo.OptimizedModule) and asking._orig_mod is instance:
-        return asking
-    return None
+    compiled = getattr(sys.modules.get("torch._dynamo"), "OptimizedModule", ())
+    return asking if isinstance(asking, compiled) and asking._orig_mod is instance else None
 
 
 def predict_labels(

@@ -140,13 +140,19 @@ def _needs_plain_dict(x: Tensor) -> bool:
 
 
 def _flatten(outputs: Outputs) -> tuple[list[Tensor], tuple[Any, ...]]:
-    """The entries, as of any dict: a function of them does not commute with the resize."""
-    return list(outputs.values()), (tuple(outputs), outputs.size)
+    """All entries ("out" too: a function of it is not the resized function of the small map), then
+    the maps that are no entries.
+    """
+    hidden = {name: x for name, x in outputs.maps.items() if name + SMALL not in outputs}
+    context = (tuple(outputs), tuple(hidden), outputs.size)
+    return [*outputs.values(), *hidden.values()], context
 
 
 def _unflatten(leaves: Iterable[Any], context: tuple[Any, ...]) -> Outputs:
-    names, size = context
-    outputs = Outputs(zip(names, leaves, strict=True))
+    names, hidden, size = context
+    values = list(leaves)
+    outputs = Outputs(zip(names, values[: len(names)], strict=True))
+    outputs.maps = dict(zip(hidden, values[len(names) :], strict=True))
     outputs.size = size
     return outputs
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.functional import max_pool2d, pad
 
 
@@ -34,4 +33,6 @@ class MaxPool3x3(nn.MaxPool2d):
 
 
 def _parity_is_known(side: int) -> bool:
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import
+
     return statically_known_true(side % 2 == 0) or statically_known_true(side % 2 == 1)

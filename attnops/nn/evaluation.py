@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 import types
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -57,6 +58,8 @@ class _Twins:
     def __init__(self, tree: list[nn.Module]) -> None:
         self.tree = {id(module) for module in tree}
         self.made: dict[int, nn.Module] = {}
+        # What is compiled has loaded the compiler; nothing else needs it.
+        self.compiled = getattr(sys.modules.get("torch._dynamo"), "OptimizedModule", ())
 
     def of(self, module: nn.Module) -> nn.Module:
         if id(module) not in self.made:
@@ -68,7 +71,7 @@ class _Twins:
         if isinstance(module, torch.jit.ScriptModule):
             self.made[key] = copy.deepcopy(module).eval()
             return
-        if isinstance(module, torch._dynamo.OptimizedModule):
+        if isinstance(module, self.compiled):
             self.made[key] = module.dynamo_ctx(self.of(module._orig_mod))
             return
         twin = self.made[key] = object.__new__(type(module))

@@ -11,6 +11,7 @@ import torch
 from tiny_networks import CLASSES, FAMILIES, SIZE, tiny_network
 from torch.nn.functional import cross_entropy, interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from attnops.models import DeepLabAttention, SegNeXt, create_model
 from attnops.models.deeplab import subsample
@@ -155,6 +156,20 @@ def test_loss_in_training_and_in_evaluation(family, training):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_outputs_that_went_through_a_pytree_serve_the_loss(family):
+    """As DistributedDataParallel with find_unused_parameters takes them apart."""
+    model = tiny_network(family).eval()
+    images, target = images_and_target()
+    with torch.no_grad():
+        outputs = model(images)
+        again = tree_map(lambda x: x.clone(), outputs)
+        assert list(again) == ["out"]
+        assert torch.equal(model.loss(again, target), model.loss(outputs, target))
+    with pytest.raises(ValueError, match="target must be"):
+        model.loss(again, target[:, 1:])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_resized_map_alone_gives_the_validation_loss(family):
     """As where the outputs of an exported network come as a plain dict."""
     model = tiny_network(family).double().eval()
@@ -220,7 +235,7 @@ def test_outputs_are_a_dict_with_the_resized_map(family):
             lambda o: o.pop("out"),
             lambda o: o.popitem()[1],
             lambda o: type(o)((k, o[k]) for k in o)["out"],
-            lambda o: torch.utils._pytree.tree_map(lambda x: x.clone(), o)["out"],
+            lambda o: tree_map(lambda x: x.clone(), o)["out"],
         ]
         for read in readings:
             outputs = model(images)
