@@ -17,7 +17,7 @@ from .pyramid_pool import pyramid_pool
 from .replace import ReplacementReport, replace_modules
 from .strip_conv import strip_conv
 from .upsample_argmax import upsample_argmax
-from .upsample_cross_entropy import upsample_cross_entropy
+from .upsample_cross_entropy import upsample_cross_entropy, valid_weight
 from .upsample_gate import upsample_gate
 
 _dispatch.read_environment()
@@ -51,4 +51,5 @@ __all__ = [
     "upsample_cross_entropy",
     "upsample_gate",
     "use_backend",
+    "valid_weight",
 ]

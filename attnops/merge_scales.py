@@ -40,7 +40,9 @@ def merge_scales(
     Returns:
         `[B, K, H, W]` in the layout and dtype of the first map. Half precision is computed in
         float32. Under autocast all maps are cast to the autocast dtype. Where maps are equally
-        large, "max" sends the gradient to the first of them.
+        large, "max" sends the gradient to the first of them; NaN is larger than any number. A
+        neighbour that the resize weighs with 0 is not read, forward or backward, so maps of the
+        result's size pass infinities and NaN unchanged.
 
     Raises:
         TypeError: an argument is not a float tensor, or an option has the wrong type.
@@ -82,6 +84,11 @@ def merge_scales(
     height, width = (maps[0] if logits is None else logits).shape[2:]
     weights = logits if reduce == "attention" else None
     return _op(maps, weights, height, width, REDUCTIONS.index(reduce), align_corners)[0]
+
+
+def resize_map(x: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
+    """One map `[B, K, h, w]` at another size, as the ops resize theirs."""
+    return _op([x], None, height, width, REDUCTIONS.index("mean"), align_corners)[0]
 
 
 def _fake(

@@ -26,8 +26,10 @@ def upsample_argmax(
         align_corners: of the resize, as in torch.nn.functional.interpolate.
 
     Returns:
-        `[B, H, W]`, int64. Among equal logits the first class wins, among NaNs the first NaN. Half
-        precision is interpolated in float32. Not differentiable.
+        `[B, H, W]`, int64. Among equal logits the first class wins, among NaNs the first NaN. A
+        neighbour that the resize weighs with 0 is not read: a class at minus infinity loses, also
+        where torch.nn.functional.interpolate makes NaN of 0 times infinity. Half precision is
+        interpolated in float32. Not differentiable.
 
     Raises:
         TypeError: logits are not a float tensor, or `size` not one or two integers.

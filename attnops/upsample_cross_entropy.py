@@ -18,10 +18,22 @@ from ._checks import (
 )
 from ._layout import dense, empty_map, is_channels_inner
 from ._op import Op
+from .merge_scales import resize_map
+from .reference._labels import int64_labels
 
 NAME = "upsample_cross_entropy"
 REDUCTIONS = ("mean", "sum", "none")
-_LABELS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+_LABELS = (
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint64,
+    torch.uint32,
+    torch.uint16,
+    torch.uint8,
+    torch.bool,
+)
 
 
 def upsample_cross_entropy(
@@ -33,11 +45,16 @@ def upsample_cross_entropy(
     reduction: str = "mean",
     keep_threshold: float | None = None,
     min_kept: int = 0,
+    label_smoothing: float = 0.0,
+    avg_non_ignore: bool = True,
 ) -> Tensor:
     """Cross-entropy of bilinearly resized logits, forward and backward one small map at a time.
 
     Equal to resizing `logits` to the size of `target` and torch.nn.functional.cross_entropy, but
-    what is kept is three numbers a pixel, not K.
+    what is kept is three numbers a pixel, not K. Two things differ where logits are not finite: a
+    neighbour that the resize weighs with 0 is not read, forward or backward, so that an infinity
+    or NaN reaches only pixels that it has a share in (all of its own pixel where the sizes are
+    equal); and ignored pixels never have a gradient.
 
     With `keep_threshold`, online hard example mining: of the valid pixels of the whole batch those
     are kept whose probability of the true class is below max(keep_threshold, the probability at
@@ -49,14 +66,21 @@ def upsample_cross_entropy(
 
     Args:
         logits: `[B, K, h, w]`, contiguous or channels_last.
-        target: classes `[B, H, W]`, any integer dtype, each in 0..K-1 or `ignore_index`.
+        target: classes `[B, H, W]`, any integer dtype or bool, each in 0..K-1 or `ignore_index`.
+            Labels are compared as 64-bit integers.
         weight: of the classes, `[K]`; None: 1.
-        ignore_index: label of pixels that do not count.
+        ignore_index: label of pixels that do not count. One that the dtype of `target` cannot
+            hold is the label of no pixel.
         align_corners: of the resize, as in torch.nn.functional.interpolate.
         reduction: "mean" (divided by the summed weights of valid pixels; NaN if there are none, as
-            PyTorch has it), "sum" or "none".
+            PyTorch has it), "sum" (what `valid_weight` divides over several batches) or "none".
         keep_threshold: probability, or None: every valid pixel counts. Needs reduction="mean".
         min_kept: how many pixels to keep at least, as far as there are.
+        label_smoothing: share, 0 to 1, of a pixel's target that goes to all classes in equal parts,
+            as in torch.nn.functional.cross_entropy, class weights included. Which pixels mining
+            keeps does not depend on it.
+        avg_non_ignore: False: "mean" divides by the number of all pixels, ignored ones and their
+            weights regardless, as mmsegmentation averages by default; 0 if all are ignored.
 
     Returns:
         A scalar, or `[B, H, W]` with zeros at ignored pixels for reduction "none"; in the dtype of
@@ -85,38 +109,66 @@ def upsample_cross_entropy(
     ignore_index = check_integer(NAME, "ignore_index", ignore_index)
     if classes == 0 or (target.numel() and 0 in small):
         raise ValueError(f"{NAME}: logits are empty: {list(logits.shape)}")
-    _check_target(target, logits, ignore_index)
-    keep_threshold, min_kept = _check_mining(keep_threshold, min_kept, reduction)
-    if weight is not None:
-        _check_weight(weight, logits)
-
-    nll = _op(logits, target.long(), ignore_index, align_corners)[0]
-    loss = _reduce(nll, target, weight, ignore_index, reduction, keep_threshold, min_kept)
-    device = logits.device.type
-    keeps_float32 = device != "meta" and torch.is_autocast_enabled(device)
-    return loss if keeps_float32 else loss.to(logits.dtype)
-
-
-def _check_target(target: Tensor, logits: Tensor, ignore_index: int) -> None:
-    if target.dtype not in _LABELS:
-        raise TypeError(
-            f"{NAME}: target has dtype {target.dtype}; expected class numbers, for example int64"
-        )
+    _check_labels(NAME, target)
     if target.device != logits.device:
         raise ValueError(
             f"{NAME}: logits are on {logits.device} but target is on {target.device}; expected one "
             "device"
         )
+    labels, ignored = int64_labels(target, ignore_index)
+    _check_range(target, labels, ignored, classes, ignore_index)
+    smoothing = check_number(NAME, "label_smoothing", label_smoothing)
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"{NAME}: label_smoothing must be in 0..1, got {smoothing}")
+    avg_non_ignore = check_flag(NAME, "avg_non_ignore", avg_non_ignore)
+    keep_threshold, min_kept = _check_mining(keep_threshold, min_kept, reduction)
+    if weight is not None:
+        _check_weight(weight, logits)
+
+    nll, statistics = _op(logits, labels, ignored, align_corners)
+    valid = labels != ignored
+    of_pixel = valid.to(nll.dtype) if weight is None else _weights_of(labels, valid, weight, nll)
+    losses = nll if weight is None else nll * of_pixel
+    if smoothing:
+        uniform = _uniform_loss(logits, statistics, weight, align_corners)
+        losses = (1 - smoothing) * losses + smoothing * torch.where(valid, uniform, 0)
+    if keep_threshold is not None:
+        kept = valid & _is_hard(nll.detach(), valid, keep_threshold, min_kept)
+        loss = torch.where(kept, losses, 0).sum() / kept.sum().clamp(min=1)
+    elif reduction == "none":
+        loss = losses
+    elif reduction == "sum":
+        loss = losses.sum()
+    else:
+        loss = losses.sum() / (of_pixel.sum() if avg_non_ignore else losses.numel())
+    device = logits.device.type
+    keeps_float32 = device != "meta" and torch.is_autocast_enabled(device)
+    return loss if keeps_float32 else loss.to(logits.dtype)
+
+
+def _check_labels(op: str, target: Tensor) -> None:
+    if not isinstance(target, Tensor):
+        raise TypeError(f"{op}: target must be a tensor, got {type(target).__name__}")
+    if target.dtype not in _LABELS:
+        raise TypeError(
+            f"{op}: target has dtype {target.dtype}; expected class numbers, for example int64"
+        )
+
+
+def _check_range(
+    target: Tensor, labels: Tensor, ignored: int, classes: int, ignore_index: int
+) -> None:
+    """Raise where a label on the CPU is neither a class nor ignored."""
     # Elsewhere the check would wait for the device, or need a number while tracing.
     if target.device.type != "cpu" or torch.compiler.is_compiling() or target.numel() == 0:
         return
     if isinstance(target, torch._subclasses.FakeTensor):
         return
-    bad = (target != ignore_index) & ((target < 0) | (target >= logits.shape[1]))
+    bad = (labels != ignored) & ((labels < 0) | (labels >= classes))
     if bad.any():
         raise ValueError(
-            f"{NAME}: target holds {target[bad][0].item()}, which is neither a class "
-            f"(0..{logits.shape[1] - 1}) nor ignore_index={ignore_index}"
+            f"{NAME}: target holds {target.flatten()[bad.flatten().int().argmax()].item()}, which "
+            f"is neither a class (0..{classes - 1}) nor ignore_index={ignore_index}"
         )
 
 
@@ -142,30 +194,28 @@ def _check_weight(weight: Tensor, logits: Tensor) -> None:
         )
 
 
-def _reduce(
-    nll: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    keep_threshold: float | None,
-    min_kept: int,
+def _weights_of(labels: Tensor, valid: Tensor, weight: Tensor, like: Tensor) -> Tensor:
+    """The weight of every pixel's class, 0 at ignored ones, in the dtype of `like`."""
+    classes = torch.where(valid, labels, 0).clamp(0, len(weight) - 1)
+    return weight.to(like.dtype)[classes] * valid
+
+
+def _uniform_loss(
+    logits: Tensor, statistics: Tensor, weight: Tensor | None, align_corners: bool
 ) -> Tensor:
-    """The loss from unweighted losses `[B, H, W]`, 0 at ignored pixels."""
-    valid = target != ignore_index
-    losses, counts = nll, valid.to(nll.dtype)
+    """Mean over all classes of weight · (log-sum-exp - logit), `[B, H, W]`.
+
+    Resizing is linear: the mean of resized logits is the resized mean, one map instead of K.
+    """
+    wide = logits.to(statistics.dtype)
+    share = 1.0
     if weight is not None:
-        classes = torch.where(valid, target, 0).clamp(0, len(weight) - 1).long()
-        of_pixel = weight.to(nll.dtype)[classes]
-        losses, counts = nll * of_pixel, counts * of_pixel
-    if keep_threshold is not None:
-        kept = valid & _is_hard(nll.detach(), valid, keep_threshold, min_kept)
-        return torch.where(kept, losses, 0).sum() / kept.sum().clamp(min=1)
-    if reduction == "none":
-        return losses
-    if reduction == "sum":
-        return losses.sum()
-    return losses.sum() / counts.sum()
+        share = weight.to(statistics.dtype)
+        wide = wide * share.view(-1, 1, 1)
+        share = share.mean()
+    mean = resize_map(wide.mean(dim=1, keepdim=True), *statistics.shape[2:], align_corners)
+    largest, rest = statistics.unbind()
+    return (share * largest - mean.squeeze(1)) + share * rest
 
 
 def _is_hard(nll: Tensor, valid: Tensor, keep_threshold: float, min_kept: int) -> Tensor:
@@ -179,9 +229,48 @@ def _is_hard(nll: Tensor, valid: Tensor, keep_threshold: float, min_kept: int) -
     return probability < threshold
 
 
+def valid_weight(target: Tensor, weight: Tensor | None = None, ignore_index: int = 255) -> Tensor:
+    """What the mean of `upsample_cross_entropy` divides by: the summed weights of valid pixels.
+
+    Means of batches with unequally many ignored pixels do not average to the mean over all of
+    them. Summed losses over the summed weights do: the way to accumulate gradients.
+
+    Args:
+        target: classes `[B, H, W]`, any integer dtype or bool.
+        weight: of the classes, `[K]`; None: 1.
+        ignore_index: label of pixels that do not count.
+
+    Returns:
+        A scalar on the device of `target`: int64 without `weight`, else float32 or float64.
+
+    Raises:
+        TypeError: not an integer target, or an option of the wrong type.
+
+    Example:
+        >>> import torch, attnops
+        >>> logits = torch.randn(4, 19, 16, 32, requires_grad=True)
+        >>> target = torch.randint(19, (4, 128, 256))
+        >>> total = attnops.valid_weight(target)
+        >>> for part, labels in zip(logits.split(1), target.split(1)):
+        ...     loss = attnops.upsample_cross_entropy(part, labels, reduction="sum") / total
+        ...     loss.backward()
+    """
+    name = "valid_weight"
+    _check_labels(name, target)
+    labels, ignored = int64_labels(target, check_integer(name, "ignore_index", ignore_index))
+    valid = labels != ignored
+    if weight is None:
+        return valid.sum()
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise TypeError(f"{name}: weight must be a float tensor or None, got {weight!r}")
+    wide = weight if weight.dtype == torch.float64 else weight.float()
+    return _weights_of(labels, valid, wide, wide).sum()
+
+
 # The op itself: unweighted losses [B, H, W], and statistics [2, B, H, W] for the backward: the
 # largest logit m of every pixel and log(sum of exp(logit - m)). Their sum, the log-sum-exp, would
-# lose the digits of the smaller one.
+# lose the digits of the smaller one. Only that sum has a gradient, so both halves of an incoming
+# gradient of the statistics are the same.
 
 
 def _fake(
@@ -192,7 +281,7 @@ def _fake(
     return logits.new_empty(shape, dtype=dtype), logits.new_empty((2, *shape), dtype=dtype)
 
 
-def _backward_fake(grad: Tensor, logits: Tensor, *args: Any) -> Tensor:
+def _backward_fake(grad: Tensor, grad_lse: Tensor | None, logits: Tensor, *args: Any) -> Tensor:
     return empty_map(logits.shape, logits, is_channels_inner(logits))
 
 
@@ -201,9 +290,15 @@ def _prepare(logits: Tensor, target: Tensor, *options: Any) -> tuple[Any, ...]:
 
 
 def _prepare_backward(
-    grad: Tensor, logits: Tensor, target: Tensor, statistics: Tensor, *options: Any
+    grad: Tensor,
+    grad_lse: Tensor | None,
+    logits: Tensor,
+    target: Tensor,
+    statistics: Tensor,
+    *options: Any,
 ) -> tuple[Any, ...]:
-    return grad.contiguous(), dense(logits), target.contiguous(), statistics.contiguous(), *options
+    grads = grad.contiguous(), None if grad_lse is None else grad_lse.contiguous()
+    return *grads, dense(logits), target.contiguous(), statistics.contiguous(), *options
 
 
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
@@ -216,15 +311,16 @@ def _gradient(
 ) -> tuple[Tensor | None, ...]:
     if grads[0] is None:
         return None, None, None, None
-    return call(grads[0], *saved, *kept), None, None, None
+    of_lse = None if grads[1] is None else grads[1][0]
+    return call(grads[0], of_lse, *saved, *kept), None, None, None
 
 
 _op = Op(
     NAME,
     forward="(Tensor logits, Tensor target, int ignore_index, bool align_corners)"
     " -> (Tensor, Tensor)",
-    backward="(Tensor grad, Tensor logits, Tensor target, Tensor statistics, int ignore_index,"
-    " bool align_corners) -> Tensor",
+    backward="(Tensor grad, Tensor? grad_lse, Tensor logits, Tensor target, Tensor statistics,"
+    " int ignore_index, bool align_corners) -> Tensor",
     fake=_fake,
     backward_fake=_backward_fake,
     prepare=_prepare,

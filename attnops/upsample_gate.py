@@ -46,7 +46,9 @@ def upsample_gate(
 
     Returns:
         `[B, C, H, W]` in the layout and dtype of `x`. Half precision is computed in float32.
-        Under autocast both maps are cast to the autocast dtype.
+        Under autocast both maps are cast to the autocast dtype. A neighbour that the resize weighs
+        with 0 is not read, forward or backward: infinities and NaN reach only pixels that they
+        have a share in.
 
     Raises:
         TypeError: an argument is not a float tensor, or an option has the wrong type.

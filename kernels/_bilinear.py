@@ -1,7 +1,9 @@
 """Bilinear resizing along one axis, in PyTorch's arithmetic, for kernels that resize on the fly.
 
 Output i reads the inputs first(i) and second(i) = first(i) + 1 (the last one twice) with the
-weights 1 - w(i) and w(i).
+weights 1 - w(i) and w(i). Where the second would weigh nothing, both are the first one, a half
+each: a neighbour of weight 0 is not read, and nothing is multiplied by 0, which makes NaN of
+infinity.
 """
 
 from __future__ import annotations
@@ -28,10 +30,9 @@ def resize_taps(b_output, inputs, outputs, align_corners):
     b_weight = tl.minimum(b_position - b_first.to(tl.float32), 1.0)
     same = inputs == outputs
     b_first = tl.where(same, b_output, b_first)
-    b_weight = tl.where(same, 0.0, b_weight)
-    # Where nothing is resized, no neighbour is read at all: it may be NaN.
-    b_second = tl.where(same, b_first, tl.minimum(b_first + 1, inputs - 1))
-    return b_first, b_second, b_weight
+    alone = same | (b_weight == 0.0)
+    b_second = tl.where(alone, b_first, tl.minimum(b_first + 1, inputs - 1))
+    return b_first, b_second, tl.where(alone, 0.5, b_weight)
 
 
 @triton.jit

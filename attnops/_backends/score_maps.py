@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from .._layout import dense, is_channels_inner
 from .._op import recording_gradients
 from ..merge_scales import REDUCTIONS
+from ..reference._resize import resize
 from ..reference.merge_scales import merge_at
 from ..reference.upsample_argmax import upsample_argmax
 from .precision import as_leaves, gradients_of, widened
@@ -53,8 +53,12 @@ def argmax_forward(logits: Tensor, height: int, width: int, align_corners: bool)
 def _losses(
     logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool
 ) -> tuple[Tensor, Tensor]:
-    """Unweighted losses `[B, H, W]`, NaN for labels that are no class, and their statistics."""
-    full = interpolate(logits, target.shape[1:], mode="bilinear", align_corners=align_corners)
+    """Unweighted losses `[B, H, W]`, NaN for labels that are no class, and their statistics.
+
+    Ignored pixels have no part in the gradient either, whatever their logits are.
+    """
+    valid = (target != ignore_index).unsqueeze(1)
+    full = torch.where(valid, resize(logits, target.shape[1:], align_corners), 0)
     largest = full.amax(dim=1).detach()
     shifted = full - largest.unsqueeze(1)
     rest = shifted.exp().sum(dim=1).log()
@@ -70,6 +74,7 @@ def cross_entropy_forward(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 def cross_entropy_backward(
     grad: Tensor,
+    grad_lse: Tensor | None,
     logits: Tensor,
     target: Tensor,
     statistics: Tensor,
@@ -78,6 +83,8 @@ def cross_entropy_backward(
 ) -> Tensor:
     with recording_gradients():
         inputs = as_leaves(logits)
-        loss, _ = _losses(inputs[0], target, ignore_index, align_corners)
-        (found,) = gradients_of(loss, inputs, grad)
+        outputs = _losses(inputs[0], target, ignore_index, align_corners)
+        grads = (grad, torch.zeros_like(grad) if grad_lse is None else grad_lse)
+        # The largest logit is a constant here: the log of the rest has the gradient of the whole.
+        (found,) = gradients_of(outputs, inputs, (grads[0], grads[1].expand_as(outputs[1])))
     return dense(found.to(logits.dtype), is_channels_inner(logits))

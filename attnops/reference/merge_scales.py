@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+
+from ._resize import resize
 
 
 def merge_scales(
@@ -28,9 +29,7 @@ def merge_at(
     align_corners: bool,
 ) -> Tensor:
     """`merge_scales` at a given size."""
-    resized = torch.stack(
-        [interpolate(s, size, mode="bilinear", align_corners=align_corners) for s in scores]
-    )
+    resized = torch.stack([resize(s, size, align_corners) for s in scores])
     if reduce == "mean":
         return resized.mean(dim=0)
     if reduce == "max":

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
-from torch.nn.functional import interpolate
+
+from ._resize import resize
 
 
-def upsample_argmax(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+def upsample_argmax(
+    logits: Tensor, size: Sequence[int] | int, align_corners: bool = False
+) -> Tensor:
     """The definition of `attnops.upsample_argmax`; every step in the dtype of its arguments."""
-    full = interpolate(logits, size, mode="bilinear", align_corners=align_corners)
-    return full.argmax(dim=1)
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return resize(logits, (height, width), align_corners).argmax(dim=1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+
+from ._resize import resize
 
 ACTIVATIONS = {"identity": lambda x: x, "sigmoid": torch.sigmoid, "relu": torch.relu}
 
@@ -21,7 +22,7 @@ def upsample_gate(
     """The definition of `attnops.upsample_gate`; every step in the dtype of its arguments."""
     activate = ACTIVATIONS[activation]
     gate = activate(logits) if activation_first else logits
-    gate = interpolate(gate, x.shape[2:], mode="bilinear", align_corners=align_corners)
+    gate = resize(gate, x.shape[2:], align_corners)
     if not activation_first:
         gate = activate(gate)
     out = gate * x

@@ -11,7 +11,9 @@
 
 namespace attnops {
 
-// The two inputs that an output reads: (1 - weight) * in[first] + weight * in[second].
+// The two inputs that an output reads: (1 - weight) * in[first] + weight * in[second]. Where the
+// second weighs nothing, both are the first one, a half each: a neighbour of weight 0 is not read,
+// and nothing is multiplied by 0, which would make NaN of infinity.
 template <class T>
 struct Taps {
   int64_t first, second;
@@ -28,7 +30,7 @@ ATTNOPS_HOST_DEVICE T resize_scale(int64_t inputs, int64_t outputs, bool align_c
 template <class T>
 ATTNOPS_HOST_DEVICE Taps<T> resize_taps(int64_t output, int64_t inputs, int64_t outputs, T scale,
                                         bool align_corners) {
-  if (inputs == outputs) return {output, output, T(0)};
+  if (inputs == outputs) return {output, output, T(0.5)};
   // Rounded once, as compilers with fused multiply-adds make it of PyTorch's formula: rounding the
   // product as well costs up to half a unit of the position, which is large beside the weight.
   T position = align_corners ? scale * static_cast<T>(output)
@@ -38,6 +40,7 @@ ATTNOPS_HOST_DEVICE Taps<T> resize_taps(int64_t output, int64_t inputs, int64_t 
   if (first > inputs - 1) first = inputs - 1;
   T weight = position - static_cast<T>(first);
   weight = weight > T(1) ? T(1) : weight;
+  if (weight == T(0)) return {first, first, T(0.5)};
   return {first, first + (first < inputs - 1), weight};
 }
 

@@ -38,9 +38,10 @@ def neighbour(index, source, b_before, b_at, b_after):
     return tl.where(index == source, b_at, tl.where(index < source, b_before, b_after))
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit(do_not_specialize=[*UNSPECIALIZED, "has_lse"])
 def cross_entropy_backward_kernel(
     p_grad,
+    p_grad_lse,
     p_logits,
     p_target,
     p_statistics,
@@ -53,15 +54,17 @@ def cross_entropy_backward_kernel(
     small_width,
     ignore_index,
     align_corners,
+    has_lse,
     POSITIONS: tl.constexpr,
     CLASSES: tl.constexpr,
     INNER: tl.constexpr,
 ):
     """dlogits[k, i, j] = sum over the pixels reading (i, j) of weight * d[k], in row-major order.
 
-    d[k] = grad * (exp((l[k] - m) - rest) - [k = target]), 0 where the target is no class; l, m and
-    rest as in cross_entropy_kernel. p_grad [B, H, W], p_statistics [2, B, H, W] float32, p_target
-    [B, H, W] int64; p_logits, p_dlogits [B, K, h, w], or channels last with INNER.
+    d[k] = (grad + grad_lse) * exp((l[k] - m) - rest) - grad * [k = target], 0 where the target is
+    no class; l, m and rest as in cross_entropy_kernel. p_grad, p_grad_lse (read with has_lse
+    alone) [B, H, W], p_statistics [2, B, H, W] float32, p_target [B, H, W] int64; p_logits,
+    p_dlogits [B, K, h, w], or channels last with INNER.
     Grid: B * h * ceil(w / POSITIONS) * ceil(K / CLASSES); one program owns positions of a row of
     the small map for a block of classes of one item. Reads 20 bytes a reader of a position, which
     the caches hold from the neighbouring position that it also reads; writes dlogits once.
@@ -92,6 +95,7 @@ def cross_entropy_backward_kernel(
     b_begin, b_end = reader_range(b_source, small_width, width, align_corners)
     most = tl.max(tl.where(in_map, b_end - b_begin, 0), axis=0)
     pixels = batches.to(tl.int64) * height * width
+    with_lse = tl.where(has_lse != 0, width, 0)
     b_sum = tl.zeros([POSITIONS, CLASSES], tl.float32)
     for y in range(first_row, last_row):
         at = row * 0 + y  # a tensor for the interpreter too
@@ -114,6 +118,7 @@ def cross_entropy_backward_kernel(
             b_reads = in_map & (b_x < b_end) & ((b_first == b_source) | (b_second == b_source))
             b_share = share_y * share_of(b_first, b_second, b_across, b_source)
             b_grad = tl.load(p_grad + place + b_x, mask=b_reads, other=0.0)
+            b_lse = tl.load(p_grad_lse + place + b_x, mask=b_reads & (b_x < with_lse), other=0.0)
             b_target = tl.load(p_target + place + b_x, mask=b_reads, other=ignore_index)
             b_m = tl.load(p_statistics + place + b_x, mask=b_reads, other=0.0)
             b_rest = tl.load(p_statistics + pixels + place + b_x, mask=b_reads, other=0.0)
@@ -123,9 +128,9 @@ def cross_entropy_backward_kernel(
                 neighbour(b_second[:, None], b_source[:, None], b_left, b_centre, b_right),
                 b_across[:, None],
             )
-            b_true = (b_target[:, None] == b_class[None, :]).to(tl.float32)
-            b_d = tl.exp((b_logit - b_m[:, None]) - b_rest[:, None]) - b_true
-            b_d = (b_share * b_grad)[:, None] * b_d
+            b_true = tl.where(b_target[:, None] == b_class[None, :], b_grad[:, None], 0.0)
+            b_d = (b_grad + b_lse)[:, None] * tl.exp((b_logit - b_m[:, None]) - b_rest[:, None])
+            b_d = b_share[:, None] * (b_d - b_true)
             b_sum += tl.where((b_reads & b_counts)[:, None], b_d, 0.0)
     p_out = p_dlogits + item + pixel_offsets(row * small_width + b_position, classes, INNER)
     tl.store(p_out, b_sum.to(p_dlogits.dtype.element_ty), mask=mask)
@@ -136,13 +141,14 @@ BACKWARD = {False: tile_launch(32, 16, False), True: tile_launch(16, 32, True)}
 
 def backward(
     grad: torch.Tensor,
+    grad_lse: torch.Tensor | None,
     logits: torch.Tensor,
     target: torch.Tensor,
     statistics: torch.Tensor,
     ignore_index: int,
     align_corners: bool,
 ) -> torch.Tensor:
-    """dlogits like logits, for a float32 gradient of the losses."""
+    """dlogits like logits, for float32 gradients of the losses and of the log-sum-exps."""
     inner = is_channels_inner(logits)
     batch, classes, small_height, small_width = logits.shape
     launch = BACKWARD[inner]
@@ -153,7 +159,9 @@ def backward(
         run(
             cross_entropy_backward_kernel,
             batch * small_height * tiles * blocks,
-            *map(aligned_storage, (grad, logits, target, statistics)),
+            aligned_storage(grad),
+            aligned_storage(grad if grad_lse is None else grad_lse),
+            *map(aligned_storage, (logits, target, statistics)),
             dlogits,
             batch,
             classes,
@@ -162,6 +170,7 @@ def backward(
             small_width,
             ignore_index,
             int(align_corners),
+            int(grad_lse is not None),
             launch=launch,
         )
     return dlogits
@@ -169,7 +178,7 @@ def backward(
 
 def aot_cases() -> list[AotCase]:
     """Every compilation that `backward` can ask for."""
-    others = {"p_grad": "fp32", "p_target": "i64", "p_statistics": "fp32"}
+    others = {"p_grad": "fp32", "p_grad_lse": "fp32", "p_target": "i64", "p_statistics": "fp32"}
     return [
         AotCase(
             cross_entropy_backward_kernel,

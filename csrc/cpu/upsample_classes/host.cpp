@@ -2,6 +2,7 @@
 #include "host.h"
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 
 #include "common/register.h"
@@ -92,8 +93,9 @@ std::tuple<Tensor, Tensor> upsample_cross_entropy(Tensor logits, Tensor target,
   return {loss, statistics};
 }
 
-Tensor upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor statistics,
-                                       int64_t ignore_index, bool align_corners) {
+Tensor upsample_cross_entropy_backward(Tensor grad, std::optional<Tensor> grad_lse, Tensor logits,
+                                       Tensor target, Tensor statistics, int64_t ignore_index,
+                                       bool align_corners) {
   const int64_t height = target.size(1), width = target.size(2), inputs = logits.size(2);
   const Logits maps(logits, height, width, align_corners, ignore_index);
   Tensor dlogits =
@@ -109,6 +111,8 @@ Tensor upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target
   const Scratch scratch(workers * bytes);
   const int64_t item = height * width * bytes_of(statistics_of(logits));
   const char* incoming = static_cast<const char*>(grad.const_data_ptr());
+  const char* incoming_lse =
+      grad_lse ? static_cast<const char*>(grad_lse->const_data_ptr()) : nullptr;
   const char* source = static_cast<const char*>(logits.const_data_ptr());
   const int64_t* labels = static_cast<const int64_t*>(target.const_data_ptr());
   const char* largest = static_cast<const char*>(statistics.const_data_ptr());
@@ -122,10 +126,12 @@ Tensor upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target
       const int64_t begin =
           std::lower_bound(axis.second, axis.second + height, first) - axis.second;
       const int64_t end = std::lower_bound(axis.first, axis.first + height, last) - axis.first;
-      maps.kernels.gradients(maps.map, incoming + b * item, source + b * maps.item_bytes,
-                             labels + b * height * width, largest + b * item,
-                             largest + (maps.batch + b) * item, out + b * maps.item_bytes, first,
-                             last, begin, std::max(begin, end), scratch.at(worker * bytes));
+      maps.kernels.gradients(maps.map, incoming + b * item,
+                             incoming_lse == nullptr ? nullptr : incoming_lse + b * item,
+                             source + b * maps.item_bytes, labels + b * height * width,
+                             largest + b * item, largest + (maps.batch + b) * item,
+                             out + b * maps.item_bytes, first, last, begin, std::max(begin, end),
+                             scratch.at(worker * bytes));
     }
   });
   return dlogits;
@@ -141,6 +147,7 @@ ATTNOPS_REGISTER(cpu, CPU, upsample_argmax,
 ATTNOPS_REGISTER(cpu, CPU, upsample_cross_entropy,
                  "(Tensor logits, Tensor target, int ignore_index, bool align_corners) "
                  "-> (Tensor loss, Tensor statistics)")
+// grad of the losses, grad_lse of the pixels' log-sum-exp, both like the losses.
 ATTNOPS_REGISTER(cpu, CPU, upsample_cross_entropy_backward,
-                 "(Tensor grad, Tensor logits, Tensor target, Tensor statistics, "
+                 "(Tensor grad, Tensor? grad_lse, Tensor logits, Tensor target, Tensor statistics, "
                  "int ignore_index, bool align_corners) -> Tensor dlogits")

@@ -23,10 +23,11 @@ struct ClassKernels {
                  void* scratch);
   void (*losses)(const ClassMap&, const void* logits, const int64_t* target, void* loss,
                  void* largest, void* rest, int64_t begin, int64_t end, void* scratch);
-  // Rows [first, last) of dlogits, from output rows [begin, end): all that read them.
-  void (*gradients)(const ClassMap&, const void* grad, const void* logits, const int64_t* target,
-                    const void* largest, const void* rest, void* dlogits, int64_t first,
-                    int64_t last, int64_t begin, int64_t end, void* scratch);
+  // Rows [first, last) of dlogits, from output rows [begin, end): all that read them. grad_lse: the
+  // gradient of the pixels' log-sum-exp, null where there is none.
+  void (*gradients)(const ClassMap&, const void* grad, const void* grad_lse, const void* logits,
+                    const int64_t* target, const void* largest, const void* rest, void* dlogits,
+                    int64_t first, int64_t last, int64_t begin, int64_t end, void* scratch);
 };
 
 ATTNOPS_DECLARE_KERNELS(ClassKernels, class_kernels)

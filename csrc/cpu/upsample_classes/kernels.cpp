@@ -166,15 +166,16 @@ struct ClassEntries {
     }
   }
 
-  static void gradients(const ClassMap& s, const void* grad_, const void* logits,
-                        const int64_t* target, const void* largest_, const void* rest_,
-                        void* dlogits, int64_t first, int64_t last, int64_t begin, int64_t end,
-                        void* scratch) {
+  static void gradients(const ClassMap& s, const void* grad_, const void* grad_lse_,
+                        const void* logits, const int64_t* target, const void* largest_,
+                        const void* rest_, void* dlogits, int64_t first, int64_t last,
+                        int64_t begin, int64_t end, void* scratch) {
     Worker worker(s, last - first, scratch);
     worker.rows.start(static_cast<const S*>(logits));
     worker.gradients.start(first, last);
     const int64_t lanes = worker.lanes;
-    const C *grad = static_cast<const C*>(grad_), *largest = static_cast<const C*>(largest_);
+    const C *grad = static_cast<const C*>(grad_), *grad_lse = static_cast<const C*>(grad_lse_);
+    const C* largest = static_cast<const C*>(largest_);
     const C* rest = static_cast<const C*>(rest_);
     for (int64_t y = begin; y < end; ++y) {
       const C* blend = worker.rows.blend(y);
@@ -186,10 +187,11 @@ struct ClassEntries {
         const C right = static_cast<C>(s.columns.weight[x]), left = C(1) - right;
         const int64_t a = s.columns.first[x] * lanes, b = s.columns.second[x] * lanes;
         const C m = largest[i], r = rest[i], g = grad[i];
+        const C all = grad_lse == nullptr ? g : g + grad_lse[i];
         for (int64_t k = 0; k < lanes; k += kW) {
           const V v = finite ? pixel_logits<true>(blend + a, blend + b, left, right, k, s.classes)
                              : pixel_logits<false>(blend + a, blend + b, left, right, k, s.classes);
-          const V d = g * exp_lanes<C>((v - m) - r);
+          const V d = all * exp_lanes<C>((v - m) - r);
           store(sum + a + k, load(sum + a + k) + left * d);
           store(sum + b + k, load(sum + b + k) + right * d);
         }
