@@ -80,6 +80,13 @@ def test_without_triton():
     assert "triton False No module named 'triton" in done.stdout
 
 
+def test_committed_results_are_shown_without_triton():
+    code = "import sys, attnops.benchmarks.report.command as c; sys.exit(c.main([]))"
+    done = run(without("triton") + code)
+    assert done.returncode == 0, done.stderr
+    assert "attnops" in done.stdout
+
+
 def test_without_a_gpu():
     done = run(
         REPORT + "print('initialised', torch.cuda.is_initialized())", CUDA_VISIBLE_DEVICES=""
