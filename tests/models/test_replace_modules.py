@@ -171,6 +171,48 @@ def test_near_misses_are_left_alone_and_named(make, reason):
     assert "left alone" in str(report)
 
 
+class Off(GatingUnit):
+    """Its result is off by a small factor, or in one place alone."""
+
+    def __init__(self, share: float, everywhere: bool) -> None:
+        super().__init__(4)
+        self.share, self.everywhere = share, everywhere
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.everywhere:
+            return y * (1 + self.share)
+        off = torch.zeros_like(y)
+        off.view(-1)[7] = self.share * y.norm()
+        return y + off
+
+
+@pytest.mark.parametrize("everywhere", [True, False], ids=["everywhere", "in one place"])
+@pytest.mark.parametrize(
+    ("dtype", "share", "is_same"),
+    [
+        (torch.float32, 0.3, False),
+        (torch.float32, 0.01, False),
+        (torch.float32, 1e-3, False),
+        (torch.float32, 1e-6, True),
+        (torch.float64, 1e-6, False),
+        (torch.float64, 1e-8, False),
+        (torch.float64, 1e-12, True),
+        (torch.bfloat16, 0.3, False),
+        (torch.bfloat16, 0.1, False),
+        (torch.bfloat16, 2**-9, True),
+    ],
+    ids=str,
+)
+def test_only_rounding_may_differ(dtype, share, is_same, everywhere):
+    model = Holder(shaken(Off(share, everywhere))).to(dtype)
+    report = attnops.replace_modules(model)
+    assert isinstance(model.inner, MSCA) == is_same
+    assert len(report.replaced) == is_same
+    if not is_same:
+        assert "computes something else" in report.left[0].note
+
+
 def normed() -> nn.Module:
     unit = GatingUnit(4)
     nn.utils.parametrizations.weight_norm(unit.conv0)

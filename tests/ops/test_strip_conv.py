@@ -115,7 +115,10 @@ def test_some_biases(backend, device):
 def test_layouts(backend, device, layout, grad_layout):
     x, *parameters = operands(device, torch.float32, (2, 6, 7, 9), 3, (5, 7))
     inputs = [in_layout(x, layout), *parameters]
-    inputs[3] = inputs[3].expand(2, *inputs[3].shape)[0].flip(0).flip(0)
+    inputs[1] = inputs[1].permute(3, 1, 2, 0).contiguous().permute(3, 1, 2, 0)
+    inputs[3] = torch.stack([inputs[3], torch.full_like(inputs[3], torch.nan)], dim=-1)[..., 0]
+    inputs[4] = inputs[4][:1].expand_as(inputs[4])
+    assert not any(inputs[i].is_contiguous() for i in (1, 3, 4))
     check_op(fused, plain, inputs, grad_layout=grad_layout)
 
 

@@ -40,6 +40,7 @@ STEPS = get_decompositions(
         aten.gelu,
         aten.gelu_backward,
         aten.native_batch_norm,
+        aten.native_group_norm,
         aten.sigmoid_backward,
     ]
 )
