@@ -66,11 +66,10 @@ class NonLocal(nn.Module):
         """
         check_tensors("NonLocal", x=x)
         check_shape("NonLocal", "x", x, ("B", self.in_channels, "H", "W"))
-        batch, _, height, width = x.shape
         key = self._tokens(self.key(x))
         query = key if self.query is None else self._tokens(self.query(x))
         context = scaled_dot_product_attention(query, key, self._tokens(self.value(x)))
-        return self.out(context.squeeze(1).transpose(1, 2).reshape(batch, -1, height, width))
+        return self.out(context.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:]))
 
     @staticmethod
     def _tokens(x: Tensor) -> Tensor:

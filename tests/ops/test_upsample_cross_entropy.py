@@ -175,12 +175,20 @@ def test_nan_stays_where_it_is(backend, device):
     torch.testing.assert_close(found, expected, equal_nan=True)
 
 
-def test_empty_batch(backend, device):
-    logits, target = operands(device, torch.float32, (0, 4, 5, 6), (10, 12))
+@pytest.mark.parametrize(("batch", "size"), [(0, (10, 12)), (2, (0, 12)), (2, (10, 0))], ids=str)
+@pytest.mark.parametrize("options", [{"reduction": "sum"}, {"keep_threshold": 0.7}], ids=str)
+def test_no_pixels(backend, device, batch, size, options):
+    """The logits of two maps are there even so, and their gradient is zero, not undefined."""
+    if backend == "reference" and 0 in size:
+        pytest.skip("PyTorch resizes to no map without pixels")
+    logits, target = operands(device, torch.float32, (batch, 4, 5, 6), size)
     leaf = logits.requires_grad_()
-    loss = attnops.upsample_cross_entropy(leaf, target, reduction="sum")
+    loss = attnops.upsample_cross_entropy(leaf, target, **options)
     loss.backward()
-    assert loss == 0 and leaf.grad.shape == leaf.shape
+    assert loss == 0 and torch.equal(leaf.grad, torch.zeros_like(leaf))
+    mean = attnops.upsample_cross_entropy(leaf, target)
+    assert mean.isnan()  # 0 / 0, as PyTorch's
+    assert attnops.upsample_cross_entropy(leaf, target, reduction="none").shape == target.shape
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
