@@ -17,7 +17,7 @@ def mean_cross_entropy(
     ignore_index: int,
     align_corners: bool,
     avg_non_ignore: bool = True,
-    **options: float,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Mean cross-entropy of a map resized to `target`; 0, with zero gradients, without a pixel.
 
@@ -28,7 +28,7 @@ def mean_cross_entropy(
         align_corners: of the resize.
         avg_non_ignore: the mean is over the pixels with a class; False: over all pixels, the others
             count as 0.
-        options: of `attnops.upsample_cross_entropy`.
+        label_smoothing: as in `attnops.upsample_cross_entropy`.
     """
     half = small.dtype in (torch.float16, torch.bfloat16)
     total = upsample_cross_entropy(
@@ -37,7 +37,7 @@ def mean_cross_entropy(
         ignore_index=ignore_index,
         align_corners=align_corners,
         reduction="sum",
-        **options,
+        label_smoothing=label_smoothing,
     )
     if avg_non_ignore:
         mean = total / (target != ignore_index).sum().clamp(min=1)
@@ -49,7 +49,11 @@ def mean_cross_entropy(
 
 
 def mined_cross_entropy(
-    small: Tensor, target: Tensor, ignore_index: int, align_corners: bool, **options: float
+    small: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    align_corners: bool,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """The mean over hard pixels, as ANN and GALD were released; 0 without one."""
     return upsample_cross_entropy(
@@ -59,5 +63,5 @@ def mined_cross_entropy(
         align_corners=align_corners,
         keep_threshold=KEEP_THRESHOLD,
         min_kept=MIN_KEPT,
-        **options,
+        label_smoothing=label_smoothing,
     )

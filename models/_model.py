@@ -75,6 +75,7 @@ class SegmentationModel(nn.Module, HubMixin):
         outputs: Mapping[str, Tensor],
         target: Tensor,
         avg_non_ignore: bool = True,
+        label_smoothing: float = 0.0,
     ) -> Tensor:
         """The loss that the network was published with, a scalar.
 
@@ -90,6 +91,8 @@ class SegmentationModel(nn.Module, HubMixin):
                 all pixels, those without a class count as 0, which is how mmsegmentation averages
                 unless told otherwise; for comparing curves with it. Hard example mining is a mean
                 over the kept pixels either way.
+            label_smoothing: share, 0 to 1, of every pixel's target that goes to all classes in
+                equal parts, in every cross-entropy.
 
         Raises:
             TypeError: `outputs` is no dict, or `target` no tensor of integers.
@@ -99,7 +102,8 @@ class SegmentationModel(nn.Module, HubMixin):
         name = f"{type(self).__name__}.loss"
         check_outputs(name, outputs)
         check_target(name, outputs, target)
-        return self.published_loss(outputs, target.long(), avg_non_ignore=avg_non_ignore)
+        options = {"avg_non_ignore": avg_non_ignore, "label_smoothing": label_smoothing}
+        return self.published_loss(outputs, target.long(), **options)
 
     def published_loss(
         self, outputs: Mapping[str, Tensor], target: Tensor, **options: Any

@@ -113,16 +113,17 @@ def without_dropout(model):
     return model
 
 
-def published(family, model, maps, target, training):
+def published(family, model, maps, target, training, label_smoothing=0.0):
     """The loss, written out from maps by name."""
+    options = {"ignore_index": IGNORED, "label_smoothing": label_smoothing}
 
     def plain(key):
         full = interpolate(maps[key], SIZE, mode="bilinear", align_corners=model.align_corners)
-        return cross_entropy(full, target, ignore_index=IGNORED)
+        return cross_entropy(full, target, **options)
 
     if family == "deeplab":
         return sum(
-            cross_entropy(x, subsample(target, x.shape[2:]), ignore_index=IGNORED)
+            cross_entropy(x, subsample(target, x.shape[2:]), **options)
             for x in maps.values()
         )
     if family == "sanet":
@@ -135,9 +136,9 @@ def published(family, model, maps, target, training):
     if family in ("ann", "galdv1", "galdv2"):
         full = interpolate(maps["out"], SIZE, mode="bilinear", align_corners=model.align_corners)
         losses = cross_entropy(full, target, ignore_index=IGNORED, reduction="none")
-        losses = losses[target != IGNORED]
-        hard = losses[torch.exp(-losses) < torch.exp(-losses).max().clamp(min=0.7)]
-        main = hard.mean()
+        smooth = cross_entropy(full, target, reduction="none", **options)[target != IGNORED]
+        probability = torch.exp(-losses[target != IGNORED])
+        main = smooth[probability < probability.max().clamp(min=0.7)].mean()
     return main + 0.4 * plain("aux") if training and "aux" in maps else main
 
 
@@ -153,6 +154,9 @@ def test_loss_in_training_and_in_evaluation(family, training):
         for resize in (True, False):
             loss = model.loss(model(images, resize=resize), target)
             torch.testing.assert_close(loss, wanted)
+        wanted = published(family, model, maps, target, training, 0.2)
+        loss = model.loss(model(images), target, label_smoothing=0.2)
+        torch.testing.assert_close(loss, wanted)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -269,7 +273,7 @@ def test_nothing_labelled_is_no_loss(family, training):
     model = tiny_network(family).train(training)
     images, target = images_and_target()
     nothing = torch.full_like(target, IGNORED)
-    for options in ({}, {"avg_non_ignore": False}):
+    for options in ({}, {"avg_non_ignore": False}, {"label_smoothing": 0.1}):
         loss = model.loss(model(images), nothing, **options)
         assert loss.item() == 0.0
         loss.backward()
