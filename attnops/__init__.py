@@ -3,8 +3,9 @@
 import importlib
 from types import ModuleType
 
-from . import _dispatch, nn, reference
-from ._dispatch import BackendError, backends, use_backend
+from . import _choice, nn, reference
+from ._choice import use_backend
+from ._dispatch import BackendError, backends
 from ._register_backends import load_implementations
 from ._version import __version__
 from .anchor_attention import anchor_attention
@@ -20,7 +21,7 @@ from .upsample_argmax import upsample_argmax
 from .upsample_cross_entropy import upsample_cross_entropy, valid_weight
 from .upsample_gate import upsample_gate
 
-_dispatch.read_environment()
+_choice.read_environment()
 load_implementations()
 
 

@@ -16,10 +16,13 @@ from typing import Any
 
 import torch
 
+from ._choice import BACKENDS, current_backend
+
 logger = logging.getLogger("attnops")
 
-BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
-CODES = {name: code for code, name in enumerate(BACKENDS)}
+# How traces name a backend (see `_op`): strides that no copy of an empty tensor has.
+CODES = {name: 1000 + index for index, name in enumerate(BACKENDS[1:], start=1)}
+_BACKEND_OF = {code: name for name, code in CODES.items()}
 
 # What "auto" tries, in this order, for tensors of a device type. Other devices get the reference.
 PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
@@ -59,17 +62,21 @@ class Availability:
 class _Registry:
     implementations: dict[tuple[str, str], Implementation] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # backend -> why it was not loaded
-    ops: list[str] = field(default_factory=list)
+    ops: dict[str, bool] = field(default_factory=dict)  # -> whether it has a gradient
     said: set[tuple[str, str, str]] = field(default_factory=set)
-    choice: str = "auto"
 
 
 _registry = _Registry()
 
 
-def add_op(op: str) -> None:
+def add_op(op: str, differentiable: bool) -> None:
     """Make an op known, so that `backends()` lists it before any implementation registers."""
-    _registry.ops.append(op)
+    _registry.ops[op] = differentiable
+
+
+def is_differentiable(op: str) -> bool:
+    """Whether implementations of `op` need a backward."""
+    return _registry.ops[op]
 
 
 def register(
@@ -113,7 +120,7 @@ def select(op: str, device: torch.device, *args: Any) -> Implementation:
     Raises:
         BackendError: a backend is forced that is missing or refuses this input.
     """
-    choice = _registry.choice
+    choice = current_backend()
     if choice != "auto":
         implementation = _registry.implementations.get((op, choice))
         reason = _why_not(op, choice) if implementation is None else implementation.refuse(*args)
@@ -123,6 +130,10 @@ def select(op: str, device: torch.device, *args: Any) -> Implementation:
                 f"{reason}. Use attnops.use_backend('auto') to fall back, or 'reference'."
             )
         return implementation
+    return _automatic(op, device, *args)
+
+
+def _automatic(op: str, device: torch.device, *args: Any) -> Implementation:
     for backend in PREFERENCE.get(device.type, ("reference",)):
         implementation = _registry.implementations.get((op, backend))
         reason = _why_not(op, backend) if implementation is None else implementation.refuse(*args)
@@ -134,9 +145,26 @@ def select(op: str, device: torch.device, *args: Any) -> Implementation:
     raise BackendError(f"attnops.{op}: no backend can run this input on {device}")
 
 
-def implementation_of(op: str, code: int) -> Implementation:
-    """The implementation that a forward pass noted as `code`, for its backward pass."""
-    return _registry.implementations[op, BACKENDS[code]]
+def implementation_of(op: str, code: int) -> Implementation | None:
+    """The implementation that a forward pass noted as `code`; None where that was lost."""
+    return _registry.implementations.get((op, _BACKEND_OF.get(code)))
+
+
+def select_again(op: str, device: torch.device, *args: Any) -> Implementation:
+    """The implementation for a backward pass that does not know its forward's.
+
+    What `select` would choose now, but no error where a forced backend cannot run the input: the
+    forward ran somewhere else, so the gradient must not fail.
+    """
+    try:
+        return select(op, device, *args)
+    except BackendError:
+        return _automatic(op, device, *args)
+
+
+def reference_of(op: str) -> Implementation:
+    """The implementation in plain PyTorch."""
+    return _registry.implementations[op, "reference"]
 
 
 def backends() -> dict[str, dict[str, Availability]]:
@@ -151,65 +179,3 @@ def backends() -> dict[str, dict[str, Availability]]:
         op: {backend: _availability(op, backend) for backend in BACKENDS[1:]}
         for op in _registry.ops
     }
-
-
-def _checked(backend: str) -> str:
-    if backend not in BACKENDS:
-        expected = ", ".join(map(repr, BACKENDS))
-        raise ValueError(f"unknown backend {backend!r}: expected one of {expected}")
-    return backend
-
-
-class use_backend:
-    """Choose the implementation of every op: called, for good; as a context manager, for a block.
-
-    The choice holds for the whole process, all threads. It is read each time an op runs, so graphs
-    made by torch.compile or torch.export before obey it as well; a call *inside* a compiled
-    function has no effect. A backward pass runs on the backend of its forward pass, whatever is
-    chosen by then.
-
-    Args:
-        backend: "auto" (the best that can run the input), "reference" (plain PyTorch), "cpu"
-            (C++), "triton" or "cuda" (CUDA C++). A forced backend that cannot run an input
-            raises `BackendError` with the reason.
-
-    Raises:
-        ValueError: unknown backend.
-
-    Example:
-        >>> import torch, attnops
-        >>> with attnops.use_backend("reference"):
-        ...     attnops.pyramid_pool(torch.ones(1, 2, 5, 5)).shape
-        torch.Size([1, 2, 110])
-    """
-
-    def __init__(self, backend: str) -> None:
-        checked = _checked(backend)
-        self._previous = None
-        if not torch.compiler.is_compiling():
-            self._previous, _registry.choice = _registry.choice, checked
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *exception: object) -> None:
-        if self._previous is not None and not torch.compiler.is_compiling():
-            _registry.choice = self._previous
-
-
-def current_backend() -> str:
-    """The choice made with `use_backend` or ATTNOPS_BACKEND."""
-    return _registry.choice
-
-
-def read_environment() -> None:
-    """Take the first choice from ATTNOPS_BACKEND.
-
-    Raises:
-        ValueError: the variable names an unknown backend.
-    """
-    backend = os.environ.get("ATTNOPS_BACKEND", "auto")
-    if backend not in BACKENDS:
-        expected = ", ".join(BACKENDS)
-        raise ValueError(f"ATTNOPS_BACKEND={backend!r}: expected one of {expected}")
-    _registry.choice = backend

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -33,5 +34,15 @@ def empty_map(shape: Sequence[int], like: Tensor, channels_inner: bool) -> Tenso
     """A new uninitialised map of `shape` `[B, C, *spatial]` with dtype and device of `like`."""
     if not channels_inner:
         return like.new_empty(shape)
-    batch, channels, *spatial = shape
-    return like.new_empty((batch, *spatial, channels)).movedim(-1, 1)
+    strides, step = [0, 1], torch.sym_max(shape[1], 1)
+    for size in reversed(shape[2:]):
+        strides.insert(2, step)
+        step = step * torch.sym_max(size, 1)
+    strides[0] = step
+    return like.new_empty_strided(shape, strides)
+
+
+def in_strides_of(x: Tensor, like: Tensor) -> Tensor:
+    """`x` in the strides of `like`, of the same shape, as `torch.empty_like` has them."""
+    wanted = torch.empty_like(like)
+    return x if x.stride() == wanted.stride() else wanted.copy_(x)

@@ -3,22 +3,28 @@
 For every op `name` two entries are registered in the namespace `attnops`: the forward, and
 `name_backward` which its gradient calls. Both run whatever `_dispatch` selects. The forward has
 one output more than its schema says, the *trace*: a tensor with no elements whose stride is the
-code of the backend that ran. It travels with the saved tensors, so the backward finds the same
-backend on any thread, after any change of `use_backend`, and inside compiled graphs, without a
-device synchronisation.
+code of the backend that ran. The backward gets it back, so it finds the same backend on any
+thread, after any change of `use_backend`, and inside compiled graphs, without a device
+synchronisation. Outside compiled graphs the code is kept as a number; inside them the trace
+travels with the saved tensors, and where hooks on those made another tensor of it, the backward
+runs on what would be chosen by then.
+
+Calls that a transformation has to look into (`_transforms`) run the reference implementation, step
+by step, instead of the registered op.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map
 
-from . import _dispatch
+from . import _dispatch, _transforms
 
 _library = torch.library.Library("attnops", "DEF")
 _TAGS = (torch.Tag.needs_exact_strides,)  # implementations rely on the layouts the fakes promise
@@ -29,8 +35,7 @@ for _key in ("AutocastCUDA", "AutocastXPU", "AutocastMPS", "AutocastPrivateUse1"
         _AUTOCAST_KEYS = _AUTOCAST_KEYS.add(getattr(torch._C.DispatchKey, _key))
 
 
-def _make_trace(backend: str, device: torch.device) -> Tensor:
-    code = _dispatch.CODES[backend]
+def _make_trace(code: int, device: torch.device) -> Tensor:
     return torch.empty_strided((0,), (code,), dtype=torch.uint8, device=device)
 
 
@@ -41,6 +46,13 @@ def _first_tensor(args: tuple[Any, ...]) -> Tensor:
 
 def _fake_trace(like: Tensor) -> Tensor:
     return like.new_empty((0,), dtype=torch.uint8)
+
+
+def _fresh(value: Any) -> Any:
+    """A view as a tensor of its own on the same memory, so that it may be changed in place."""
+    if isinstance(value, Tensor) and value._is_view() and not value.requires_grad:
+        return value.detach()
+    return value
 
 
 @contextmanager
@@ -70,6 +82,8 @@ class Op:
         prepare_backward: likewise for the backward's.
         restore: (arguments of the forward or the backward, its outputs) -> the outputs in the
             shapes that the fakes promise, where `prepare` changed them; None: as they are.
+        forward_arguments: (arguments of the backward) -> arguments of the forward that the same
+            implementations refuse, for a backward that has to choose one itself.
         setup: (inputs, outputs) -> (tensors to save, other values to keep) for the gradient.
         gradient: (grads of outputs, saved tensors, kept values, call) -> a gradient per input,
             where `call` runs the backward op on its arguments.
@@ -88,6 +102,7 @@ class Op:
         setup: Callable[..., tuple[tuple[Tensor, ...], tuple[Any, ...]]] | None = None,
         gradient: Callable[..., tuple[Any, ...]] | None = None,
         restore: Callable[..., tuple[Tensor, ...]] | None = None,
+        forward_arguments: Callable[..., tuple[Any, ...]] | None = None,
     ) -> None:
         self.name = name
         self._prepare = prepare
@@ -97,7 +112,8 @@ class Op:
         self._setup = setup
         self._gradient = gradient
         self._restore = restore
-        _dispatch.add_op(name)
+        self._forward_arguments = forward_arguments
+        _dispatch.add_op(name, differentiable=backward is not None)
         arguments, returns = forward.split(" -> ")
         _library.define(f"{name}{arguments} -> {returns[:-1]}, Tensor)", tags=_TAGS)
         _library.impl(name, self._run, "CompositeExplicitAutograd")
@@ -126,12 +142,20 @@ class Op:
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         """Run the op; returns its outputs without the trace."""
+        if _transforms.is_transformed(args):
+            return self._run_reference(args)
         return self._call(*args)[:-1]
+
+    def _run_reference(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        with _transforms.without_autocast(_first_tensor(args).device):
+            outputs = _dispatch.reference_of(self.name).forward(*self._prepare(*args))
+            return outputs if self._restore is None else self._restore(args, outputs)
 
     def _run(self, *args: Any) -> tuple[Tensor, ...]:
         first = _first_tensor(args)
         device = first.device
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+            self._refuse_tangents(args)
             implementation = _dispatch.select(self.name, device, *args)
             if first.numel() == 0:
                 outputs = self._fake(*args)
@@ -139,16 +163,39 @@ class Op:
                 outputs = implementation.forward(*self._prepare(*args))
                 if self._restore is not None:
                     outputs = self._restore(args, outputs)
-            return (*outputs, _make_trace(implementation.backend, device))
+            code = _dispatch.CODES[implementation.backend]
+            return (*map(_fresh, outputs), _make_trace(code, device))
 
     def _run_backward(self, *args: Any) -> Any:
         *args, trace = args
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+            self._refuse_tangents(args)
             if args[0].numel() == 0:
                 return tree_map(Tensor.zero_, self._backward_fake(*args))
-            implementation = _dispatch.implementation_of(self.name, trace.stride(0))
+            implementation = self._implementation_of(trace, args)
             outputs = implementation.backward(*self._prepare_backward(*args))
-            return outputs if self._restore is None else self._restore(args, outputs)
+            if self._restore is not None:
+                outputs = self._restore(args, outputs)
+            return tree_map(_fresh, outputs)
+
+    def _refuse_tangents(self, args: Iterable[Any]) -> None:
+        """Raise an error where a tangent of forward mode would silently be dropped."""
+        if forward_ad._current_level < 0:
+            return
+        with recording_gradients():  # tangents are not to be seen below autograd
+            found = _transforms.has_tangent(args)
+        if found:
+            raise NotImplementedError(
+                f"attnops.{self.name}: forward-mode differentiation of compiled graphs, and of "
+                f"the op's gradient, is not implemented. Call attnops.reference.{self.name} there."
+            )
+
+    def _implementation_of(self, trace: Tensor, args: list[Any]) -> _dispatch.Implementation:
+        found = _dispatch.implementation_of(self.name, trace.stride(0))
+        if found is None:
+            given = self._forward_arguments(*args)
+            found = _dispatch.select_again(self.name, args[0].device, *given)
+        return found
 
     def _run_fake(self, *args: Any) -> tuple[Tensor, ...]:
         return (*self._fake(*args), _fake_trace(_first_tensor(args)))
@@ -156,16 +203,34 @@ class Op:
     def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         *outputs, trace = output
         tensors, ctx.kept = self._setup(inputs, outputs)
-        ctx.save_for_backward(*tensors, trace)
+        # While a graph is traced, what the trace will be is not known yet.
+        ctx.code = trace.stride(0) if type(trace) is Tensor else None
+        ctx.save_for_backward(*tensors, *(() if ctx.code else (trace,)))
         ctx.set_materialize_grads(False)
 
     def _differentiate(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        *saved, trace = ctx.saved_tensors
+        saved, trace = ctx.saved_tensors, None
+        if ctx.code is None:
+            *saved, trace = saved
 
         def call(*args: Any) -> Any:
-            return self._call_backward(*args, trace)
+            self._refuse_batched_lists(grads, args)
+            known = _make_trace(ctx.code, args[0].device) if trace is None else trace
+            return self._call_backward(*args, known)
 
-        return self._gradient(grads[:-1], saved, ctx.kept, call)
+        found = self._gradient(grads[:-1], list(saved), ctx.kept, call)
+        return tuple([_fresh(g) for g in f] if isinstance(f, list) else _fresh(f) for f in found)
+
+    def _refuse_batched_lists(self, grads: Iterable[Any], args: Iterable[Any]) -> None:
+        """PyTorch loops over batched gradients, but not for ops that take lists."""
+        lists = any(
+            isinstance(value, list) and value and isinstance(value[0], Tensor) for value in args
+        )
+        if lists and any(map(_transforms.is_batched, _transforms.tensors_in(grads))):
+            raise NotImplementedError(
+                f"attnops.{self.name}: many gradients of one call at once (is_grads_batched, "
+                f"vmap) are not implemented. Call attnops.reference.{self.name} instead."
+            )
 
     def _refuse_double_backward(self, ctx: Any, *grads: Any) -> None:
         raise RuntimeError(

@@ -137,6 +137,11 @@ def _restore(args: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor
     return out, *rest
 
 
+def _forward_arguments(grad: Tensor, *args: Any) -> tuple[Any, ...]:
+    *tensors, _, scale = args
+    return *tensors, scale
+
+
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
     query, key, value, bias, scale = inputs
     tensors = (query, key, value, outputs[1])
@@ -166,5 +171,6 @@ _op = Op(
     prepare_backward=_prepare_backward,
     setup=_setup,
     gradient=_gradient,
+    forward_arguments=_forward_arguments,
     restore=_restore,
 )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ._checks import autocast, check_shape, check_tensors
-from ._layout import dense, empty_map, is_channels_inner
+from ._layout import dense, empty_map, in_strides_of, is_channels_inner
 from ._op import Op
 from .strip_conv import check_depthwise_weight
 
@@ -64,7 +65,7 @@ def _backward_fake(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_x = empty_map(x.shape, x, is_channels_inner(x))
-    return grad_x, weight.new_empty(weight.shape), weight.new_empty((weight.shape[0],))
+    return grad_x, torch.empty_like(weight), weight.new_empty((weight.shape[0],))
 
 
 def _prepare(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
@@ -75,6 +76,18 @@ def _prepare_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Any, ...]:
     return dense(grad, is_channels_inner(x)), *_prepare(x, weight, bias)
+
+
+def _restore(args: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Give the gradient of the weight, if `outputs` are gradients, the weight's strides."""
+    if len(outputs) == 1:
+        return outputs
+    grad_x, grad_weight, grad_bias = outputs
+    return grad_x, in_strides_of(grad_weight, args[2]), grad_bias
+
+
+def _forward_arguments(grad: Tensor, *args: Any) -> tuple[Any, ...]:
+    return args
 
 
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
@@ -103,4 +116,6 @@ _op = Op(
     prepare_backward=_prepare_backward,
     setup=_setup,
     gradient=_gradient,
+    forward_arguments=_forward_arguments,
+    restore=_restore,
 )

@@ -86,6 +86,12 @@ def _prepare_backward(
     return *(dense(x, inner) for x in (grad, theta, phi, g)), affinity.contiguous(), groups
 
 
+def _forward_arguments(
+    grad: Tensor, theta: Tensor, phi: Tensor, g: Tensor, affinity: Tensor, groups: int
+) -> tuple[Any, ...]:
+    return theta, phi, g, groups
+
+
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
     *maps, groups = inputs
     return (*maps, outputs[1]), (groups,)
@@ -110,4 +116,5 @@ _op = Op(
     prepare_backward=_prepare_backward,
     setup=_setup,
     gradient=_gradient,
+    forward_arguments=_forward_arguments,
 )

@@ -136,6 +136,12 @@ def _prepare_backward(
     return *maps, lse.contiguous(), *options
 
 
+def _forward_arguments(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, lse: Tensor, *options: Any
+) -> tuple[Any, ...]:
+    return query, key, value, *options
+
+
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
     query, key, value, *options = inputs
     return (query, key, value, outputs[1]), tuple(options)
@@ -162,4 +168,5 @@ _op = Op(
     prepare_backward=_prepare_backward,
     setup=_setup,
     gradient=_gradient,
+    forward_arguments=_forward_arguments,
 )

@@ -101,13 +101,14 @@ def _fake(
 def _backward_fake(
     grad: Tensor, scores: list[Tensor], logits: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    # The gradients of all maps, one after the other, each in the layout of the first map; then
-    # that of the logits, in this layout as well.
-    first = scores[0]
+    # The gradients of all maps, one after the other, each in the layout of the first map (an option
+    # of its own, because hooks on saved tensors may change strides); then that of the logits, in
+    # this layout as well.
+    first, inner = scores[0], options[-1]
     packed = first.new_empty((sum(s.numel() for s in scores),))
     if logits is None:
         return packed, first.new_empty((0,))
-    return packed, empty_map(logits.shape, first, is_channels_inner(first))
+    return packed, empty_map(logits.shape, first, inner)
 
 
 def _prepare(scores: list[Tensor], logits: Tensor | None, *options: Any) -> tuple[Any, ...]:
@@ -119,13 +120,21 @@ def _prepare(scores: list[Tensor], logits: Tensor | None, *options: Any) -> tupl
 def _prepare_backward(
     grad: Tensor, scores: list[Tensor], logits: Tensor | None, *options: Any
 ) -> tuple[Any, ...]:
-    return dense(grad, is_channels_inner(scores[0])), *_prepare(scores, logits), *options
+    *options, inner = options
+    maps = [dense(s, inner) for s in scores]
+    return dense(grad, inner), *_prepare(maps, logits), *options
+
+
+def _forward_arguments(
+    grad: Tensor, scores: list[Tensor], logits: Tensor | None, *options: Any
+) -> tuple[Any, ...]:
+    return scores, logits, *grad.shape[2:], *options[:-1]
 
 
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
     scores, logits, _, _, *options = inputs
     tensors = (*scores, *(() if logits is None else (logits,)))
-    return tensors, (len(scores), *options)
+    return tensors, (len(scores), *options, is_channels_inner(scores[0]))
 
 
 def _gradient(
@@ -138,7 +147,7 @@ def _gradient(
         return [None] * count, None, *nothing
     logits = rest[0] if rest else None
     packed, grad_logits = call(grads[0], scores, logits, *options)
-    inner = is_channels_inner(scores[0])
+    inner = options[-1]
     parts = packed.split([s.numel() for s in scores])
     found = [_unpacked(part, s.shape, inner) for part, s in zip(parts, scores, strict=True)]
     return found, None if logits is None else grad_logits, *nothing
@@ -156,11 +165,12 @@ _op = Op(
     forward="(Tensor[] scores, Tensor? attention_logits, SymInt height, SymInt width, int reduce,"
     " bool align_corners) -> (Tensor)",
     backward="(Tensor grad, Tensor[] scores, Tensor? attention_logits, int reduce,"
-    " bool align_corners) -> (Tensor, Tensor)",
+    " bool align_corners, bool channels_last) -> (Tensor, Tensor)",
     fake=_fake,
     backward_fake=_backward_fake,
     prepare=_prepare,
     prepare_backward=_prepare_backward,
     setup=_setup,
     gradient=_gradient,
+    forward_arguments=_forward_arguments,
 )

@@ -136,6 +136,19 @@ def _prepare_backward(
     return dense(x), bases.contiguous(), *grads, *past, *options
 
 
+def _forward_arguments(
+    x: Tensor,
+    bases: Tensor,
+    grad_bases: Tensor | None,
+    grad_coef: Tensor | None,
+    past_bases: Tensor,
+    past_coef: Tensor,
+    *options: Any,
+) -> tuple[Any, ...]:
+    one_step = options[-1]
+    return x, bases, past_bases.shape[0], *options, RECORD_LAST if one_step else RECORD_ALL
+
+
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
     x, bases, _, inv_t, eps, one_step, _ = inputs
     return (x, bases, *outputs[2:]), (inv_t, eps, one_step)
@@ -170,4 +183,5 @@ _op = Op(
     prepare_backward=_prepare_backward,
     setup=_setup,
     gradient=_gradient,
+    forward_arguments=_forward_arguments,
 )

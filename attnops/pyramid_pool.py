@@ -99,6 +99,12 @@ def _prepare_backward(grad: Tensor, *args: Any) -> tuple[Any, ...]:
     return grad.contiguous(), *args
 
 
+def _forward_arguments(
+    grad: Tensor, argmax: Tensor, height: int, width: int, sizes: list[int], use_max: bool, *_: Any
+) -> tuple[Any, ...]:
+    return grad.new_empty(()).expand(*grad.shape[:2], height, width), sizes, use_max
+
+
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
     x, sizes, use_max = inputs
     height, width = x.shape[2:]
@@ -124,4 +130,5 @@ _op = Op(
     prepare_backward=_prepare_backward,
     setup=_setup,
     gradient=_gradient,
+    forward_arguments=_forward_arguments,
 )

@@ -141,6 +141,10 @@ def _prepare_backward(
     return dense(grad, inner), dense(x, inner), taps.contiguous(), shifts.contiguous(), *sizes
 
 
+def _forward_arguments(grad: Tensor, *args: Any) -> tuple[Any, ...]:
+    return args
+
+
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
     return inputs[:3], inputs[3:]
 
@@ -165,4 +169,5 @@ _op = Op(
     prepare_backward=_prepare_backward,
     setup=_setup,
     gradient=_gradient,
+    forward_arguments=_forward_arguments,
 )

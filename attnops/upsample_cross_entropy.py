@@ -18,6 +18,7 @@ from ._checks import (
 )
 from ._layout import dense, empty_map, is_channels_inner
 from ._op import Op
+from ._transforms import is_in_function_transform
 from .merge_scales import resize_map
 from .reference._labels import int64_labels
 
@@ -162,7 +163,7 @@ def _check_range(
     # Elsewhere the check would wait for the device, or need a number while tracing.
     if target.device.type != "cpu" or torch.compiler.is_compiling() or target.numel() == 0:
         return
-    if isinstance(target, torch._subclasses.FakeTensor):
+    if isinstance(target, torch._subclasses.FakeTensor) or is_in_function_transform():
         return
     bad = (labels != ignored) & ((labels < 0) | (labels >= classes))
     if bad.any():
@@ -301,6 +302,17 @@ def _prepare_backward(
     return *grads, dense(logits), target.contiguous(), statistics.contiguous(), *options
 
 
+def _forward_arguments(
+    grad: Tensor,
+    grad_lse: Tensor | None,
+    logits: Tensor,
+    target: Tensor,
+    statistics: Tensor,
+    *options: Any,
+) -> tuple[Any, ...]:
+    return logits, target, *options
+
+
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
     logits, target, *options = inputs
     return (logits, target, outputs[1]), tuple(options)
@@ -327,4 +339,5 @@ _op = Op(
     prepare_backward=_prepare_backward,
     setup=_setup,
     gradient=_gradient,
+    forward_arguments=_forward_arguments,
 )

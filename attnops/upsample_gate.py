@@ -104,6 +104,10 @@ def _prepare_backward(grad: Tensor, x: Tensor, logits: Tensor, *options: Any) ->
     return *(dense(t, inner) for t in (grad, x, logits)), *options
 
 
+def _forward_arguments(grad: Tensor, *args: Any) -> tuple[Any, ...]:
+    return args
+
+
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
     x, logits, *options = inputs
     return (x, logits), tuple(options)
@@ -131,4 +135,5 @@ _op = Op(
     prepare_backward=_prepare_backward,
     setup=_setup,
     gradient=_gradient,
+    forward_arguments=_forward_arguments,
 )

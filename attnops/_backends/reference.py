@@ -112,8 +112,8 @@ def _local_attention(
 ) -> tuple[Tensor, Tensor]:
     *window, mask = options
     wide = [widened(x) for x in (query, key, value)]
-    out = local_attention(*wide, *window, BORDERS[mask]).to(query.dtype)
-    scores = local_scores(*wide[:2], *window, BORDERS[mask])
+    out = local_attention(*wide, *window, BORDERS[int(mask)]).to(query.dtype)
+    scores = local_scores(*wide[:2], *window, BORDERS[int(mask)])
     return dense(out, is_channels_inner(query)), scores.logsumexp(dim=1)
 
 
@@ -122,7 +122,7 @@ def _local_attention_backward(
 ) -> tuple[Tensor, ...]:
     *window, mask = options
     return _map_gradients(
-        lambda *maps: local_attention(*maps, *window, BORDERS[mask]),
+        lambda *maps: local_attention(*maps, *window, BORDERS[int(mask)]),
         (query, key, value),
         grad,
         query,
@@ -229,6 +229,8 @@ def _nmf(
         found = update_bases(wide, found, coef, eps)
         past_bases.append(found)
         past_coef.append(coef)
+    if one_step:
+        found, coef = found.detach(), coef.detach()
     before, coef = coef, update_coef(wide, found, coef, eps)
     if record == RECORD_NOTHING:
         past_bases, past_coef = found.new_empty(0), found.new_empty(0)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
 from .._layout import empty_map, is_channels_inner
+from .._transforms import is_transformed
 
 FORMS = ("bn_relu", "linear")
 _SLAB = 2**17  # elements of a map that are multiplied at a time, but
@@ -111,8 +112,9 @@ def _convolves_faster(x: Tensor, recorded: bool) -> bool:
 
 
 def _is_recorded(*tensors: Tensor | None) -> bool:
-    """Whether autograd follows what is computed from the tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    """Whether autograd, or torch.func, follows what is computed from the tensors."""
+    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return recorded or is_transformed(tensors)
 
 
 def _may_run_in_slabs(x: Tensor, recorded: bool) -> bool:

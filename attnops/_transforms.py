@@ -1,0 +1,61 @@
+"""Whether a call is seen by a transformation that ops cannot serve: forward mode, torch.func, ONNX.
+
+Ops have a gradient, but neither a forward-mode derivative nor rules for the transformations of
+torch.func. Such calls go to the reference implementation, which PyTorch can look into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def is_transformed(args: Iterable[Any]) -> bool:
+    """Whether PyTorch has to see the op's single steps, for these arguments or altogether."""
+    if torch.onnx.is_in_onnx_export():
+        return True
+    if is_in_function_transform():
+        return True
+    # A graph calls the op that is registered, which refuses tangents.
+    return not torch.compiler.is_compiling() and has_tangent(args)
+
+
+def is_in_function_transform() -> bool:
+    """Whether a transformation of torch.func runs."""
+    # This form of the question is one that torch.compile can answer while it traces torch.func.
+    return isinstance(
+        torch._C._functorch.peek_interpreter_stack(), torch._C._functorch.CInterpreter
+    )
+
+
+def is_batched(x: Tensor) -> bool:
+    """Whether `x` stands for many tensors: inside torch.func.vmap, or `is_grads_batched`."""
+    return torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_legacy_batchedtensor(x)
+
+
+def has_tangent(args: Iterable[Any]) -> bool:
+    """Whether an argument carries a forward-mode tangent."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors_in(args))
+
+
+def tensors_in(args: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among an op's arguments, those in lists too."""
+    for value in args:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (item for item in value if isinstance(item, Tensor))
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """A block in which autocast leaves PyTorch's functions on `device` alone."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
