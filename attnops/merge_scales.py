@@ -83,7 +83,12 @@ def merge_scales(
         check_shape(NAME, "attention_logits", logits, expected)
     height, width = (maps[0] if logits is None else logits).shape[2:]
     weights = logits if reduce == "attention" else None
-    return _op(maps, weights, height, width, REDUCTIONS.index(reduce), align_corners)[0]
+    options = REDUCTIONS.index(reduce), align_corners, is_channels_inner(maps[0])
+    return _op(maps, weights, height, width, *options)[0]
+
+
+# The op takes the layout of the first map, which is that of the result, as an option of its own:
+# hooks on saved tensors may change the strides that the backward sees.
 
 
 def resize_map(x: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
@@ -94,16 +99,15 @@ def resize_map(x: Tensor, height: int, width: int, align_corners: bool) -> Tenso
 def _fake(
     scores: list[Tensor], logits: Tensor | None, height: int, width: int, *options: Any
 ) -> tuple[Tensor]:
-    first = scores[0]
-    return (empty_map((*first.shape[:2], height, width), first, is_channels_inner(first)),)
+    first, inner = scores[0], options[-1]
+    return (empty_map((*first.shape[:2], height, width), first, inner),)
 
 
 def _backward_fake(
     grad: Tensor, scores: list[Tensor], logits: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    # The gradients of all maps, one after the other, each in the layout of the first map (an option
-    # of its own, because hooks on saved tensors may change strides); then that of the logits, in
-    # this layout as well.
+    # The gradients of all maps, one after the other, each in the layout of the first map; then
+    # that of the logits, in this layout as well.
     first, inner = scores[0], options[-1]
     packed = first.new_empty((sum(s.numel() for s in scores),))
     if logits is None:
@@ -112,7 +116,7 @@ def _backward_fake(
 
 
 def _prepare(scores: list[Tensor], logits: Tensor | None, *options: Any) -> tuple[Any, ...]:
-    inner = is_channels_inner(scores[0])
+    *options, inner = options
     logits = None if logits is None else dense(logits, inner)
     return [dense(s, inner) for s in scores], logits, *options
 
@@ -120,21 +124,19 @@ def _prepare(scores: list[Tensor], logits: Tensor | None, *options: Any) -> tupl
 def _prepare_backward(
     grad: Tensor, scores: list[Tensor], logits: Tensor | None, *options: Any
 ) -> tuple[Any, ...]:
-    *options, inner = options
-    maps = [dense(s, inner) for s in scores]
-    return dense(grad, inner), *_prepare(maps, logits), *options
+    return dense(grad, options[-1]), *_prepare(scores, logits, *options)
 
 
 def _forward_arguments(
     grad: Tensor, scores: list[Tensor], logits: Tensor | None, *options: Any
 ) -> tuple[Any, ...]:
-    return scores, logits, *grad.shape[2:], *options[:-1]
+    return scores, logits, *grad.shape[2:], *options
 
 
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
     scores, logits, _, _, *options = inputs
     tensors = (*scores, *(() if logits is None else (logits,)))
-    return tensors, (len(scores), *options, is_channels_inner(scores[0]))
+    return tensors, (len(scores), *options)
 
 
 def _gradient(
@@ -142,7 +144,7 @@ def _gradient(
 ) -> tuple[Any, ...]:
     count, *options = kept
     scores, rest = saved[:count], saved[count:]
-    nothing = (None,) * 4
+    nothing = (None,) * 5
     if grads[0] is None:
         return [None] * count, None, *nothing
     logits = rest[0] if rest else None
@@ -163,7 +165,7 @@ def _unpacked(flat: Tensor, shape: Sequence[int], inner: bool) -> Tensor:
 _op = Op(
     NAME,
     forward="(Tensor[] scores, Tensor? attention_logits, SymInt height, SymInt width, int reduce,"
-    " bool align_corners) -> (Tensor)",
+    " bool align_corners, bool channels_last) -> (Tensor)",
     backward="(Tensor grad, Tensor[] scores, Tensor? attention_logits, int reduce,"
     " bool align_corners, bool channels_last) -> (Tensor, Tensor)",
     fake=_fake,

@@ -145,7 +145,7 @@ def test_empty(backend, device):
 def test_opcheck(backend, device, layout):
     inputs = operands(device, torch.float32, 2, 4, ((5, 6), (2, 3)), (5, 6))
     *scores, logits = (in_layout(x, layout).requires_grad_() for x in inputs)
-    arguments = (scores, logits, 5, 6, 0, True)
+    arguments = (scores, logits, 5, 6, 0, True, layout == "channels_last")
     torch.library.opcheck(torch.ops.attnops.merge_scales.default, arguments)
 
 
