@@ -87,13 +87,14 @@ def merge_scales(
     return _op(maps, weights, height, width, *options)[0]
 
 
-# The op takes the layout of the first map, which is that of the result, as an option of its own:
-# hooks on saved tensors may change the strides that the backward sees.
-
-
 def resize_map(x: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
     """One map `[B, K, h, w]` at another size, as the ops resize theirs."""
-    return _op([x], None, height, width, REDUCTIONS.index("mean"), align_corners)[0]
+    options = REDUCTIONS.index("mean"), align_corners, is_channels_inner(x)
+    return _op([x], None, height, width, *options)[0]
+
+
+# The op takes the layout of the first map, which is that of the result, as an option of its own:
+# hooks on saved tensors may change the strides that the backward sees.
 
 
 def _fake(
