@@ -41,10 +41,10 @@ class TestPackages:
         packages.link_checkout(copy)
         packages.link_checkout(copy)  # a second time changes nothing
         assert packages.packages(copy) == packages.packages()
-        code = "import attnops.kernels as k; print(k.__file__)"
+        code = "import attnops.benchmarks as b; print(b.__file__)"
         env = clean_environ(PYTHONPATH=str(copy))
         out = run(sys.executable, "-c", code, cwd=tmp_path, env=env)
-        assert Path(out.strip()).resolve() == (copy / "kernels/__init__.py").resolve()
+        assert Path(out.strip()).resolve() == (copy / "benchmarks/__init__.py").resolve()
 
 
 class TestEnvironment:
@@ -265,5 +265,5 @@ class TestWheels:
         out = run(tmp_path / "venv/bin/attnops", "env", "--json", cwd=tmp_path, env=env)
         facts = json.loads(out)
         assert facts["versions"]["attnops"] == packages.version()
-        everything = "import attnops.kernels, attnops.nn, attnops.benchmarks, attnops.reference"
+        everything = "import attnops.nn, attnops.benchmarks, attnops.reference"
         run(tmp_path / "venv/bin/python", "-c", everything, cwd=tmp_path, env=env)
