@@ -31,7 +31,8 @@ _AVERAGED = frozenset(("ema", "averaged", "average", "swa", "teacher"))
 HOLDERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _PARALLEL = "module"
 _NETWORKS = ("model", "net", "network", "segmentor", _PARALLEL)
-_COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
+# What averages of models keep beside the weights: PyTorch's, mmengine's and other tools'.
+_COUNTERS = frozenset(("n_averaged", "steps", "step", "num_updates", "updates", "decay", "initted"))
 _DEEPEST = 5
 
 
@@ -180,7 +181,7 @@ def _without_holders(state: State, ours: Iterable[str]) -> dict[str, str]:
 
 
 def is_averaging_counter(key: str) -> bool:
-    return key.rpartition(".")[2] == _COUNTER
+    return key.rpartition(".")[2] in _COUNTERS
 
 
 def unwrapped(model: nn.Module, known: Callable[[nn.Module], bool]) -> list[nn.Module]:

@@ -143,6 +143,10 @@ def _find_problems(
     known = located.prefix.removesuffix(".") in RAW
     if outside and (format.partial or (len(outside) >= matches and not known)):
         unexpected += outside
+        made.hint = (
+            f"These names do not begin with {located.prefix!r} as the others do; where they are "
+            f'another network, part="{located.prefix.removesuffix(".")}" leaves them out'
+        )
     missing = [key for key in target if key not in found and key not in made.kept]
     begun = {key.partition(".")[0] for key in found}  # children of the model that the file has
     kept = {

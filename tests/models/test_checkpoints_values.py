@@ -178,6 +178,20 @@ def test_counters_that_a_file_lacks_on_the_meta_device(style):
         torch.testing.assert_close(model.eval()(x), source.eval()(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["torch", "torch, with more", "safetensors"])
+def test_files_are_read_where_the_meta_device_is_the_default(kind, tmp_path):
+    path, source = tmp_path / "file", block()
+    if kind == "safetensors":
+        pytest.importorskip("safetensors.torch").save_file(source.state_dict(), path)
+    else:
+        more = {} if kind == "torch" else {"set": {1, 2}}
+        torch.save({"state_dict": source.state_dict(), **more}, path)
+    with torch.device("meta"):
+        model = block()
+        load_checkpoint(model, path)
+    assert same(model.state_dict(), source.state_dict())
+
+
 def test_a_model_that_is_partly_on_the_meta_device():
     source, model = block(), block()
     model.fusion.to("meta")
