@@ -71,7 +71,8 @@ def kept(model: nn.Module) -> dict[str, Tensor]:
 
 
 def close(value: Tensor, wanted: Tensor) -> bool:
-    return torch.allclose(value.double(), wanted.double(), rtol=1e-6, atol=1e-6)
+    """Biases that are moved into a mean and back are rounded."""
+    return torch.equal(value, wanted) or torch.allclose(value, wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, *BLOCKS])
