@@ -75,9 +75,9 @@ def strip_conv(
             check_shape(NAME, name, cast[name], (channels,))
     taps = torch.cat([cast[name].flatten(1) for name in kernels], dim=1)
     zero = x.new_zeros(()).expand(channels)
-    shifts = torch.stack([cast.get(name, zero) for name in biases], dim=1)
+    packed = torch.stack([cast.get(name, zero) for name in biases], dim=1)
     rows, columns = ([cast[n].numel() // channels for n in list(kernels)[i::2]] for i in (1, 2))
-    return _op(x, taps, shifts, list(weight.shape[2:]), rows, columns)[0]
+    return _op(x, taps, packed, list(weight.shape[2:]), rows, columns)[0]
 
 
 def check_depthwise_weight(op: str, name: str, weight: Tensor, channels: int) -> None:
@@ -116,7 +116,7 @@ def _unpacked(
 
 
 # The op itself gets packed parameters: taps [C, T], of the local kernel row by row, then of each
-# strip those of the row and of the column; shifts [C, 1 + 2 * strips] in the same order.
+# strip those of the row and of the column; biases [C, 1 + 2 * strips] in the same order.
 
 
 def _fake(x: Tensor, *args: Any) -> tuple[Tensor]:
@@ -124,21 +124,21 @@ def _fake(x: Tensor, *args: Any) -> tuple[Tensor]:
 
 
 def _backward_fake(
-    grad: Tensor, x: Tensor, taps: Tensor, shifts: Tensor, *sizes: Any
+    grad: Tensor, x: Tensor, taps: Tensor, biases: Tensor, *sizes: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_x = empty_map(x.shape, x, is_channels_inner(x))
-    return grad_x, taps.new_empty(taps.shape), shifts.new_empty(shifts.shape)
+    return grad_x, taps.new_empty(taps.shape), biases.new_empty(biases.shape)
 
 
-def _prepare(x: Tensor, taps: Tensor, shifts: Tensor, *sizes: Any) -> tuple[Any, ...]:
-    return dense(x), taps.contiguous(), shifts.contiguous(), *sizes
+def _prepare(x: Tensor, taps: Tensor, biases: Tensor, *sizes: Any) -> tuple[Any, ...]:
+    return dense(x), taps.contiguous(), biases.contiguous(), *sizes
 
 
 def _prepare_backward(
-    grad: Tensor, x: Tensor, taps: Tensor, shifts: Tensor, *sizes: Any
+    grad: Tensor, x: Tensor, taps: Tensor, biases: Tensor, *sizes: Any
 ) -> tuple[Any, ...]:
     inner = is_channels_inner(x)
-    return dense(grad, inner), dense(x, inner), taps.contiguous(), shifts.contiguous(), *sizes
+    return dense(grad, inner), dense(x, inner), taps.contiguous(), biases.contiguous(), *sizes
 
 
 def _forward_arguments(grad: Tensor, *args: Any) -> tuple[Any, ...]:
@@ -158,7 +158,7 @@ def _gradient(
     return *call(grads[0], *saved, *kept), *nothing
 
 
-_PARAMETERS = "Tensor taps, Tensor shifts, int[] kernel, int[] rows, int[] columns"
+_PARAMETERS = "Tensor taps, Tensor biases, int[] kernel_size, int[] rows, int[] columns"
 _op = Op(
     NAME,
     forward=f"(Tensor x, {_PARAMETERS}) -> (Tensor)",

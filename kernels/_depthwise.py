@@ -26,6 +26,7 @@ from ._launch import (
     refuse_tensor,
     run,
 )
+from ._tiles import owned_block, tile_offsets
 
 SIZES = ["channels", "height", "width"]
 KERNEL = ["kernel_height", "kernel_width"]
@@ -58,11 +59,7 @@ def tile_at(
     b_pixel = tile * POSITIONS + tl.arange(0, POSITIONS)
     b_channel = block * CHANNELS + tl.arange(0, CHANNELS)
     mask = (b_pixel < area)[:, None] & (b_channel < channels)[None, :]
-    if INNER:
-        b_place = b_pixel.to(tl.int64)[:, None] * channels + b_channel[None, :]
-    else:
-        b_place = b_channel.to(tl.int64)[None, :] * area + b_pixel[:, None]
-    b_place += item * channels * area
+    b_place = item * channels * area + tile_offsets(b_pixel, b_channel, channels, area, INNER)
     return Tile(
         b_pixel // width, b_pixel % width, b_channel, b_place, mask, channels, height, width
     )
@@ -74,15 +71,8 @@ def owned_tile(sizes, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr, INNER: tl
     channels, height, width = sizes
     tiles = tl.cdiv(height * width, POSITIONS)
     blocks = tl.cdiv(channels, CHANNELS)
-    # Neighbouring programs: other channels of the same pixels, or other pixels of the channels.
-    if INNER:
-        tile = (tl.program_id(0) // blocks) % tiles
-        block = tl.program_id(0) % blocks
-    else:
-        tile = tl.program_id(0) % tiles
-        block = (tl.program_id(0) // tiles) % blocks
-    item = (tl.program_id(0) // (blocks * tiles)).to(tl.int64)
-    return tile_at(tile, block, item, sizes, POSITIONS, CHANNELS, INNER)
+    tile, block, item = owned_block(tiles, blocks, INNER)
+    return tile_at(tile, block, item.to(tl.int64), sizes, POSITIONS, CHANNELS, INNER)
 
 
 @triton.jit
@@ -91,10 +81,10 @@ def load_shifted(p_map, tile, down, across, INNER: tl.constexpr):
     b_row = tile.b_row + down
     b_column = tile.b_column + across
     inside = (b_row >= 0) & (b_row < tile.height) & (b_column >= 0) & (b_column < tile.width)
-    shift = (down * tile.width + across).to(tl.int64)
+    offset = (down * tile.width + across).to(tl.int64)
     if INNER:
-        shift *= tile.channels
-    p_tile = p_map + tile.b_place + shift
+        offset *= tile.channels
+    p_tile = p_map + tile.b_place + offset
     return tl.load(p_tile, mask=tile.mask & inside[:, None], other=0.0).to(tl.float32)
 
 
@@ -119,18 +109,18 @@ def convolved(p_map, p_taps, tile, kernel_height, kernel_width, turned, INNER: t
 
 
 @triton.jit
-def load_shift(p_shifts, tile):
+def load_bias(p_biases, tile):
     """A bias [C], as a row of a tile."""
     in_channels = tile.b_channel < tile.channels
-    b_shift = tl.load(p_shifts + tile.b_channel, mask=in_channels, other=0.0)
-    return b_shift.to(tl.float32)[None, :]
+    b_bias = tl.load(p_biases + tile.b_channel, mask=in_channels, other=0.0)
+    return b_bias.to(tl.float32)[None, :]
 
 
-@triton.jit(do_not_specialize=[*SIZES, *KERNEL, "turned", "has_shift"])
+@triton.jit(do_not_specialize=[*SIZES, *KERNEL, "turned", "has_bias"])
 def convolve_kernel(
     p_x,
     p_taps,
-    p_shift,
+    p_bias,
     p_out,
     channels,
     height,
@@ -138,23 +128,23 @@ def convolve_kernel(
     kernel_height,
     kernel_width,
     turned,
-    has_shift,
+    has_bias,
     POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
     INNER: tl.constexpr,
     MULTIPLE: tl.constexpr,
 ):
-    """out = convolution of x, plus a bias with `has_shift`.
+    """out = convolution of x, plus a bias with `has_bias`.
 
-    p_x, p_out [B, C, H, W], or channels last with INNER; p_taps [kh * kw, C], p_shift [C].
+    p_x, p_out [B, C, H, W], or channels last with INNER; p_taps [kh * kw, C], p_bias [C].
     Grid: B * ceil(C / CHANNELS) * ceil(H * W / POSITIONS); one program owns a run of pixels of a
     few channels of one item. Reads x and writes out once.
     """
     sizes = (known_multiple(channels, MULTIPLE), height, width)
     tile = owned_tile(sizes, POSITIONS, CHANNELS, INNER)
     b_out = convolved(p_x, p_taps, tile, kernel_height, kernel_width, turned, INNER)
-    if has_shift != 0:
-        b_out += load_shift(p_shift, tile)
+    if has_bias != 0:
+        b_out += load_bias(p_bias, tile)
     tl.store(p_out + tile.b_place, b_out.to(p_out.dtype.element_ty), mask=tile.mask)
 
 
@@ -165,7 +155,7 @@ def sum_positions(b_x):
     return tl.sum(tl.sum(b_x, axis=1), axis=0)
 
 
-@triton.jit(do_not_specialize=[*SIZES, *KERNEL, "splits", "split_tiles", "rows", "tap", "shift"])
+@triton.jit(do_not_specialize=[*SIZES, *KERNEL, "splits", "split_tiles", "rows", "tap", "bias"])
 def tap_sums_kernel(
     p_grad,
     p_x,
@@ -179,13 +169,13 @@ def tap_sums_kernel(
     split_tiles,
     rows,
     tap,
-    shift,
+    bias,
     POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
     INNER: tl.constexpr,
     MULTIPLE: tl.constexpr,
 ):
-    """sums[tap + i] = sum over pixels of a split of grad * (x shifted by tap i); sums[shift]: grad.
+    """sums[tap + i] = sum over pixels of a split of grad * (x shifted by tap i); sums[bias]: grad.
 
     p_grad, p_x [B, C, H, W], or channels last with INNER; p_sums [B * splits, rows, C] float32.
     Grid: B * splits * ceil(C / CHANNELS); one program owns split_tiles runs of POSITIONS pixels of
@@ -208,7 +198,7 @@ def tap_sums_kernel(
     for n in range(first, last):
         tile = tile_at(n, block, item, sizes, POSITIONS, CHANNELS, INNER)
         acc += tl.load(p_grad + tile.b_place, mask=tile.mask, other=0.0).to(tl.float32)
-    tl.store(p_part + shift * channels, sum_positions(acc), mask=in_channels)
+    tl.store(p_part + bias * channels, sum_positions(acc), mask=in_channels)
     for i in range(kernel_height * kernel_width):
         down = i // kernel_width - kernel_height // 2
         across = i % kernel_width - kernel_width // 2
@@ -250,23 +240,23 @@ def convolve(
     x: torch.Tensor,
     out: torch.Tensor,
     taps: torch.Tensor,
-    shift: torch.Tensor | None,
+    bias: torch.Tensor | None,
     kernel: tuple[int, int],
     turned: bool,
     launch: Launch,
 ) -> None:
-    """out = convolution of x with taps [kh * kw, C], plus shift [C] if there is one."""
+    """out = convolution of x with taps [kh * kw, C], plus bias [C] if there is one."""
     run(
         convolve_kernel,
         map_programs(x, launch),
         x,
         taps,
-        taps if shift is None else shift,
+        taps if bias is None else bias,
         out,
         *x.shape[1:],
         *kernel,
         int(turned),
-        int(shift is not None),
+        int(bias is not None),
         launch=launch,
     )
 
@@ -289,9 +279,9 @@ class TapSums:
         x: torch.Tensor,
         kernel: tuple[int, int],
         tap: int,
-        shift: int,
+        bias: int,
     ) -> None:
-        """Sums of a convolution of x: rows tap, tap + 1, ... for its taps, `shift` for its bias."""
+        """Sums of a convolution of x: rows tap, tap + 1, ... for its taps, `bias` for its bias."""
         parts, rows, channels = self.parts.shape
         run(
             tap_sums_kernel,
@@ -305,7 +295,7 @@ class TapSums:
             self.split_tiles,
             rows,
             tap,
-            shift,
+            bias,
             launch=self.launch,
         )
 
@@ -336,7 +326,7 @@ def aot_cases() -> list[AotCase]:
         for launch, (first, second) in product(layouts(dtype), product((dtype, "fp32"), repeat=2)):
             pointers = {"p_grad": first, "p_x": second, "p_sums": "fp32"}
             cases.append(AotCase(tap_sums_kernel, pointers, launch))
-            pointers = {"p_x": first, "p_taps": dtype, "p_shift": dtype, "p_out": second}
+            pointers = {"p_x": first, "p_taps": dtype, "p_bias": dtype, "p_out": second}
             if dtype in (first, second):  # scratch is on one side at most
                 cases.append(AotCase(convolve_kernel, pointers, launch))
     return [case for i, case in enumerate(cases) if case not in cases[:i]]

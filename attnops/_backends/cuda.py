@@ -53,7 +53,7 @@ def _refuse_local_attention(
 def _refuse_strip_conv(
     x: Tensor,
     taps: Tensor,
-    shifts: Tensor,
+    biases: Tensor,
     kernel: list[int],
     rows: list[int],
     columns: list[int],

@@ -173,7 +173,7 @@ def _group_attention_backward(
 
 
 def _strip_parameters(
-    taps: Tensor, shifts: Tensor, kernel: list[int], rows: list[int], columns: list[int]
+    taps: Tensor, biases: Tensor, kernel: list[int], rows: list[int], columns: list[int]
 ) -> tuple[Any, ...]:
     """weight, bias and strips of `strip_conv` from the packed parameters of the op."""
     channels = taps.shape[0]
@@ -182,20 +182,20 @@ def _strip_parameters(
         shapes += [[1, row], [column, 1]]
     parts = taps.split([h * w for h, w in shapes], dim=1)
     weights = [t.view(channels, 1, *shape) for t, shape in zip(parts, shapes, strict=True)]
-    first, *pairs = zip(weights, shifts.unbind(1), strict=True)
+    first, *pairs = zip(weights, biases.unbind(1), strict=True)
     return *first, list(zip(pairs[0::2], pairs[1::2], strict=True))
 
 
-def _strip_conv(x: Tensor, taps: Tensor, shifts: Tensor, *sizes: Any) -> tuple[Tensor]:
-    out = strip_conv(widened(x), *_strip_parameters(widened(taps), widened(shifts), *sizes))
+def _strip_conv(x: Tensor, taps: Tensor, biases: Tensor, *sizes: Any) -> tuple[Tensor]:
+    out = strip_conv(widened(x), *_strip_parameters(widened(taps), widened(biases), *sizes))
     return (dense(out.to(x.dtype), is_channels_inner(x)),)
 
 
 def _strip_conv_backward(
-    grad: Tensor, x: Tensor, taps: Tensor, shifts: Tensor, *sizes: Any
+    grad: Tensor, x: Tensor, taps: Tensor, biases: Tensor, *sizes: Any
 ) -> tuple[Tensor, ...]:
     with recording_gradients():
-        leaves = as_leaves(x, taps, shifts)
+        leaves = as_leaves(x, taps, biases)
         out = strip_conv(leaves[0], *_strip_parameters(*leaves[1:], *sizes))
         grad_x, *rest = (g.to(x.dtype) for g in gradients_of(out, leaves, widened(grad)))
     return dense(grad_x, is_channels_inner(x)), *(g.contiguous() for g in rest)

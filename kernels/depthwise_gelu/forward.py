@@ -58,7 +58,7 @@ def gelu_kernel(
     tile = depthwise.owned_tile(sizes, POSITIONS, CHANNELS, INNER)
     b_z = depthwise.convolved(p_x, p_taps, tile, kernel_height, kernel_width, 0, INNER)
     if has_bias != 0:
-        b_z += depthwise.load_shift(p_bias, tile)
+        b_z += depthwise.load_bias(p_bias, tile)
     b_share = 0.5 * (1.0 + tl.math.erf(b_z * SQRT_HALF))
     if BACKWARD:
         b_grad = tl.load(p_grad + tile.b_place, mask=tile.mask, other=0.0).to(tl.float32)

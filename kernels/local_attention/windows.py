@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from .._launch import FACTORS, Launch, known_factor
+from .._tiles import tile_offsets
 
 MAX_NEIGHBOURS = 256
 CAPACITIES = (16, 32, 64, 128, 256)  # neighbours of a tile
@@ -94,13 +95,6 @@ def whole_windows(window, sign, NEIGHBOURS: tl.constexpr):
     b_other = window.b_position[:, None] + (down * window.width + right)[None, :]
     in_window = b_neighbour < window.rows * window.columns
     return b_other, is_inside(window, b_row, b_column), in_window
-
-
-@triton.jit
-def tile_offsets(b_position, b_channel, channels, positions, INNER: tl.constexpr):
-    if INNER:
-        return b_position.to(tl.int64)[:, None] * channels + b_channel[None, :]
-    return b_channel.to(tl.int64)[None, :] * positions + b_position[:, None]
 
 
 @triton.jit

@@ -23,33 +23,33 @@ def backward(
     grad: torch.Tensor,
     x: torch.Tensor,
     taps: torch.Tensor,
-    shifts: torch.Tensor,
+    biases: torch.Tensor,
     kernel: list[int],
     rows: list[int],
     columns: list[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dx like x, dtaps like taps, dshifts like shifts."""
+    """dx like x, dtaps like taps, dbiases like biases."""
     launch = launch_of(x)
     groups = groups_of(kernel, rows, columns)
-    count, biases = taps.shape[1], shifts.shape[1]
+    count, bias_count = taps.shape[1], biases.shape[1]
     dx = empty_map(x.shape, x, is_channels_inner(x))
     with on_device(grad, x) as (grad, x):
-        taps, shifts = by_tap(taps), by_tap(shifts)
-        sums = TapSums(x, count + biases, launch)
+        taps, biases = by_tap(taps), by_tap(biases)
+        sums = TapSums(x, count + bias_count, launch)
         dlocal = grad
         if groups:
             local = torch.empty_like(x, dtype=torch.float32)
-            convolve(x, local, taps, shifts, kernel, False, launch)
+            convolve(x, local, taps, biases, kernel, False, launch)
         for strips in groups:
-            maps = strips.spread(local, taps, shifts, False, launch)
-            dmaps = strips.spread(grad, taps, shifts, True, launch)
+            maps = strips.spread(local, taps, biases, False, launch)
+            dmaps = strips.spread(grad, taps, biases, True, launch)
             base, dlocal = dlocal, torch.empty_like(local)
-            strips.gather(base, dmaps, taps, shifts, dlocal, True, launch)
-            tap, shift = strips.tap, count + strips.shift
+            strips.gather(base, dmaps, taps, biases, dlocal, True, launch)
+            tap, bias = strips.tap, count + strips.bias
             for i, (row, column) in enumerate(zip(strips.rows, strips.columns, strict=True)):
-                sums.add(dmaps[i], local, (1, row), tap, shift)
-                sums.add(grad, maps[i], (column, 1), tap + row, shift + 1)
-                tap, shift = tap + row + column, shift + 2
+                sums.add(dmaps[i], local, (1, row), tap, bias)
+                sums.add(grad, maps[i], (column, 1), tap + row, bias + 1)
+                tap, bias = tap + row + column, bias + 2
         sums.add(dlocal, x, kernel, 0, count)
         convolve(dlocal, dx, taps, None, kernel, True, launch)
         totals = sums.totals(x.dtype)

@@ -26,7 +26,7 @@ STRIPS = [
     *depthwise.SIZES,
     "batches",
     "tap",
-    "shift",
+    "bias",
     "rows_0",
     "columns_0",
     "rows_1",
@@ -49,14 +49,14 @@ def map_stride(batches, sizes):
 def spread_strips_kernel(
     p_x,
     p_taps,
-    p_shifts,
+    p_biases,
     p_maps,
     batches,
     channels,
     height,
     width,
     tap,
-    shift,
+    bias,
     rows_0,
     columns_0,
     rows_1,
@@ -74,7 +74,7 @@ def spread_strips_kernel(
     p_x [B, C, H, W], p_maps [3, B, C, H, W] float32 (map_stride elements apart), or channels last
     with INNER. p_taps [T, C]: from `tap` on, rows_0 taps of the first strip's row and columns_0 of
     its column, then those of the others, of which a length 0 says that there is none.
-    p_shifts [., C]: from `shift` on, biases of rows and columns in turn.
+    p_biases [., C]: from `bias` on, biases of rows and columns in turn.
     Grid: B * ceil(C / CHANNELS) * ceil(H * W / POSITIONS); one program owns a run of pixels of a
     few channels of one item in every map. Reads x once (further taps out of the caches), writes the
     maps once.
@@ -96,7 +96,7 @@ def spread_strips_kernel(
                 INNER,
             )
             if backward == 0:
-                b_map += depthwise.load_shift(p_shifts + (shift + 2 * s) * tile.channels, tile)
+                b_map += depthwise.load_bias(p_biases + (bias + 2 * s) * tile.channels, tile)
             tl.store(p_maps + s * stride + tile.b_place, b_map, mask=tile.mask)
         tap += rows + columns
 
@@ -106,14 +106,14 @@ def gather_strips_kernel(
     p_base,
     p_maps,
     p_taps,
-    p_shifts,
+    p_biases,
     p_out,
     batches,
     channels,
     height,
     width,
     tap,
-    shift,
+    bias,
     rows_0,
     columns_0,
     rows_1,
@@ -150,7 +150,7 @@ def gather_strips_kernel(
                 INNER,
             )
             if backward == 0:
-                b_out += depthwise.load_shift(p_shifts + (shift + 2 * s + 1) * tile.channels, tile)
+                b_out += depthwise.load_bias(p_biases + (bias + 2 * s + 1) * tile.channels, tile)
         tap += rows + columns
     tl.store(p_out + tile.b_place, b_out.to(p_out.dtype.element_ty), mask=tile.mask)
 
@@ -162,19 +162,19 @@ class Strips:
     rows: list[int]
     columns: list[int]
     tap: int
-    shift: int
+    bias: int
 
     def sizes(self, x: torch.Tensor, backward: bool) -> tuple[int, ...]:
         """The integers that the kernels want, for maps like x."""
         pairs = [n for pair in zip(self.rows, self.columns, strict=True) for n in pair]
         missing = [0] * (2 * GROUP.value - len(pairs))
-        return *x.shape, self.tap, self.shift, *pairs, *missing, int(backward)
+        return *x.shape, self.tap, self.bias, *pairs, *missing, int(backward)
 
     def spread(
         self,
         x: torch.Tensor,
         taps: torch.Tensor,
-        shifts: torch.Tensor,
+        biases: torch.Tensor,
         backward: bool,
         launch: Launch,
     ) -> torch.Tensor:
@@ -186,7 +186,7 @@ class Strips:
             depthwise.map_programs(x, launch),
             x,
             taps,
-            shifts,
+            biases,
             maps,
             *self.sizes(x, backward),
             launch=launch,
@@ -198,7 +198,7 @@ class Strips:
         base: torch.Tensor,
         maps: torch.Tensor,
         taps: torch.Tensor,
-        shifts: torch.Tensor,
+        biases: torch.Tensor,
         out: torch.Tensor,
         backward: bool,
         launch: Launch,
@@ -210,7 +210,7 @@ class Strips:
             base,
             maps,
             taps,
-            shifts,
+            biases,
             out,
             *self.sizes(base, backward),
             launch=launch,
@@ -220,36 +220,36 @@ class Strips:
 def groups_of(kernel: list[int], rows: list[int], columns: list[int]) -> list[Strips]:
     """The strips, three at a time."""
     groups = []
-    tap, shift = kernel[0] * kernel[1], 1
+    tap, bias = kernel[0] * kernel[1], 1
     for i in range(0, len(rows), GROUP.value):
-        strips = Strips(rows[i : i + GROUP.value], columns[i : i + GROUP.value], tap, shift)
+        strips = Strips(rows[i : i + GROUP.value], columns[i : i + GROUP.value], tap, bias)
         groups.append(strips)
         tap += sum(strips.rows) + sum(strips.columns)
-        shift += 2 * len(strips.rows)
+        bias += 2 * len(strips.rows)
     return groups
 
 
 def forward(
     x: torch.Tensor,
     taps: torch.Tensor,
-    shifts: torch.Tensor,
+    biases: torch.Tensor,
     kernel: list[int],
     rows: list[int],
     columns: list[int],
 ) -> tuple[torch.Tensor]:
-    """out [B, C, H, W] in the layout of x, for taps [C, T] and shifts [C, 1 + 2 * strips]."""
+    """out [B, C, H, W] in the layout of x, for taps [C, T] and biases [C, 1 + 2 * strips]."""
     launch = depthwise.launch_of(x)
     groups = groups_of(kernel, rows, columns)
     out = empty_map(x.shape, x, is_channels_inner(x))
     with on_device(x) as (x,):
-        taps, shifts = depthwise.by_tap(taps), depthwise.by_tap(shifts)
+        taps, biases = depthwise.by_tap(taps), depthwise.by_tap(biases)
         local = torch.empty_like(x, dtype=torch.float32) if groups else out
-        depthwise.convolve(x, local, taps, shifts, kernel, False, launch)
+        depthwise.convolve(x, local, taps, biases, kernel, False, launch)
         base = local
         for strips in groups:
             target = out if strips is groups[-1] else torch.empty_like(local)
-            maps = strips.spread(local, taps, shifts, False, launch)
-            strips.gather(base, maps, taps, shifts, target, False, launch)
+            maps = strips.spread(local, taps, biases, False, launch)
+            strips.gather(base, maps, taps, biases, target, False, launch)
             base = target
     return (out,)
 
@@ -263,7 +263,7 @@ def aot_cases() -> list[AotCase]:
     """Every compilation of the kernels of strips, forward and backward."""
     cases = []
     for dtype in TRITON_DTYPES.values():
-        parameters = {"p_taps": dtype, "p_shifts": dtype, "p_maps": "fp32"}
+        parameters = {"p_taps": dtype, "p_biases": dtype, "p_maps": "fp32"}
         for launch in depthwise.layouts(dtype):
             for source in {"fp32", dtype}:
                 cases.append(AotCase(spread_strips_kernel, parameters | {"p_x": source}, launch))

@@ -164,8 +164,8 @@ def test_empty(backend, device, dims):
 def test_opcheck(backend, device, layout):
     x = in_layout(torch.randn(2, 4, 5, 6, device=device), layout).requires_grad_()
     taps = torch.randn(4, 9 + 5 + 7, device=device, requires_grad=True)
-    shifts = torch.randn(4, 3, device=device, requires_grad=True)
-    arguments = (x, taps, shifts, [3, 3], [5], [7])
+    biases = torch.randn(4, 3, device=device, requires_grad=True)
+    arguments = (x, taps, biases, [3, 3], [5], [7])
     torch.library.opcheck(torch.ops.attnops.strip_conv.default, arguments)
 
 
