@@ -151,8 +151,8 @@ def test_launch_configurations_keep_the_limits() -> None:
 FAULTS = {
     "shared index": (
         KERNELS[0],
-        "(s_pieces + piece * tile_channels + lane * VEC) =",
-        "(s_pieces + piece * tile_channels + lane * VEC + FAULT) =",
+        "(s_pieces + piece * tile_channels + lane * kVec) =",
+        "(s_pieces + piece * tile_channels + lane * kVec + FAULT) =",
     ),
     "global read": (
         KERNELS[0],

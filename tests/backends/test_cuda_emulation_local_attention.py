@@ -220,9 +220,9 @@ FAULTS = {
     "shared index": (
         KERNELS[0],
         "s_channels[vector * plan.plane + position] = gather",
-        "s_channels[(vector + FAULT * STAGED) * plan.plane + position] = gather",
+        "s_channels[(vector + FAULT * kStaged) * plan.plane + position] = gather",
     ),
-    "global read": (KERNELS[0], "if (count >= WIDTH<T>)", "if (count >= WIDTH<T> || FAULT)"),
+    "global read": (KERNELS[0], "if (count >= kWidth<T>)", "if (count >= kWidth<T> || FAULT)"),
     "global write": (KERNELS[0], "if (pixel < 0) return;", "if (pixel < 0 && !FAULT) return;"),
     "window too wide": (
         KERNELS[1],

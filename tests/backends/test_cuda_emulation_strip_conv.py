@@ -54,7 +54,7 @@ ORDERS = ("forward", "reverse", "11")
 def emulated(
     program: Path, folder: Path, problem: Problem, **options: str
 ) -> Callable[..., Tensor]:
-    """The op of x, taps, shifts as the kernels compute it."""
+    """The op of x, taps, biases as the kernels compute it."""
 
     class Emulated(torch.autograd.Function):
         @staticmethod
@@ -69,7 +69,7 @@ def emulated(
     return Emulated.apply
 
 
-def plain(problem: Problem, x: Tensor, taps: Tensor, shifts: Tensor) -> Tensor:
+def plain(problem: Problem, x: Tensor, taps: Tensor, biases: Tensor) -> Tensor:
     """The reference, of packed parameters."""
     sides = [problem.kernel]
     for row, column in problem.strips:
@@ -77,14 +77,14 @@ def plain(problem: Problem, x: Tensor, taps: Tensor, shifts: Tensor) -> Tensor:
     weights = taps.split([h * w for h, w in sides], dim=1)
     pairs = [
         (weight.reshape(-1, 1, *side), shift)
-        for weight, side, shift in zip(weights, sides, shifts.unbind(1), strict=True)
+        for weight, side, shift in zip(weights, sides, biases.unbind(1), strict=True)
     ]
     return reference.strip_conv(x, *pairs[0], list(zip(pairs[1::2], pairs[2::2], strict=True)))
 
 
 def make_inputs(problem: Problem) -> list[Tensor]:
     taps = torch.randn(problem.taps_shape) / problem.taps_shape[1] ** 0.5
-    inputs = (torch.randn(problem.shape), taps, torch.randn(problem.shifts_shape))
+    inputs = (torch.randn(problem.shape), taps, torch.randn(problem.biases_shape))
     return [t.to(problem.dtype) for t in inputs]
 
 
@@ -123,8 +123,8 @@ def test_matches_the_reference(strips: Path, tmp_path: Path, k: int) -> None:
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_without_biases(strips: Path, tmp_path: Path, channels_last: bool) -> None:
     problem = Problem((1, 4, 6, 7), (3, 3), ((5, 5), (3, 3)), channels_last=channels_last)
-    x, taps, shifts = make_inputs(problem)
-    check(strips, tmp_path, problem, (x, taps, torch.zeros_like(shifts)))
+    x, taps, biases = make_inputs(problem)
+    check(strips, tmp_path, problem, (x, taps, torch.zeros_like(biases)))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -132,15 +132,15 @@ def test_special_values_reach_their_crosses_alone(
     strips: Path, tmp_path: Path, channels_last: bool
 ) -> None:
     problem = Problem((2, 3, 20, 30), channels_last=channels_last, multiprocessors=132)
-    x, taps, shifts = make_inputs(problem)
+    x, taps, biases = make_inputs(problem)
     x[0, 0, 4, 5] = torch.nan
     x[1, 1, 19, 29] = torch.inf
-    out = forward(strips, tmp_path, problem, (x, taps, shifts), order="17")
-    expected = plain(problem, x, taps, shifts)
+    out = forward(strips, tmp_path, problem, (x, taps, biases), order="17")
+    expected = plain(problem, x, taps, biases)
     assert torch.equal(out.isfinite(), expected.isfinite())
     torch.testing.assert_close(out[:, 2], expected[:, 2], rtol=1e-4, atol=1e-5)
 
-    leaves = [t.requires_grad_() for t in (x, taps, shifts)]
+    leaves = [t.requires_grad_() for t in (x, taps, biases)]
     grad = torch.randn(problem.shape)
     grad[0, 2, 0, 29] = torch.nan
     found = backward(strips, tmp_path, problem, grad, [t.detach() for t in leaves], order="17")

@@ -1,4 +1,17 @@
-// What the host code and the vector code of anchor attention share: plain data and function tables.
+// Anchor attention: every position of a map attends to a few anchors.
+//
+//   scores[n, s] = scale sum_c query[c, n] key[c, s] + bias[s]    p[n, s] = softmax_s scores[n, s]
+//   out[c, n] = sum_s p[n, s] value[c, s]
+//   dp[n, s] = sum_c grad[c, n] value[c, s]    ds = p (dp - sum_s p dp)    dquery = scale ds key^T
+//   dkey = scale query ds    dvalue = grad p    dbias = sum_n ds
+//
+// Batch items are cut into tiles of positions, which threads take as they come; the backward gives
+// every worker partial gradients of the anchors, added up in order. Packed anchors and a tile of
+// scores stay in the second-level cache, a panel of a product's operand in the first. The map is
+// read once and the output written once. Scale is folded into the packed key.
+//
+// host.cpp cuts and allocates; pack.h brings anchors and tiles into the operands of common/gemm.h;
+// softmax.h is the pointwise part; kernels.cpp holds the steps of a tile. Here: what they share.
 #pragma once
 
 #include <cstdint>

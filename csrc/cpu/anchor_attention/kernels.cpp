@@ -1,17 +1,10 @@
 // Anchor attention on tiles of positions; compiled once per instruction set.
 //
-//   scores[n, s] = scale sum_c query[c, n] key[c, s] + bias[s]
-//   p[n, s] = softmax_s scores[n, s]
-//   out[c, n] = sum_s p[n, s] value[c, s]
-//
-// A tile of scores fits the second-level cache; the map is read once and the output written once.
-// Scale is folded into the packed key. Per position forward does anchors * (Ck + Cv) multiply-adds,
-// backward that for scores, dp, dquery, dkey and dvalue.
-//
-// Every product has the map or its gradient on one side and anchors on the other. A contiguous map
-// [C, N] puts positions along the vectors: scores are [anchors, positions] and packed anchors are
-// the left operand. A channels-inner map [N, C] is the transposed problem: scores are
-// [positions, anchors] and packed anchors are the right operand.
+// Per position forward does anchors * (Ck + Cv) multiply-adds, backward that for scores, dp,
+// dquery, dkey and dvalue. Every product has the map or its gradient on one side and anchors on the
+// other. A contiguous map [C, N] puts positions along the vectors: scores are [anchors, positions]
+// and packed anchors are the left operand. A channels-inner map [N, C] is the transposed problem:
+// scores are [positions, anchors] and packed anchors are the right operand.
 #include "pack.h"
 #include "softmax.h"
 

@@ -11,7 +11,7 @@
 
 namespace attnops::cpu::ATTNOPS_ISA {
 
-constexpr int kPixelBlock = 4;  // results of a row at a time
+constexpr int kColumnBlock = 4;  // results of a row at a time
 
 // The rows that a kernel sees, at column 0, or null outside the map: pixels `pixel` apart, `width`
 // of them.
@@ -24,7 +24,7 @@ struct SeenRows {
 // A kernel [height, width]; taps of all channels, those of one tap `step` from those of the next,
 // negative where the kernel is turned around.
 template <class C>
-struct PixelKernel {
+struct ChannelsLastKernel {
   int64_t height, width;
   const C* taps;
   int64_t step;
@@ -32,8 +32,9 @@ struct PixelKernel {
 
 // Results [x, x + kCount) of `lanes` channels from c on.
 template <class T, int kSize, int kCount, bool kFull, class Emit>
-ATTNOPS_INLINE void convolve_vector(const PixelKernel<Compute<T>>& kernel, const SeenRows<T>& in,
-                                    int64_t x, int64_t c, int64_t lanes, const Emit& emit) {
+ATTNOPS_INLINE void convolve_vector(const ChannelsLastKernel<Compute<T>>& kernel,
+                                    const SeenRows<T>& in, int64_t x, int64_t c, int64_t lanes,
+                                    const Emit& emit) {
   using C = Compute<T>;
   using V = typename Vec<C>::V;
   const auto load_at = [&](const T* p) __attribute__((always_inline)) {
@@ -80,8 +81,9 @@ ATTNOPS_INLINE void convolve_vector(const PixelKernel<Compute<T>>& kernel, const
 }
 
 template <class T, int kSize, int kCount, class Emit>
-ATTNOPS_INLINE void convolve_channels(const PixelKernel<Compute<T>>& kernel, const SeenRows<T>& in,
-                                      int64_t x, int64_t channels, const Emit& emit) {
+ATTNOPS_INLINE void convolve_channels(const ChannelsLastKernel<Compute<T>>& kernel,
+                                      const SeenRows<T>& in, int64_t x, int64_t channels,
+                                      const Emit& emit) {
   constexpr int64_t kW = kWidth<Compute<T>>;
   int64_t c = 0;
   for (; c + kW <= channels; c += kW)
@@ -91,28 +93,29 @@ ATTNOPS_INLINE void convolve_channels(const PixelKernel<Compute<T>>& kernel, con
 
 // A row of results: emit(x, c, lanes, vector). taps are padded to whole vectors.
 template <class T, class Emit>
-static void convolve_row(const PixelKernel<Compute<T>>& kernel, const SeenRows<T>& in,
-                         int64_t channels, const Emit& emit) {
+static void convolve_channels_last(const ChannelsLastKernel<Compute<T>>& kernel,
+                                   const SeenRows<T>& in, int64_t channels, const Emit& emit) {
   const bool is_3x3 = kernel.height == 3 && kernel.width == 3;
   const int64_t side = kernel.width / 2;
   int64_t x = 0;
   while (x < in.width) {
-    const bool inner = x >= side && x + kPixelBlock + side <= in.width;
+    const bool inner = x >= side && x + kColumnBlock + side <= in.width;
     if (inner && is_3x3)
-      convolve_channels<T, 3, kPixelBlock>(kernel, in, x, channels, emit);
-    else if (!is_3x3 && x + kPixelBlock <= in.width)
-      convolve_channels<T, 0, kPixelBlock>(kernel, in, x, channels, emit);
+      convolve_channels<T, 3, kColumnBlock>(kernel, in, x, channels, emit);
+    else if (!is_3x3 && x + kColumnBlock <= in.width)
+      convolve_channels<T, 0, kColumnBlock>(kernel, in, x, channels, emit);
     else
       convolve_channels<T, 0, 1>(kernel, in, x, channels, emit);
-    x += (inner || !is_3x3) && x + kPixelBlock <= in.width ? kPixelBlock : 1;
+    x += (inner || !is_3x3) && x + kColumnBlock <= in.width ? kColumnBlock : 1;
   }
 }
 
 // sums [height * width + 1][stride] += those by the taps, and the sum of g: `channels` channels of
 // a row, g in pixels `g_pixel` apart.
 template <class T>
-static void sum_row(const PixelKernel<Compute<T>>& kernel, const Compute<T>* g, int64_t g_pixel,
-                    const SeenRows<T>& in, int64_t channels, double* sums, int64_t stride) {
+static void sum_channels_last(const ChannelsLastKernel<Compute<T>>& kernel, const Compute<T>* g,
+                              int64_t g_pixel, const SeenRows<T>& in, int64_t channels,
+                              double* sums, int64_t stride) {
   using C = Compute<T>;
   using V = typename Vec<C>::V;
   const int64_t side = kernel.width / 2, width = in.width;

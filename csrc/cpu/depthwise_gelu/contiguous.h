@@ -10,13 +10,13 @@
 
 namespace attnops::cpu::ATTNOPS_ISA {
 
-constexpr int kPlaneBlock = 4;   // rows of results at a time
+constexpr int kRowBlock = 4;     // rows of results at a time
 constexpr int64_t kSumRows = 8;  // rows that are summed in C before the sums move on to double
 
 // A kernel [height, width]; its taps follow each other `step` apart, negative where it is turned
 // around.
 template <class C>
-struct PlaneKernel {
+struct ContiguousKernel {
   int64_t height, width;
   const C* taps;
   int64_t step;
@@ -62,7 +62,7 @@ static void pad_rows(const S* plane, int64_t height, int64_t width, int64_t y, i
 // kRows rows of results, columns [0, columns) in whole vectors: emit(row, x, vector). kSize: of a
 // square kernel, or 0.
 template <class C, int kSize, int kRows, class Emit>
-ATTNOPS_INLINE void convolve_block(const PlaneKernel<C>& kernel, PaddedRows<const C> in,
+ATTNOPS_INLINE void convolve_block(const ContiguousKernel<C>& kernel, PaddedRows<const C> in,
                                    int64_t columns, const Emit& emit) {
   using V = typename Vec<C>::V;
   // A small kernel stays in registers.
@@ -101,8 +101,8 @@ ATTNOPS_INLINE void convolve_block(const PlaneKernel<C>& kernel, PaddedRows<cons
 
 // `rows` rows of results: emit(row, x, vector).
 template <class C, class Emit>
-static void convolve_planes(const PlaneKernel<C>& kernel, PaddedRows<const C> in, int64_t rows,
-                            int64_t columns, const Emit& emit) {
+static void convolve_contiguous(const ContiguousKernel<C>& kernel, PaddedRows<const C> in,
+                                int64_t rows, int64_t columns, const Emit& emit) {
   const auto run = [&](auto size) __attribute__((always_inline)) {
     constexpr int kSize = decltype(size)::value;
     int64_t r = 0;
@@ -113,8 +113,8 @@ static void convolve_planes(const PlaneKernel<C>& kernel, PaddedRows<const C> in
         emit(first + i, x, v);
       };
     };
-    for (; r + kPlaneBlock <= rows; r += kPlaneBlock)
-      convolve_block<C, kSize, kPlaneBlock>(kernel, from(r), columns, emit_from(r));
+    for (; r + kRowBlock <= rows; r += kRowBlock)
+      convolve_block<C, kSize, kRowBlock>(kernel, from(r), columns, emit_from(r));
     for (; r < rows; ++r) convolve_block<C, kSize, 1>(kernel, from(r), columns, emit_from(r));
   };
   if (kernel.height == 3 && kernel.width == 3)
@@ -126,8 +126,8 @@ static void convolve_planes(const PlaneKernel<C>& kernel, PaddedRows<const C> in
 // sums [height * width + 1][kWidth] += those by the taps, and the sum of g. g: from its first
 // column on, zero in the lanes past its last.
 template <class C>
-static void sum_planes(const PlaneKernel<C>& kernel, PaddedRows<const C> g, PaddedRows<const C> in,
-                       int64_t rows, int64_t columns, double* sums) {
+static void sum_contiguous(const ContiguousKernel<C>& kernel, PaddedRows<const C> g,
+                           PaddedRows<const C> in, int64_t rows, int64_t columns, double* sums) {
   using V = typename Vec<C>::V;
   const int64_t taps = kernel.height * kernel.width;
   for (int64_t first = 0; first < rows; first += kSumRows) {

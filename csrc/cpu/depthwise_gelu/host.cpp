@@ -41,7 +41,7 @@ class Gelu {
       : shape(shape_of(x, weight, bias)), kernels(kernels_for(dtype_of(x))) {
     const MapSizes& m = shape.maps;
     if (!m.channels_last) {
-      rows_ = kernels.plane_rows(shape);
+      rows_ = kernels.contiguous_rows(shape);
     } else if (!backward) {
       channels = m.channels;
       rows_ = std::min<int64_t>(m.height, 8);

@@ -1,4 +1,18 @@
-// What the host code and the vector code of depthwise_gelu share: plain data and function tables.
+// GELU of a depthwise convolution. With z = conv(x) + bias:
+//
+//   out = gelu(z)    dz = grad gelu'(z)    dx = conv^T(dz)
+//   dweight[i, j] = sum_yx dz[y, x] x[y + i, x + j]    dbias = sum_yx dz[y, x]
+//
+// Maps are cut into units: strips of rows of a plane where contiguous, rows of all or of some
+// channels where channels_last. Nothing is kept from forward to backward: z and dz are computed
+// again for the unit, with the rows around it that its dx sees. A strip of a plane stands padded in
+// the first-level cache; channels_last rows are read where they are, the last rows of dz stay in a
+// ring. Forward reads x once and writes out once; backward reads x and grad and writes dx, rows
+// between units twice.
+//
+// host.cpp cuts and adds up the sums of units in order; contiguous.h and channels_last.h convolve
+// in either layout; gelu.h and gelu_table.h are the function; kernels.cpp holds the steps of a
+// unit.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +41,7 @@ struct GeluUnit {
 struct GeluKernels {
   int64_t lanes;
   // Rows of a unit of contiguous maps.
-  int64_t (*plane_rows)(const GeluShape&);
+  int64_t (*contiguous_rows)(const GeluShape&);
 
   // Weight and bias as the kernels want them, shared by all units.
   int64_t (*parameter_bytes)(const GeluShape&);

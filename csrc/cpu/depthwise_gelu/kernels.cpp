@@ -1,11 +1,4 @@
-// GELU of a depthwise convolution; compiled once per instruction set. With z = conv(x) + bias:
-//
-//   out = gelu(z)    dz = grad gelu'(z)    dx = conv^T(dz)
-//   dweight[i, j] = sum_yx dz[y, x] x[y + i, x + j]    dbias = sum_yx dz[y, x]
-//
-// Nothing is kept from forward to backward: z and dz are computed again for the unit, with the rows
-// around it that its dx sees. Forward reads x once and writes out once; backward reads x and grad
-// and writes dx, rows between units twice.
+// The steps of a unit of depthwise_gelu in either layout; compiled once per instruction set.
 #include "channels_last.h"
 #include "contiguous.h"
 #include "cpu/common/arena.h"
@@ -17,13 +10,13 @@ namespace {
 
 // Contiguous maps: a unit is a strip of a plane.
 template <class S>
-class Planes {
+class Contiguous {
  public:
   using C = Compute<S>;
   using V = typename Vec<C>::V;
 
   // parameters: [channels][taps + 1], the bias last.
-  Planes(const GeluShape& s, int64_t rows, bool backward, Arena& arena)
+  Contiguous(const GeluShape& s, int64_t rows, bool backward, Arena& arena)
       : s_(s),
         up_(s.kernel_height / 2),
         side_(s.kernel_width / 2),
@@ -47,7 +40,7 @@ class Planes {
     const int64_t plane = plane_of(unit), width = s_.maps.width, rows = unit.last - unit.first;
     pad_rows(x + plane, s_.maps.height, width, unit.first - up_, rows + 2 * up_, side_, x_);
     S* target = out + plane + unit.first * width;
-    convolve_planes(
+    convolve_contiguous(
         kernel_, read_only(x_), rows,
         width, [&](int64_t r, int64_t at, V z) __attribute__((always_inline)) {
           store_lanes(target + r * width + at, gelu_lanes<C>(z + bias_),
@@ -67,7 +60,7 @@ class Planes {
     for (int64_t r = 0; r < rows + 2 * up_; ++r)
       if (r < begin || r >= end) memset(g_.row(r), 0, static_cast<size_t>(g_.stride) * sizeof(C));
     const S* incoming = grad + plane + (top + begin) * width;
-    convolve_planes(
+    convolve_contiguous(
         kernel_, PaddedRows<const C>{x_.row(begin), x_.stride}, end - begin,
         width, [&](int64_t r, int64_t at, V z) __attribute__((always_inline)) {
           const int64_t lanes = min64(kWidth<C>, width - at);
@@ -76,15 +69,15 @@ class Planes {
           store_lanes(g_.row(begin + r) + side_ + at, dz, lanes);
         });
     S* target = dx + plane + unit.first * width;
-    convolve_planes(
-        PlaneKernel<C>{s_.kernel_height, s_.kernel_width, kernel_.taps + s_.taps() - 1, -1},
+    convolve_contiguous(
+        ContiguousKernel<C>{s_.kernel_height, s_.kernel_width, kernel_.taps + s_.taps() - 1, -1},
         read_only(g_), rows, width, [&](int64_t r, int64_t at, V v) __attribute__((always_inline)) {
           store_lanes(target + r * width + at, v, min64(kWidth<C>, width - at));
         });
     const int64_t count = (s_.taps() + 1) * kWidth<C>;
     memset(lane_sums_, 0, static_cast<size_t>(count) * sizeof(double));
-    sum_planes(kernel_, PaddedRows<const C>{g_.row(up_) + side_, g_.stride},
-               PaddedRows<const C>{x_.row(up_), x_.stride}, rows, width, lane_sums_);
+    sum_contiguous(kernel_, PaddedRows<const C>{g_.row(up_) + side_, g_.stride},
+                   PaddedRows<const C>{x_.row(up_), x_.stride}, rows, width, lane_sums_);
     for (int64_t t = 0; t <= s_.taps(); ++t) {
       double sum = 0;
       for (int64_t i = 0; i < kWidth<C>; ++i) sum += lane_sums_[t * kWidth<C> + i];
@@ -110,19 +103,19 @@ class Planes {
   const int64_t up_, side_;
   PaddedRows<C> x_, g_;
   double* lane_sums_;
-  PlaneKernel<C> kernel_ = {};
+  ContiguousKernel<C> kernel_ = {};
   C bias_ = 0;
 };
 
 // Maps with contiguous channels: a unit is some rows of all, or for the backward of some channels.
 template <class S>
-class Pixels {
+class ChannelsLast {
  public:
   using C = Compute<S>;
   using V = typename Vec<C>::V;
 
   // parameters: [taps + 1][channels, padded], the bias last.
-  Pixels(const GeluShape& s, int64_t channels, bool backward, Arena& arena)
+  ChannelsLast(const GeluShape& s, int64_t channels, bool backward, Arena& arena)
       : s_(s),
         up_(s.kernel_height / 2),
         stride_(round_up(s.maps.channels, kWidth<C>)),
@@ -135,11 +128,11 @@ class Pixels {
     const int64_t width = s_.maps.width, channels = s_.maps.channels;
     const S* source = x + unit.item * s_.maps.height * width * channels;
     const C* bias = parameters + s_.taps() * stride_;
-    const PixelKernel<C> kernel = {s_.kernel_height, s_.kernel_width, parameters, stride_};
+    const ChannelsLastKernel<C> kernel = {s_.kernel_height, s_.kernel_width, parameters, stride_};
     for (int64_t y = unit.first; y < unit.last; ++y) {
       see(source, y);
       S* target = out + (unit.item * s_.maps.height + y) * width * channels;
-      convolve_row(
+      convolve_channels_last(
           kernel, SeenRows<S>{seen_, channels, width},
           channels, [&](int64_t at, int64_t c, int64_t lanes, V z) __attribute__((always_inline)) {
             store_lanes(target + at * channels + c, gelu_lanes<C>(z + load(bias + c)), lanes);
@@ -151,10 +144,10 @@ class Pixels {
                 double* sums) {
     const int64_t width = s_.maps.width, channels = s_.maps.channels, height = s_.maps.height;
     const int64_t item = unit.item * height * width * channels + unit.channel;
-    const PixelKernel<C> kernel = {s_.kernel_height, s_.kernel_width, parameters + unit.channel,
-                                   stride_};
-    const PixelKernel<C> turned = {s_.kernel_height, s_.kernel_width,
-                                   kernel.taps + (s_.taps() - 1) * stride_, -stride_};
+    const ChannelsLastKernel<C> kernel = {s_.kernel_height, s_.kernel_width,
+                                          parameters + unit.channel, stride_};
+    const ChannelsLastKernel<C> turned = {s_.kernel_height, s_.kernel_width,
+                                          kernel.taps + (s_.taps() - 1) * stride_, -stride_};
     const C* bias = kernel.taps + s_.taps() * stride_;
     memset(sums, 0, static_cast<size_t>((s_.taps() + 1) * pixel_) * sizeof(double));
     int64_t next = max64(0, unit.first - up_);  // row of dz to compute
@@ -163,7 +156,7 @@ class Pixels {
         see(x + item, next);
         C* row = ring_row(next);
         const S* incoming = grad + item + next * width * channels;
-        convolve_row(
+        convolve_channels_last(
             kernel, SeenRows<S>{seen_, channels, width}, unit.channels,
             [&](int64_t at, int64_t c, int64_t lanes, V z) __attribute__((always_inline)) {
               const V g = load_lanes(incoming + at * channels + c, lanes);
@@ -176,14 +169,14 @@ class Pixels {
         ring_rows_[i] = row < 0 || row >= height ? nullptr : ring_row(row);
       }
       S* target = dx + item + y * width * channels;
-      convolve_row(
+      convolve_channels_last(
           turned, SeenRows<C>{ring_rows_, pixel_, width}, unit.channels,
           [&](int64_t at, int64_t c, int64_t lanes, V v) __attribute__((always_inline)) {
             store_lanes(target + at * channels + c, v, lanes);
           });
       see(x + item, y);
-      sum_row(kernel, ring_row(y), pixel_, SeenRows<S>{seen_, channels, width}, unit.channels, sums,
-              pixel_);
+      sum_channels_last(kernel, ring_row(y), pixel_, SeenRows<S>{seen_, channels, width},
+                        unit.channels, sums, pixel_);
     }
   }
 
@@ -233,9 +226,9 @@ struct GeluEntries {
   static int64_t scratch_bytes(const GeluShape& s, int64_t rows, int64_t channels, bool backward) {
     Arena arena(nullptr);
     if (s.maps.channels_last)
-      Pixels<S>(s, channels, backward, arena);
+      ChannelsLast<S>(s, channels, backward, arena);
     else
-      Planes<S>(s, rows, backward, arena);
+      Contiguous<S>(s, rows, backward, arena);
     return arena.bytes();
   }
   static void forward(const GeluShape& s, const GeluUnit& unit, const void* parameters,
@@ -243,10 +236,10 @@ struct GeluEntries {
     Arena arena(scratch);
     const C* own = static_cast<const C*>(parameters);
     if (s.maps.channels_last)
-      Pixels<S>(s, unit.channels, false, arena)
+      ChannelsLast<S>(s, unit.channels, false, arena)
           .forward(unit, own, static_cast<const S*>(x), static_cast<S*>(out));
     else
-      Planes<S>(s, unit.last - unit.first, false, arena)
+      Contiguous<S>(s, unit.last - unit.first, false, arena)
           .forward(unit, own, static_cast<const S*>(x), static_cast<S*>(out));
   }
   static void backward(const GeluShape& s, const GeluUnit& unit, const void* parameters,
@@ -255,18 +248,19 @@ struct GeluEntries {
     const C* own = static_cast<const C*>(parameters);
     const S *incoming = static_cast<const S*>(grad), *source = static_cast<const S*>(x);
     if (s.maps.channels_last)
-      Pixels<S>(s, unit.channels, true, arena)
+      ChannelsLast<S>(s, unit.channels, true, arena)
           .backward(unit, own, incoming, source, static_cast<S*>(dx), sums);
     else
-      Planes<S>(s, unit.last - unit.first, true, arena)
+      Contiguous<S>(s, unit.last - unit.first, true, arena)
           .backward(unit, own, incoming, source, static_cast<S*>(dx), sums);
   }
   static void round(const double* sums, int64_t stride, int64_t count, void* out) {
     for (int64_t i = 0; i < count; ++i)
       store_one(static_cast<S*>(out) + i, static_cast<C>(sums[i * stride]));
   }
-  static constexpr GeluKernels kernels = {kWidth<C>,     Planes<S>::rows, parameter_bytes, pack,
-                                          scratch_bytes, forward,         backward,        round};
+  static constexpr GeluKernels kernels = {
+      kWidth<C>, Contiguous<S>::rows, parameter_bytes, pack, scratch_bytes, forward, backward,
+      round};
 };
 
 }  // namespace

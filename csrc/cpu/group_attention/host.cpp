@@ -46,9 +46,9 @@ class Groups {
       double* sum = partial.data() + (row * runs_ + run) * width;
       const double* factor = out ? factors.data() + row * width : nullptr;
       if (channels_last_)
-        kernels_.dot_pixels(a, b, count, channels_, groups_, factor, to, sum, scratch);
+        kernels_.dot_channels_last(a, b, count, channels_, groups_, factor, to, sum, scratch);
       else
-        *sum = kernels_.dot_run(a, b, count, factor ? *factor : 0.0, to);
+        *sum = kernels_.dot_contiguous(a, b, count, factor ? *factor : 0.0, to);
     });
     for (int64_t row = 0; row < rows_; ++row)
       for (int64_t run = 0; run < runs_; ++run)
@@ -62,10 +62,10 @@ class Groups {
     for_each_run([&](int64_t row, int64_t, int64_t start, int64_t count, void* scratch) {
       const double* factor = factors.data() + row * width;
       if (channels_last_)
-        kernels_.scale_pixels(at(x, start), count, channels_, groups_, factor, at(out, start),
-                              scratch);
+        kernels_.scale_channels_last(at(x, start), count, channels_, groups_, factor,
+                                     at(out, start), scratch);
       else
-        kernels_.scale_run(at(x, start), count, *factor, at(out, start));
+        kernels_.scale_contiguous(at(x, start), count, *factor, at(out, start));
     });
   }
 

@@ -17,7 +17,8 @@ struct GroupEntries {
   using V = typename Vec<C>::V;
   static constexpr int64_t kStep = kAccumulators * kWidth<C>;
 
-  static double dot_run(const void* x_, const void* y_, int64_t count, double factor, void* out_) {
+  static double dot_contiguous(const void* x_, const void* y_, int64_t count, double factor,
+                               void* out_) {
     const S *x = static_cast<const S*>(x_), *y = static_cast<const S*>(y_);
     S* out = static_cast<S*>(out_);
     const C f = static_cast<C>(factor);
@@ -47,7 +48,7 @@ struct GroupEntries {
     return lane_sum<C>((sums[0] + sums[1]) + (sums[2] + sums[3]));
   }
 
-  static void scale_run(const void* x_, int64_t count, double factor, void* out_) {
+  static void scale_contiguous(const void* x_, int64_t count, double factor, void* out_) {
     const S* x = static_cast<const S*>(x_);
     S* out = static_cast<S*>(out_);
     const C f = static_cast<C>(factor);
@@ -68,9 +69,9 @@ struct GroupEntries {
     for (int64_t c = channels; c < round_up(channels, kWidth<C>); ++c) out[c] = C(0);
   }
 
-  static void dot_pixels(const void* x_, const void* y_, int64_t pixels, int64_t channels,
-                         int64_t groups, const double* factors, void* out_, double* sums,
-                         void* scratch) {
+  static void dot_channels_last(const void* x_, const void* y_, int64_t pixels, int64_t channels,
+                                int64_t groups, const double* factors, void* out_, double* sums,
+                                void* scratch) {
     const S *x = static_cast<const S*>(x_), *y = static_cast<const S*>(y_);
     S* out = static_cast<S*>(out_);
     double* totals = static_cast<double*>(scratch);
@@ -122,8 +123,8 @@ struct GroupEntries {
     for (int64_t c = 0; c < lanes; ++c) totals[first + c] += static_cast<double>(found[c]);
   }
 
-  static void scale_pixels(const void* x_, int64_t pixels, int64_t channels, int64_t groups,
-                           const double* factors, void* out_, void* scratch) {
+  static void scale_channels_last(const void* x_, int64_t pixels, int64_t channels, int64_t groups,
+                                  const double* factors, void* out_, void* scratch) {
     const S* x = static_cast<const S*>(x_);
     S* out = static_cast<S*>(out_);
     C* scales = static_cast<C*>(scratch);
@@ -138,8 +139,8 @@ struct GroupEntries {
     }
   }
 
-  static constexpr GroupKernels kernels = {dot_run, scale_run, scratch_bytes, dot_pixels,
-                                           scale_pixels};
+  static constexpr GroupKernels kernels = {dot_contiguous, scale_contiguous, scratch_bytes,
+                                           dot_channels_last, scale_channels_last};
 };
 
 }  // namespace

@@ -14,20 +14,20 @@ namespace {
 const LocalKernels& kernels_for(DType dtype) { ATTNOPS_SELECT_KERNELS(local_kernels, dtype); }
 
 LocalShape shape_of(const Tensor& query, const Tensor& key, const Tensor& value,
-                    const std::vector<int64_t>& kernel, const std::vector<int64_t>& dilation,
-                    double scale, bool mask) {
+                    const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& dilation,
+                    double scale, bool mask_border) {
   STD_TORCH_CHECK(query.dim() == 4 && key.dim() == 4 && value.dim() == 4,
                   "local_attention: expected maps [B, C, H, W]");
   STD_TORCH_CHECK(
       query.scalar_type() == key.scalar_type() && query.scalar_type() == value.scalar_type(),
       "local_attention: expected tensors of one dtype");
-  STD_TORCH_CHECK(kernel.size() == 2 && dilation.size() == 2,
+  STD_TORCH_CHECK(kernel_size.size() == 2 && dilation.size() == 2,
                   "local_attention: expected two numbers for kernel and for dilation");
   LocalShape s;
   s.key_channels = query.size(1);
   s.value_channels = value.size(1);
   s.scale = scale;
-  s.mask = mask;
+  s.mask_border = mask_border;
   s.channels_last = is_channels_last(query);
   // A map of one column is in memory what a map of one row is, and vectors run along rows.
   const int turned = query.size(3) == 1;
@@ -35,20 +35,20 @@ LocalShape shape_of(const Tensor& query, const Tensor& key, const Tensor& value,
   s.width = query.size(3 - turned);
   s.row_step = dilation[turned];
   s.column_step = dilation[1 - turned];
-  s.rows = 2 * std::min(kernel[turned] / 2, (s.height - 1) / s.row_step) + 1;
-  s.columns = 2 * std::min(kernel[1 - turned] / 2, (s.width - 1) / s.column_step) + 1;
-  s.unreachable = kernel[0] * kernel[1] - s.rows * s.columns;
+  s.rows = 2 * std::min(kernel_size[turned] / 2, (s.height - 1) / s.row_step) + 1;
+  s.columns = 2 * std::min(kernel_size[1 - turned] / 2, (s.width - 1) / s.column_step) + 1;
+  s.unreachable = kernel_size[0] * kernel_size[1] - s.rows * s.columns;
   // Without neighbours along an axis its step means nothing.
   if (s.rows == 1) s.row_step = 1;
   if (s.columns == 1) s.column_step = 1;
   return s;
 }
 
-// Calls body(batch item, strip, scratch) for strips that cover `batch` maps. The rows of all maps,
-// phase by phase, are cut into one run for every worker; strips of a run are whole phases but for
-// its ends. `columns` is the width of a strip.
+// Calls body(batch item, piece, scratch) for pieces that cover `batch` maps. The rows of all maps,
+// phase by phase, are cut into one run for every worker; pieces of a run are whole phases but for
+// its ends. `columns` is the width of a piece.
 template <class Body>
-void for_each_strip(const LocalShape& s, int64_t batch, int64_t columns, int64_t scratch_bytes,
+void for_each_piece(const LocalShape& s, int64_t batch, int64_t columns, int64_t scratch_bytes,
                     const Body& body) {
   const int64_t tiles = (s.width + columns - 1) / columns;
   const int64_t total = batch * tiles * s.height;
@@ -65,7 +65,7 @@ void for_each_strip(const LocalShape& s, int64_t batch, int64_t columns, int64_t
       }
       const int64_t last = std::min(rows, first + end - at);
       body(at / s.height / tiles,
-           LocalStrip{phase, first, last, tile * columns, std::min(s.width, (tile + 1) * columns)},
+           LocalPiece{phase, first, last, tile * columns, std::min(s.width, (tile + 1) * columns)},
            scratch.at(worker * scratch_bytes));
       at += last - first;
     }
@@ -73,9 +73,10 @@ void for_each_strip(const LocalShape& s, int64_t batch, int64_t columns, int64_t
 }
 
 std::tuple<Tensor, Tensor> local_attention(Tensor query, Tensor key, Tensor value,
-                                           std::vector<int64_t> kernel,
-                                           std::vector<int64_t> dilation, double scale, bool mask) {
-  const LocalShape s = shape_of(query, key, value, kernel, dilation, scale, mask);
+                                           std::vector<int64_t> kernel_size,
+                                           std::vector<int64_t> dilation, double scale,
+                                           bool mask_border) {
+  const LocalShape s = shape_of(query, key, value, kernel_size, dilation, scale, mask_border);
   const LocalKernels& kernels = kernels_for(dtype_of(query));
   const int64_t batch = query.size(0);
   const auto lse_type =
@@ -83,9 +84,9 @@ std::tuple<Tensor, Tensor> local_attention(Tensor query, Tensor key, Tensor valu
   Tensor out = empty_map(query, s.value_channels, query.size(2), query.size(3), s.channels_last);
   Tensor lse = torch::stable::new_empty(query, {batch, query.size(2), query.size(3)}, lse_type);
   const Items queries(query), keys(key), values(value), outs(out), norms(lse);
-  for_each_strip(s, batch, kernels.strip_columns(s), kernels.scratch_bytes(s, false),
-                 [&](int64_t b, const LocalStrip& strip, char* scratch) {
-                   kernels.forward(s, strip, queries[b], keys[b], values[b], outs[b], norms[b],
+  for_each_piece(s, batch, kernels.piece_columns(s), kernels.scratch_bytes(s, false),
+                 [&](int64_t b, const LocalPiece& piece, char* scratch) {
+                   kernels.forward(s, piece, queries[b], keys[b], values[b], outs[b], norms[b],
                                    scratch);
                  });
   return {out, lse};
@@ -93,19 +94,19 @@ std::tuple<Tensor, Tensor> local_attention(Tensor query, Tensor key, Tensor valu
 
 std::tuple<Tensor, Tensor, Tensor> local_attention_backward(Tensor grad, Tensor query, Tensor key,
                                                             Tensor value, Tensor lse,
-                                                            std::vector<int64_t> kernel,
+                                                            std::vector<int64_t> kernel_size,
                                                             std::vector<int64_t> dilation,
-                                                            double scale, bool mask) {
-  const LocalShape s = shape_of(query, key, value, kernel, dilation, scale, mask);
+                                                            double scale, bool mask_border) {
+  const LocalShape s = shape_of(query, key, value, kernel_size, dilation, scale, mask_border);
   const LocalKernels& kernels = kernels_for(dtype_of(query));
   Tensor dquery = empty_map(query, s.key_channels, query.size(2), query.size(3), s.channels_last);
   Tensor dkey = empty_map(query, s.key_channels, query.size(2), query.size(3), s.channels_last);
   Tensor dvalue = empty_map(query, s.value_channels, query.size(2), query.size(3), s.channels_last);
   const Items grads(grad), queries(query), keys(key), values(value), norms(lse);
   const Items dqueries(dquery), dkeys(dkey), dvalues(dvalue);
-  for_each_strip(s, query.size(0), s.width, kernels.scratch_bytes(s, true),
-                 [&](int64_t b, const LocalStrip& strip, char* scratch) {
-                   kernels.backward(s, strip, grads[b], queries[b], keys[b], values[b], norms[b],
+  for_each_piece(s, query.size(0), s.width, kernels.scratch_bytes(s, true),
+                 [&](int64_t b, const LocalPiece& piece, char* scratch) {
+                   kernels.backward(s, piece, grads[b], queries[b], keys[b], values[b], norms[b],
                                     dqueries[b], dkeys[b], dvalues[b], scratch);
                  });
   return {dquery, dkey, dvalue};
@@ -117,9 +118,10 @@ std::tuple<Tensor, Tensor, Tensor> local_attention_backward(Tensor grad, Tensor 
 // query, key [B, Ck, H, W], value [B, Cv, H, W], two numbers in kernel and dilation ->
 // out [B, Cv, H, W], lse [B, H, W].
 ATTNOPS_REGISTER(cpu, CPU, local_attention,
-                 "(Tensor query, Tensor key, Tensor value, int[] kernel, int[] dilation, "
-                 "float scale, bool mask) -> (Tensor out, Tensor lse)")
-ATTNOPS_REGISTER(cpu, CPU, local_attention_backward,
-                 "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor lse, "
-                 "int[] kernel, int[] dilation, float scale, bool mask) -> (Tensor dquery, "
-                 "Tensor dkey, Tensor dvalue)")
+                 "(Tensor query, Tensor key, Tensor value, int[] kernel_size, int[] dilation, "
+                 "float scale, bool mask_border) -> (Tensor out, Tensor lse)")
+ATTNOPS_REGISTER(
+    cpu, CPU, local_attention_backward,
+    "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor lse, "
+    "int[] kernel_size, int[] dilation, float scale, bool mask_border) -> (Tensor dquery, "
+    "Tensor dkey, Tensor dvalue)")

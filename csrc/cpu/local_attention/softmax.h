@@ -59,26 +59,26 @@ static void mask_scores(const LocalShape& s, C* row, int64_t stride, int64_t y, 
 template <class C>
 static void softmax_row(const LocalShape& s, C* row, int64_t stride, int64_t columns, C* lse) {
   using V = typename Vec<C>::V;
-  const int64_t taps = s.rows * s.columns;
-  const C unreachable = s.mask ? 0 : static_cast<C>(s.unreachable);
+  const int64_t neighbours = s.rows * s.columns;
+  const C unreachable = s.mask_border ? 0 : static_cast<C>(s.unreachable);
   for (int64_t x = 0; x < columns; x += kWidth<C>) {
     C* scores = row + x;
     V top = load(scores);
-    for (int64_t n = 1; n < taps; ++n) {
+    for (int64_t n = 1; n < neighbours; ++n) {
       const V score = load(scores + n * stride);
       top = select(score > top, score, top);
     }
     if (unreachable > 0) top = select(top < (C)0, V{}, top);
     V sums[kChains] = {};
     if (unreachable > 0) sums[0] = unreachable * exp_lanes<C>(-top);
-    for (int64_t n = 0; n < taps; ++n) {
+    for (int64_t n = 0; n < neighbours; ++n) {
       const V p = exp_lanes<C>(load(scores + n * stride) - top);
       store(scores + n * stride, p);
       sums[n % kChains] += p;
     }
     const V sum = add_chains(sums);
     const V inverse = (C)1 / sum;
-    for (int64_t n = 0; n < taps; ++n)
+    for (int64_t n = 0; n < neighbours; ++n)
       store(scores + n * stride, load(scores + n * stride) * inverse);
     for (int64_t i = 0; i < min64(kWidth<C>, columns - x); ++i)
       lse[x + i] = top[i] + log_of(sum[i]);
@@ -93,14 +93,14 @@ static void softmax_backward_row(const LocalShape& s, C* scores, C* grads, int64
                                  int64_t columns, const C* lse) {
   using V = typename Vec<C>::V;
   using I = typename Vec<C>::I;
-  const int64_t taps = s.rows * s.columns;
-  const C unreachable = s.mask ? 0 : static_cast<C>(s.unreachable);
+  const int64_t neighbours = s.rows * s.columns;
+  const C unreachable = s.mask_border ? 0 : static_cast<C>(s.unreachable);
   for (int64_t x = 0; x < columns; x += kWidth<C>) {
     const int64_t lanes = min64(kWidth<C>, columns - x);
     const V norm = lanes == kWidth<C> ? load(lse + x) : load_partial(lse + x, lanes);
     V sums[kChains] = {}, dots[kChains] = {};
     if (unreachable > 0) sums[0] = unreachable * exp_lanes<C>(-norm);
-    for (int64_t n = 0; n < taps; ++n) {
+    for (int64_t n = 0; n < neighbours; ++n) {
       const V p = exp_lanes<C>(load(scores + n * stride + x) - norm);
       store(scores + n * stride + x, p);
       sums[n % kChains] += p;
@@ -109,7 +109,7 @@ static void softmax_backward_row(const LocalShape& s, C* scores, C* grads, int64
     const V inverse = (C)1 / add_chains(sums);
     const V delta = add_chains(dots) * inverse;
     const I valid = lane_numbers<C>() < static_cast<typename Vec<C>::Int>(lanes);
-    for (int64_t n = 0; n < taps; ++n) {
+    for (int64_t n = 0; n < neighbours; ++n) {
       C *score = scores + n * stride + x, *grad = grads + n * stride + x;
       const V p = load(score) * inverse;
       store(score, select(valid, p, V{}));

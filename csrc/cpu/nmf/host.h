@@ -1,4 +1,17 @@
-// What the host code and the vector code of nmf share: plain data and function tables.
+// Non-negative matrix factorisation by multiplicative updates: X [D, N] is about A C^T.
+//
+//   C_0 = softmax(inv_t X^T A_0)
+//   C_{u+1} = C_u (X^T A_u) / (C_u A_u^T A_u + eps)
+//   A_{u+1} = A_u (X C_{u+1}) / (A_u C_{u+1}^T C_{u+1} + eps)
+//
+// Threads take whole batch items where there are enough, else shares of an item's positions, whose
+// partial sums are added up in order (workspace.h, workspace.cpp). X is read once for each update
+// of C, in tiles that stay in the second-level cache between their two products. Per step and
+// position forward does 2 D R + 2 R^2 multiply-adds, backward 4 D R + 5 R^2.
+//
+// host.cpp orders the updates; memory.h lays out a share's memory, pack.h and products.h feed
+// common/gemm.h, update.h is the pointwise part, forward.h and backward.h are the steps of a share,
+// kernels.cpp lists them. Here: what host and kernels share.
 #pragma once
 
 #include <cstdint>

@@ -1,13 +1,4 @@
-// Non-negative matrix factorisation by multiplicative updates; compiled once per instruction set.
-//
-//   C_0 = softmax(inv_t X^T A_0)
-//   C_{u+1} = C_u (X^T A_u) / (C_u A_u^T A_u + eps)
-//   A_{u+1} = A_u (X C_{u+1}) / (A_u C_{u+1}^T C_{u+1} + eps)
-//
-// X [D, N] is read once for each update of C, in tiles that stay in the second-level cache between
-// their two products. A share of the positions has its own partial sums; they are added up in
-// order, so results are the same in every run. Per step and position forward does 2 D R + 2 R^2
-// multiply-adds, backward 4 D R + 5 R^2.
+// The entry points of nmf; compiled once per instruction set.
 #include "backward.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {

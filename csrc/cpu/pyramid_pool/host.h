@@ -1,4 +1,14 @@
-// What the host code and the vector code of pyramid pooling share: plain data and function tables.
+// Pyramid pooling: out[c, cell] is the mean or maximum of x[c] over a cell of one of several grids.
+//
+// Rows are cut into bands and columns into segments at the edges of the bins of all levels, so
+// every cell is a run of bands times a run of segments and every pixel is read once, for all
+// levels. Units are planes of contiguous maps or channels of channels_last ones; each is one
+// worker's from end to end, so sums have a fixed order. The segments of a band stay in the
+// first-level cache, the cells of a unit in the second.
+//
+// host.cpp finds the edges and deals out units; mean.h and max.h reduce, mean_backward.h and
+// max_backward.h spread the gradient; transposed.h brings channels along the vectors; kernels.cpp
+// lists them. Here: what host and kernels share.
 #pragma once
 
 #include <cstdint>

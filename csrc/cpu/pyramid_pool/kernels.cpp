@@ -1,5 +1,4 @@
-// Pyramid pooling; compiled once per instruction set. The kernels are in pool_*.h, this file puts
-// them into tables by element type.
+// The entry points of pyramid pooling; compiled once per instruction set.
 #include "max.h"
 #include "max_backward.h"
 #include "mean.h"
@@ -26,29 +25,29 @@ struct PoolEntries {
   }
   static void mean(const PoolPlan& plan, bool channels_last, const void* x, void* out,
                    int64_t count, void* scratch) {
-    (channels_last ? mean_channels<S> : mean_planes<S>)(plan, static_cast<const S*>(x),
-                                                        static_cast<S*>(out), count,
-                                                        static_cast<C*>(scratch));
+    (channels_last ? mean_channels_last<S> : mean_contiguous<S>)(plan, static_cast<const S*>(x),
+                                                                 static_cast<S*>(out), count,
+                                                                 static_cast<C*>(scratch));
   }
   static void max(const PoolPlan& plan, bool channels_last, const void* x, void* out,
                   int32_t* argmax, int64_t count, void* scratch) {
-    (channels_last ? max_channels<S> : max_planes<S>)(plan, static_cast<const S*>(x),
-                                                      static_cast<S*>(out), argmax, count,
-                                                      static_cast<C*>(scratch));
+    (channels_last ? max_channels_last<S> : max_contiguous<S>)(plan, static_cast<const S*>(x),
+                                                               static_cast<S*>(out), argmax, count,
+                                                               static_cast<C*>(scratch));
   }
   static void mean_backward(const PoolPlan& plan, bool channels_last, const void* grad,
                             void* grad_x, int64_t count, void* scratch) {
-    (channels_last ? mean_channels_backward<S>
-                   : mean_planes_backward<S>)(plan, static_cast<const S*>(grad),
-                                              static_cast<S*>(grad_x), count,
-                                              static_cast<C*>(scratch));
+    (channels_last ? mean_channels_last_backward<S>
+                   : mean_contiguous_backward<S>)(plan, static_cast<const S*>(grad),
+                                                  static_cast<S*>(grad_x), count,
+                                                  static_cast<C*>(scratch));
   }
   static void max_backward(const PoolPlan& plan, bool channels_last, const void* grad,
                            const int32_t* argmax, void* grad_x, int64_t count, void* scratch) {
-    (channels_last ? max_channels_backward<S>
-                   : max_planes_backward<S>)(plan, static_cast<const S*>(grad), argmax,
-                                             static_cast<S*>(grad_x), count,
-                                             static_cast<C*>(scratch));
+    (channels_last ? max_channels_last_backward<S>
+                   : max_contiguous_backward<S>)(plan, static_cast<const S*>(grad), argmax,
+                                                 static_cast<S*>(grad_x), count,
+                                                 static_cast<C*>(scratch));
   }
   static constexpr PoolKernels kernels = {scratch_bytes, mean, max, mean_backward, max_backward};
 };

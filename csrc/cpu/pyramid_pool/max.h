@@ -115,8 +115,8 @@ static void write_maxima(const PoolPlan& plan, BestBuffer<Compute<S>> cells, int
 // x [count, H, W], out and argmax [count, cells]; kWidth planes at a time. scratch: the buffers for
 // values, then for indices.
 template <class S>
-static void max_planes(const PoolPlan& plan, const S* x, S* out, int32_t* argmax, int64_t count,
-                       Compute<S>* scratch) {
+static void max_contiguous(const PoolPlan& plan, const S* x, S* out, int32_t* argmax, int64_t count,
+                           Compute<S>* scratch) {
   using C = Compute<S>;
   using Int = typename Vec<C>::Int;
   const PoolAxis &rows = plan.rows, &columns = plan.columns;
@@ -159,8 +159,8 @@ static void max_planes(const PoolPlan& plan, const S* x, S* out, int32_t* argmax
 // x [H, W, plan.channels] from the first of `count` channels on, out and argmax [count, cells].
 // scratch: the buffers for values, then for indices.
 template <class S>
-static void max_channels(const PoolPlan& plan, const S* x, S* out, int32_t* argmax, int64_t count,
-                         Compute<S>* scratch) {
+static void max_channels_last(const PoolPlan& plan, const S* x, S* out, int32_t* argmax,
+                              int64_t count, Compute<S>* scratch) {
   using C = Compute<S>;
   using Int = typename Vec<C>::Int;
   const PoolAxis &rows = plan.rows, &columns = plan.columns;

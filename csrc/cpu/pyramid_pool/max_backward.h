@@ -22,8 +22,8 @@ static void scatter_plane(const S* grad, const int32_t* argmax, int64_t cells, S
 }
 
 template <class S>
-static void max_planes_backward(const PoolPlan& plan, const S* grad, const int32_t* argmax,
-                                S* grad_x, int64_t count, Compute<S>* scratch) {
+static void max_contiguous_backward(const PoolPlan& plan, const S* grad, const int32_t* argmax,
+                                    S* grad_x, int64_t count, Compute<S>* scratch) {
   const int64_t size = plan.rows.size * plan.columns.size;
   for (int64_t plane = 0; plane < count; ++plane) {
     memset(grad_x + plane * size, 0, static_cast<size_t>(size) * sizeof(S));
@@ -33,8 +33,8 @@ static void max_planes_backward(const PoolPlan& plan, const S* grad, const int32
 }
 
 template <class S>
-static void max_channels_backward(const PoolPlan& plan, const S* grad, const int32_t* argmax,
-                                  S* grad_x, int64_t count, Compute<S>* scratch) {
+static void max_channels_last_backward(const PoolPlan& plan, const S* grad, const int32_t* argmax,
+                                       S* grad_x, int64_t count, Compute<S>* scratch) {
   const int64_t size = plan.rows.size * plan.columns.size;
   for (int64_t i = 0; i < size; ++i)
     memset(grad_x + i * plan.channels, 0, static_cast<size_t>(count) * sizeof(S));

@@ -70,8 +70,8 @@ static void write_means(const PoolPlan& plan, Compute<S>* cells, int64_t lanes, 
 
 // x [count, H, W], out [count, cells]; kWidth planes at a time.
 template <class S>
-static void mean_planes(const PoolPlan& plan, const S* x, S* out, int64_t count,
-                        Compute<S>* scratch) {
+static void mean_contiguous(const PoolPlan& plan, const S* x, S* out, int64_t count,
+                            Compute<S>* scratch) {
   using C = Compute<S>;
   const PoolAxis &rows = plan.rows, &columns = plan.columns;
   const PoolBuffers<C> buffers(plan, kWidth<C>, false);
@@ -117,8 +117,8 @@ ATTNOPS_INLINE void add_pixels(Compute<S>* sum, const S* x, int64_t pixel, int64
 
 // x [H, W, plan.channels] from the first of `count` channels on, out [count, cells].
 template <class S>
-static void mean_channels(const PoolPlan& plan, const S* x, S* out, int64_t count,
-                          Compute<S>* scratch) {
+static void mean_channels_last(const PoolPlan& plan, const S* x, S* out, int64_t count,
+                               Compute<S>* scratch) {
   using C = Compute<S>;
   const PoolAxis &rows = plan.rows, &columns = plan.columns;
   const int64_t lanes = round_up(count, kWidth<C>), pixel = plan.channels;

@@ -52,8 +52,8 @@ ATTNOPS_INLINE void spread_shares(const PoolPlan& plan, int64_t band, const C* s
 // grad [count, cells] -> grad_x [count, H, W]; kWidth planes at a time. scratch: PoolBuffers, then
 // bins [bins, kWidth].
 template <class S>
-static void mean_planes_backward(const PoolPlan& plan, const S* grad, S* grad_x, int64_t count,
-                                 Compute<S>* scratch) {
+static void mean_contiguous_backward(const PoolPlan& plan, const S* grad, S* grad_x, int64_t count,
+                                     Compute<S>* scratch) {
   using C = Compute<S>;
   const PoolAxis &rows = plan.rows, &columns = plan.columns;
   const PoolBuffers<C> buffers(plan, kWidth<C>, false);
@@ -93,8 +93,8 @@ static void mean_planes_backward(const PoolPlan& plan, const S* grad, S* grad_x,
 // grad [count, cells] -> grad_x [H, W, plan.channels] from the first of `count` channels on.
 // scratch: PoolBuffers, then bins [bins, lanes], then segments as S.
 template <class S>
-static void mean_channels_backward(const PoolPlan& plan, const S* grad, S* grad_x, int64_t count,
-                                   Compute<S>* scratch) {
+static void mean_channels_last_backward(const PoolPlan& plan, const S* grad, S* grad_x,
+                                        int64_t count, Compute<S>* scratch) {
   using C = Compute<S>;
   const PoolAxis &rows = plan.rows, &columns = plan.columns;
   const int64_t lanes = round_up(count, kWidth<C>);

@@ -15,11 +15,11 @@
 
 namespace attnops::cpu::ATTNOPS_ISA {
 
-// Gradients of a local kernel on a piece of a group of planes: for out = local(x) + shift with the
+// Gradients of a local kernel on a piece of a group of planes: for out = local(x) + bias with the
 // gradient g of out,
 //
 //   dx[y, x] = sum_ij taps[i, j] g[y - i + up, x - j + side]
-//   dtaps[i, j] = sum_yx g[y, x] x[y + i - up, x + j - side]      dshift = sum_yx g[y, x]
+//   dtaps[i, j] = sum_yx g[y, x] x[y + i - up, x + j - side]      dbias = sum_yx g[y, x]
 //
 // The piece is walked down in blocks of up to kSlide rows of g, which somebody else computes into a
 // ring, also for the rows and columns around the piece that its dx sees.
@@ -69,11 +69,11 @@ class LocalGradient {
     }
   }
 
-  // taps and shift += dtaps [height * width][kWidth] and dshift of rows [y, y + rows) of g.
-  void add_sums(int64_t y, int64_t rows, double* taps, double* shift) const {
+  // taps and bias += dtaps [height * width][kWidth] and dbias of rows [y, y + rows) of g.
+  void add_sums(int64_t y, int64_t rows, double* taps, double* bias) const {
     const C *left[kSlide], *right[kSlide];
     for (int64_t r = 0; r < rows; ++r) left[r] = gradient.at(y + r, own_.left);
-    sum_pixels(left, rows, own_.width(), shift);
+    sum_pixels(left, rows, own_.width(), bias);
     for (int64_t i = 0; i < height_; ++i) {
       const int64_t down = i - height_ / 2;  // row of x less that of g
       const int64_t first = max64(y, -down), last = min64(y + rows, map_height_ - down);
@@ -142,35 +142,35 @@ class StripBackward {
 
   int64_t bytes() const { return arena_.bytes(); }
 
-  // sums: [taps + shifts][kWidth], zero.
-  void run(const StripPiece& piece, const S* grad, const S* x, const S* taps, const S* shifts,
+  // sums: [taps + biases][kWidth], zero.
+  void run(const StripPiece& piece, const S* grad, const S* x, const S* taps, const S* biases,
            S* dx, double* sums) {
     const LaneGroup<S> group(shape_.maps, piece.group);
-    start(group, piece, grad, x, taps, shifts);
-    double* shift_sums = sums + shape_.taps * kWidth<C>;
+    start(group, piece, grad, x, taps, biases);
+    double* bias_sums = sums + shape_.taps * kWidth<C>;
     local_.for_each_block([&](int64_t y, int64_t rows, bool own) {
       grad_.advance(group, y + rows + reach_.up, height_);
       for (int64_t i = 0; i < shape_.strips; ++i) turn_column(i, y);
       turn_rows(y, rows);
       if (own) {
         local_.x.advance(group, y + rows + reach_.local_up, height_);
-        local_.add_sums(y, rows, sums, shift_sums);
-        if (shape_.strips > 0) add_strip_sums(y, rows, sums, shift_sums);
+        local_.add_sums(y, rows, sums, bias_sums);
+        if (shape_.strips > 0) add_strip_sums(y, rows, sums, bias_sums);
       }
       local_.write(group, y + rows, dx);
     });
     // The biases of all columns have the same gradient.
     for (int64_t i = 1; i < shape_.strips; ++i)
-      memcpy(shift_sums + (2 * i + 2) * kWidth<C>, shift_sums + 2 * kWidth<C>,
+      memcpy(bias_sums + (2 * i + 2) * kWidth<C>, bias_sums + 2 * kWidth<C>,
              kWidth<C> * sizeof(double));
   }
 
  private:
   void start(const LaneGroup<S>& group, const StripPiece& piece, const S* grad, const S* x,
-             const S* taps, const S* shifts) {
+             const S* taps, const S* biases) {
     const int64_t width = shape_.maps.width;
-    parameters_.pack(group, taps, shifts);
-    reversed_.pack(group, taps, shifts);
+    parameters_.pack(group, taps, biases);
+    reversed_.pack(group, taps, biases);
     reversed_.reverse();
     memset(zeros_, 0, static_cast<size_t>(grad_.rows.stride) * sizeof(C));
     local_.start(shape_.maps, piece, reversed_.tap(0));
@@ -209,20 +209,20 @@ class StripBackward {
   }
 
   // What rows [y, y + rows) of gh and h add to the gradients of the strips.
-  void add_strip_sums(int64_t y, int64_t rows, double* sums, double* shift_sums) const {
+  void add_strip_sums(int64_t y, int64_t rows, double* sums, double* bias_sums) const {
     constexpr int kW = kWidth<C>;
-    convolution_.run(local_.x.rows, height_, parameters_.tap(0), parameters_.shift(0), zeros_,
+    convolution_.run(local_.x.rows, height_, parameters_.tap(0), parameters_.bias(0), zeros_,
                      sides_, y, rows, a_);
     const C *left[kSlide], *right[kSlide];
     for (int64_t r = 0; r < rows; ++r) left[r] = grad_.rows.at(y + r, own_.left);
-    sum_pixels(left, rows, own_.width(), shift_sums + 2 * kW);
+    sum_pixels(left, rows, own_.width(), bias_sums + 2 * kW);
     for (int64_t i = 0; i < shape_.strips; ++i) {
       const int64_t count = shape_.rows[i];
       for (int64_t r = 0; r < rows; ++r) {
         left[r] = strips_[i].at(y + r, own_.left);
         right[r] = a_.at(y + r, own_.left - count / 2);
       }
-      sum_pixels(left, rows, own_.width(), shift_sums + (2 * i + 1) * kW);
+      sum_pixels(left, rows, own_.width(), bias_sums + (2 * i + 1) * kW);
       sum_taps<C, false>({left, right, rows, own_.width()}, count, sums + row_tap(shape_, i) * kW,
                          kW);
     }
@@ -234,7 +234,7 @@ class StripBackward {
     for_each_row(h_, own_, y, rows, [&](int64_t row, C* target) {
       const C* source = a_.at(row, own_.left - shape_.rows[i] / 2);
       const Term<C> term = {&source, parameters_.tap(row_tap(shape_, i)), shape_.rows[i]};
-      convolve<C, false>(&term, 1, parameters_.shift(2 * i + 1), nullptr, 0, own_.width(), &target);
+      convolve<C, false>(&term, 1, parameters_.bias(2 * i + 1), nullptr, 0, own_.width(), &target);
     });
     const C* left[kSlide];
     for (int64_t r = 0; r < rows; ++r) left[r] = h_.at(y + r, own_.left);

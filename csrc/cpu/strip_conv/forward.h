@@ -30,7 +30,7 @@ class StripForward {
         a_(arena_, kSlide + reach_.up, columns + 2 * reach_.side),
         zeros_(arena_.take<C>(x_.rows.stride)),
         staged_(arena_.take<C>(kSlide * kTile * kWidth<C>)),
-        shift_(arena_.take<C>(kWidth<C>)),
+        bias_(arena_.take<C>(kWidth<C>)),
         strips_(arena_.take<Strip>(shape.strips)),
         terms_(arena_.take<Term<C>>(shape.strips)) {
     for (int64_t i = 0; i < shape.strips; ++i) {
@@ -42,9 +42,9 @@ class StripForward {
 
   int64_t bytes() const { return arena_.bytes(); }
 
-  void run(const StripPiece& piece, const S* x, const S* taps, const S* shifts, S* out) {
+  void run(const StripPiece& piece, const S* x, const S* taps, const S* biases, S* out) {
     const LaneGroup<S> group(shape_.maps, piece.group);
-    start(group, piece, x, taps, shifts);
+    start(group, piece, x, taps, biases);
     for (int64_t y = piece.top; y < piece.bottom; y += kSlide) {
       const int64_t rows = min64(kSlide, piece.bottom - y);
       compute_rows(group, y + rows);
@@ -64,18 +64,18 @@ class StripForward {
   };
 
   void start(const LaneGroup<S>& group, const StripPiece& piece, const S* x, const S* taps,
-             const S* shifts) {
+             const S* biases) {
     own_ = {piece.left, piece.right};
     around_ = widen(own_, reach_.side, shape_.maps.width);
-    parameters_.pack(group, taps, shifts);
+    parameters_.pack(group, taps, biases);
     memset(zeros_, 0, static_cast<size_t>(x_.rows.stride) * sizeof(C));
-    auto shift = typename Vec<C>::V{};
+    auto bias = typename Vec<C>::V{};
     for (int64_t i = 0; i < shape_.strips; ++i) {
-      shift += load(parameters_.shift(2 * i + 2));
+      bias += load(parameters_.bias(2 * i + 2));
       strips_[i].rows.origin = piece.left;
       strips_[i].next = max64(0, piece.top - shape_.columns[i] / 2);
     }
-    store(shift_, shift);
+    store(bias_, bias);
     next_ = max64(0, piece.top - reach_.up);
     a_.start(piece.left - reach_.side);
     x_.start(x, widen(around_, reach_.local_side, shape_.maps.width), next_ - reach_.local_up,
@@ -88,7 +88,7 @@ class StripForward {
     do {
       if (next_ < last) {
         x_.advance(group, next_ + 1 + reach_.local_up, height_);
-        local_.run(x_.rows, height_, parameters_.tap(0), parameters_.shift(0), zeros_, around_,
+        local_.run(x_.rows, height_, parameters_.tap(0), parameters_.bias(0), zeros_, around_,
                    next_, 1, a_);
         ++next_;
       }
@@ -105,7 +105,7 @@ class StripForward {
     for_each_row(strip.rows, own_, strip.next, end - strip.next, [&](int64_t y, C* target) {
       const C* source = a_.at(y, own_.left - count / 2);
       const Term<C> term = {&source, taps, count};
-      convolve<C, false>(&term, 1, parameters_.shift(2 * i + 1), nullptr, 0, own_.width(), &target);
+      convolve<C, false>(&term, 1, parameters_.bias(2 * i + 1), nullptr, 0, own_.width(), &target);
     });
     strip.next = max64(strip.next, end);
   }
@@ -126,7 +126,7 @@ class StripForward {
     }
     for (int64_t x = 0; x < own_.width(); x += kTile) {
       const int64_t columns = min64(kTile, own_.width() - x);
-      convolve<C, true>(terms_, shape_.strips, shift_, base, x, x + columns, staged);
+      convolve<C, true>(terms_, shape_.strips, bias_, base, x, x + columns, staged);
       for (int64_t r = 0; r < rows; ++r)
         group.unpack(staged[r], y + r, own_.left + x, columns, out);
     }
@@ -140,7 +140,7 @@ class StripForward {
   const LocalConvolution<C> local_;
   RowReader<S> x_;
   RowRing<C> a_;
-  C *zeros_, *staged_, *shift_;
+  C *zeros_, *staged_, *bias_;
   Strip* strips_;
   Term<C>* terms_;
   Span own_, around_;  // columns of the piece, and those of a that its rows see

@@ -59,82 +59,86 @@ class StripWork {
   std::vector<int64_t> ends_;  // pieces of worker w end at ends_[w]
 };
 
-StripShape shape_of(const Tensor& x, const Tensor& taps, const Tensor& shifts,
-                    const std::vector<int64_t>& kernel, const std::vector<int64_t>& rows,
+StripShape shape_of(const Tensor& x, const Tensor& taps, const Tensor& biases,
+                    const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& rows,
                     const std::vector<int64_t>& columns) {
-  STD_TORCH_CHECK(x.scalar_type() == taps.scalar_type() && x.scalar_type() == shifts.scalar_type(),
+  STD_TORCH_CHECK(x.scalar_type() == taps.scalar_type() && x.scalar_type() == biases.scalar_type(),
                   "strip_conv: expected tensors of one dtype");
-  STD_TORCH_CHECK(kernel.size() == 2 && rows.size() == columns.size(),
-                  "strip_conv: expected two sides of the kernel, a row and a column of each strip");
+  STD_TORCH_CHECK(
+      kernel_size.size() == 2 && rows.size() == columns.size(),
+      "strip_conv: expected two sides of the kernel_size, a row and a column of each strip");
   StripShape s;
   s.maps = map_sizes(x);
-  s.kernel_height = kernel[0];
-  s.kernel_width = kernel[1];
+  s.kernel_height = kernel_size[0];
+  s.kernel_width = kernel_size[1];
   s.strips = static_cast<int64_t>(rows.size());
   s.rows = rows.data();
   s.columns = columns.data();
-  s.taps = kernel[0] * kernel[1];
+  s.taps = kernel_size[0] * kernel_size[1];
   for (size_t i = 0; i < rows.size(); ++i) s.taps += rows[i] + columns[i];
   STD_TORCH_CHECK(taps.dim() == 2 && taps.size(0) == x.size(1) && taps.size(1) == s.taps &&
-                      shifts.dim() == 2 && shifts.size(0) == x.size(1) &&
-                      shifts.size(1) == s.shifts(),
-                  "strip_conv: expected taps [C, ", s.taps, "] and shifts [C, ", s.shifts(), "]");
+                      biases.dim() == 2 && biases.size(0) == x.size(1) &&
+                      biases.size(1) == s.biases(),
+                  "strip_conv: expected taps [C, ", s.taps, "] and biases [C, ", s.biases(), "]");
   return s;
 }
 
-Tensor strip_conv(Tensor x, Tensor taps, Tensor shifts, std::vector<int64_t> kernel,
+Tensor strip_conv(Tensor x, Tensor taps, Tensor biases, std::vector<int64_t> kernel_size,
                   std::vector<int64_t> rows, std::vector<int64_t> columns) {
-  const StripShape s = shape_of(x, taps, shifts, kernel, rows, columns);
+  const StripShape s = shape_of(x, taps, biases, kernel_size, rows, columns);
   const StripKernels& kernels = kernels_for(dtype_of(x));
   Tensor out = empty_map(x, s.maps);
   const void *source = x.const_data_ptr(), *weights = taps.const_data_ptr();
-  const void* biases = shifts.const_data_ptr();
+  const void* bias_data = biases.const_data_ptr();
   void* target = out.mutable_data_ptr();
   const int64_t tile = kernels.tile_columns(s, false);
   const StripWork work(s.maps, kernels.lanes, tile);
   work.run(kernels.scratch_bytes(s, tile, false),
            [&](int64_t, const StripPiece& piece, char* scratch) {
-             kernels.forward(s, piece, source, weights, biases, target, scratch);
+             kernels.forward(s, piece, source, weights, bias_data, target, scratch);
            });
   return out;
 }
 
 std::tuple<Tensor, Tensor, Tensor> strip_conv_backward(Tensor grad, Tensor x, Tensor taps,
-                                                       Tensor shifts, std::vector<int64_t> kernel,
+                                                       Tensor biases,
+                                                       std::vector<int64_t> kernel_size,
                                                        std::vector<int64_t> rows,
                                                        std::vector<int64_t> columns) {
-  const StripShape s = shape_of(x, taps, shifts, kernel, rows, columns);
+  const StripShape s = shape_of(x, taps, biases, kernel_size, rows, columns);
   const StripKernels& kernels = kernels_for(dtype_of(x));
   Tensor dx = empty_map(x, s.maps);
   Tensor dtaps = torch::stable::new_empty(taps, {s.maps.channels, s.taps});
-  Tensor dshifts = torch::stable::new_empty(shifts, {s.maps.channels, s.shifts()});
+  Tensor dbiases = torch::stable::new_empty(biases, {s.maps.channels, s.biases()});
   const void *gradient = grad.const_data_ptr(), *source = x.const_data_ptr();
-  const void *weights = taps.const_data_ptr(), *biases = shifts.const_data_ptr();
+  const void *weights = taps.const_data_ptr(), *bias_data = biases.const_data_ptr();
   void* target = dx.mutable_data_ptr();
   const int64_t tile = kernels.tile_columns(s, true);
   const StripWork work(s.maps, kernels.lanes, tile);
   const int64_t count = static_cast<int64_t>(work.pieces().size());
-  const int64_t piece_sums = (s.taps + s.shifts()) * kernels.lanes;
+  const int64_t piece_sums = (s.taps + s.biases()) * kernels.lanes;
   std::vector<double> sums(count * piece_sums);
   work.run(kernels.scratch_bytes(s, tile, true),
            [&](int64_t i, const StripPiece& piece, char* scratch) {
-             kernels.backward(s, piece, gradient, source, weights, biases, target,
+             kernels.backward(s, piece, gradient, source, weights, bias_data, target,
                               sums.data() + i * piece_sums, scratch);
            });
-  std::vector<double> totals(s.maps.channels * std::max(s.taps, s.shifts()));
+  std::vector<double> totals(s.maps.channels * std::max(s.taps, s.biases()));
   kernels.reduce(s, work.pieces().data(), count, sums.data(), dtaps.mutable_data_ptr(),
-                 dshifts.mutable_data_ptr(), totals.data());
-  return {dx, dtaps, dshifts};
+                 dbiases.mutable_data_ptr(), totals.data());
+  return {dx, dtaps, dbiases};
 }
 
 }  // namespace
 }  // namespace attnops::cpu
 
 // x [B, C, H, W], taps [C, taps] of the local kernel and of the row and the column of each strip,
-// shifts [C, 1 + 2 strips] in the same order -> out like x.
-ATTNOPS_REGISTER(cpu, CPU, strip_conv,
-                 "(Tensor x, Tensor taps, Tensor shifts, int[] kernel, int[] rows, int[] columns) "
-                 "-> Tensor out")
-ATTNOPS_REGISTER(cpu, CPU, strip_conv_backward,
-                 "(Tensor grad, Tensor x, Tensor taps, Tensor shifts, int[] kernel, int[] rows, "
-                 "int[] columns) -> (Tensor dx, Tensor dtaps, Tensor dshifts)")
+// biases [C, 1 + 2 strips] in the same order -> out like x.
+ATTNOPS_REGISTER(
+    cpu, CPU, strip_conv,
+    "(Tensor x, Tensor taps, Tensor biases, int[] kernel_size, int[] rows, int[] columns) "
+    "-> Tensor out")
+ATTNOPS_REGISTER(
+    cpu, CPU, strip_conv_backward,
+    "(Tensor grad, Tensor x, Tensor taps, Tensor biases, int[] kernel_size, int[] rows, "
+    "int[] columns) -> (Tensor dx, Tensor dtaps, Tensor dbiases)")

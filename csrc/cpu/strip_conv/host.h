@@ -1,5 +1,17 @@
-// What the host code and the vector code of strip convolutions share: plain data and function
-// tables.
+// Strip convolutions: a depthwise convolution and, added to it, strips in both directions.
+//
+//   a = local(x) + bias
+//   out = a + sum over strips of vertical(horizontal(a) + row bias) + column bias
+//
+// A plane is a channel of a batch item; lanes of vectors are planes, a group is as many as a vector
+// has lanes. Groups are cut into pieces of rows and of columns (host.cpp), each a worker's. A piece
+// is walked down a few rows at a time; rings in the second-level cache hold the rows of x, a and
+// horizontal(a) that kernels still see, so each is computed once. The backward does the same with
+// the rows of grad, and adds up the sums of its pieces in order.
+//
+// rows.h brings rows of planes to vectors and keeps them in rings, taps.h convolves them and sums
+// gradients by the taps, forward.h and backward.h walk a piece, kernels.cpp lists the entry points.
+// Here: what host and kernels share.
 #pragma once
 
 #include <cstdint>
@@ -20,14 +32,14 @@ struct StripPiece {
 constexpr int64_t kPieceRows = 8;
 
 // taps [channels, taps]: of the local kernel [kernel_height, kernel_width], then of each strip
-// rows[s] of the row and columns[s] of the column. shifts [channels, 1 + 2 strips], same order.
+// rows[s] of the row and columns[s] of the column. biases [channels, 1 + 2 strips], same order.
 struct StripShape {
   MapSizes maps;
   int64_t kernel_height, kernel_width, strips;
   const int64_t *rows, *columns;  // [strips]
   int64_t taps;
 
-  int64_t shifts() const { return 1 + 2 * strips; }
+  int64_t biases() const { return 1 + 2 * strips; }
 };
 
 // Entry points of one instruction set and one element type. Tensors are whole; scratch is private
@@ -38,16 +50,16 @@ struct StripKernels {
   int64_t (*scratch_bytes)(const StripShape&, int64_t columns, bool backward);
 
   void (*forward)(const StripShape&, const StripPiece&, const void* x, const void* taps,
-                  const void* shifts, void* out, void* scratch);
+                  const void* biases, void* out, void* scratch);
 
-  // dx of a piece, and what it adds to dtaps and dshifts: sums [taps + shifts][lanes], zero before.
+  // dx of a piece, and what it adds to dtaps and dbiases: sums [taps + biases][lanes], zero before.
   void (*backward)(const StripShape&, const StripPiece&, const void* grad, const void* x,
-                   const void* taps, const void* shifts, void* dx, double* sums, void* scratch);
+                   const void* taps, const void* biases, void* dx, double* sums, void* scratch);
 
-  // dtaps and dshifts from the sums of all pieces. totals [channels * max(taps, shifts)] is
+  // dtaps and dbiases from the sums of all pieces. totals [channels * max(taps, biases)] is
   // scratch.
   void (*reduce)(const StripShape&, const StripPiece* pieces, int64_t count, const double* sums,
-                 void* dtaps, void* dshifts, double* totals);
+                 void* dtaps, void* dbiases, double* totals);
 };
 
 ATTNOPS_DECLARE_KERNELS(StripKernels, strip_kernels)

@@ -1,5 +1,4 @@
-// Strip convolutions; compiled once per instruction set. The kernels are in forward.h and
-// backward.h, this file puts them into tables by element type.
+// The entry points of strip convolutions; compiled once per instruction set.
 #include "backward.h"
 #include "forward.h"
 
@@ -45,24 +44,24 @@ struct StripEntries {
                     : StripForward<S>(s, columns, nullptr).bytes();
   }
   static void forward(const StripShape& s, const StripPiece& piece, const void* x, const void* taps,
-                      const void* shifts, void* out, void* scratch) {
+                      const void* biases, void* out, void* scratch) {
     StripForward<S>(s, piece.right - piece.left, scratch)
         .run(piece, static_cast<const S*>(x), static_cast<const S*>(taps),
-             static_cast<const S*>(shifts), static_cast<S*>(out));
+             static_cast<const S*>(biases), static_cast<S*>(out));
   }
   static void backward(const StripShape& s, const StripPiece& piece, const void* grad,
-                       const void* x, const void* taps, const void* shifts, void* dx, double* sums,
+                       const void* x, const void* taps, const void* biases, void* dx, double* sums,
                        void* scratch) {
     StripBackward<S>(s, piece.right - piece.left, scratch)
         .run(piece, static_cast<const S*>(grad), static_cast<const S*>(x),
-             static_cast<const S*>(taps), static_cast<const S*>(shifts), static_cast<S*>(dx), sums);
+             static_cast<const S*>(taps), static_cast<const S*>(biases), static_cast<S*>(dx), sums);
   }
   static void reduce(const StripShape& s, const StripPiece* pieces, int64_t count,
-                     const double* sums, void* dtaps, void* dshifts, double* totals) {
-    const int64_t stride = s.taps + s.shifts();
+                     const double* sums, void* dtaps, void* dbiases, double* totals) {
+    const int64_t stride = s.taps + s.biases();
     reduce_sums<S>(s.maps, pieces, count, sums, stride, 0, s.taps, totals, static_cast<S*>(dtaps));
-    reduce_sums<S>(s.maps, pieces, count, sums, stride, s.taps, s.shifts(), totals,
-                   static_cast<S*>(dshifts));
+    reduce_sums<S>(s.maps, pieces, count, sums, stride, s.taps, s.biases(), totals,
+                   static_cast<S*>(dbiases));
   }
   static constexpr StripKernels kernels = {kWidth<C>, tile_columns, scratch_bytes,
                                            forward,   backward,     reduce};

@@ -213,13 +213,13 @@ class LocalConvolution {
 
   // Rows [y, y + count) of out, columns `span`. Rows of in are there as far as the kernel reaches
   // and the map goes.
-  void run(const RowRing<C>& in, int64_t map_height, const C* taps, const C* shift, const C* zeros,
+  void run(const RowRing<C>& in, int64_t map_height, const C* taps, const C* bias, const C* zeros,
            Span span, int64_t y, int64_t count, const RowRing<C>& out) const {
     for_each_row(out, span, y, count, [&](int64_t row, C* target) {
       point_at(in, row - height_ / 2, height_, map_height, span.left - width_ / 2, zeros, window_);
       for (int64_t i = 0; i < height_; ++i)
         terms_[i] = {window_ + i, taps + i * width_ * kWidth<C>, width_};
-      convolve<C, false>(terms_, height_, shift, nullptr, 0, span.width(), &target);
+      convolve<C, false>(terms_, height_, bias, nullptr, 0, span.width(), &target);
     });
   }
 
@@ -261,11 +261,11 @@ class StripParameters {
   StripParameters(Arena& arena, const StripShape& s)
       : shape_(s),
         taps_(arena.take<C>(round_up(s.taps, kWidth<C>) * kWidth<C>)),
-        shifts_(arena.take<C>(round_up(s.shifts(), kWidth<C>) * kWidth<C>)) {}
+        biases_(arena.take<C>(round_up(s.biases(), kWidth<C>) * kWidth<C>)) {}
 
-  void pack(const LaneGroup<S>& group, const S* taps, const S* shifts) const {
+  void pack(const LaneGroup<S>& group, const S* taps, const S* biases) const {
     group.pack_parameters(taps, shape_.taps, taps_);
-    group.pack_parameters(shifts, shape_.shifts(), shifts_);
+    group.pack_parameters(biases, shape_.biases(), biases_);
   }
   // Turns the convolutions into their transposes.
   void reverse() const {
@@ -276,11 +276,11 @@ class StripParameters {
     }
   }
   C* tap(int64_t i) const { return taps_ + i * kWidth<C>; }
-  C* shift(int64_t i) const { return shifts_ + i * kWidth<C>; }
+  C* bias(int64_t i) const { return biases_ + i * kWidth<C>; }
 
  private:
   const StripShape& shape_;
-  C *taps_, *shifts_;
+  C *taps_, *biases_;
 };
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

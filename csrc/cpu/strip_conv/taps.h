@@ -4,8 +4,8 @@
 // alike and no tap has to be broadcast. Taps are vectors, too: [count][kWidth]. Rows are given as
 // arrays of pointers, because they stand in rings.
 //
-//   out[y, x] = shift + base[y, x] + sum over terms, t of taps[t] in[y, x + t]    along columns
-//   out[y, x] = shift + base[y, x] + sum over terms, t of taps[t] in[y + t, x]    along rows
+//   out[y, x] = bias + base[y, x] + sum over terms, t of taps[t] in[y, x + t]    along columns
+//   out[y, x] = bias + base[y, x] + sum over terms, t of taps[t] in[y + t, x]    along rows
 //
 // A block of kSlide results stays in registers while up to kMostTaps taps slide over it, so a pixel
 // is loaded once for up to kMostTaps products: with 8 results and 7 taps, 21 loads for 56
@@ -94,13 +94,13 @@ ATTNOPS_INLINE void add_term(const Term<C>& term, int64_t column,
 }
 
 // Results of one row (along columns) or kSlide rows (along rows), pixels [begin, end) rounded up to
-// whole blocks. shift: one vector; base: rows like those of the terms, or null; out: rows from
+// whole blocks. bias: one vector; base: rows like those of the terms, or null; out: rows from
 // pixel `begin` on.
 template <class C, bool kAlongRows>
-static void convolve(const Term<C>* terms, int64_t count, const C* shift, const C* const* base,
+static void convolve(const Term<C>* terms, int64_t count, const C* bias, const C* const* base,
                      int64_t begin, int64_t end, C* const* out) {
   using V = typename Vec<C>::V;
-  const V start = load(shift);
+  const V start = load(bias);
   for (int64_t x = begin; x < end; x += kAlongRows ? 1 : kSlide) {
     V sums[kSlide] = {}, chain[kSlide] = {};
     int64_t taps = 0;

@@ -8,7 +8,7 @@
 namespace attnops::cuda {
 
 // Bytes of the widest access to global memory.
-constexpr int ACCESS_BYTES = 16;
+constexpr int kAccessBytes = 16;
 
 template <typename T>
 struct Accumulator {
@@ -46,7 +46,7 @@ struct alignas(sizeof(T) * N) Vector {
 };
 
 inline bool is_aligned(const void* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % ACCESS_BYTES == 0;
+  return reinterpret_cast<uintptr_t>(pointer) % kAccessBytes == 0;
 }
 
 }  // namespace attnops::cuda

@@ -38,8 +38,8 @@ inline void check(cudaError_t error, const char* what) {
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
             size_t shared_bytes, cudaStream_t stream, Arguments&&... arguments) {
-  constexpr size_t WITHOUT_OPT_IN = 48 * 1024;
-  if (shared_bytes > WITHOUT_OPT_IN) {
+  constexpr size_t kWithoutOptIn = 48 * 1024;
+  if (shared_bytes > kWithoutOptIn) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared_bytes)),
           name);

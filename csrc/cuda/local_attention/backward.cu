@@ -11,12 +11,13 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor> local_attention_backward(const Tensor& grad, const Tensor& query,
                                                             const Tensor& key, const Tensor& value,
                                                             const Tensor& lse,
-                                                            std::vector<int64_t> kernel,
+                                                            std::vector<int64_t> kernel_size,
                                                             std::vector<int64_t> dilation,
-                                                            double scale, bool mask) {
+                                                            double scale, bool mask_border) {
   const int device = query.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  const LocalProblem problem = make_local_problem(query, key, value, kernel, dilation, scale, mask);
+  const LocalProblem problem =
+      make_local_problem(query, key, value, kernel_size, dilation, scale, mask_border);
   STD_TORCH_CHECK(grad.numel() == value.numel() && grad.scalar_type() == value.scalar_type(),
                   "local_attention_backward: grad must have the shape and dtype of value");
   STD_TORCH_CHECK(lse.is_contiguous() && lse.scalar_type() == statistics_type(query) &&
@@ -50,7 +51,8 @@ std::tuple<Tensor, Tensor, Tensor> local_attention_backward(const Tensor& grad, 
 }  // namespace
 }  // namespace attnops::cuda
 
-ATTNOPS_REGISTER(cuda, CUDA, local_attention_backward,
-                 "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor lse, "
-                 "int[] kernel, int[] dilation, float scale, bool mask) -> (Tensor, Tensor, "
-                 "Tensor)")
+ATTNOPS_REGISTER(
+    cuda, CUDA, local_attention_backward,
+    "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor lse, "
+    "int[] kernel_size, int[] dilation, float scale, bool mask_border) -> (Tensor, Tensor, "
+    "Tensor)")

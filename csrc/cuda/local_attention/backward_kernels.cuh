@@ -22,7 +22,7 @@ namespace attnops::cuda {
 // Both products of the backward, in s_weights: scale * <a, b> of queries and keys, then <a, b> of
 // grad and value, where a is at the tile's positions and b at their neighbours. One copy of the
 // code serves both. Ends with a barrier.
-template <typename T, int SPAN>
+template <typename T, int kSpan>
 __device__ __forceinline__ void correlate_both(const Tile<T>& tile, const T* p_key_a,
                                                const T* p_key_b, const T* p_value_a,
                                                const T* p_value_b, accumulator_t<T> scale) {
@@ -31,9 +31,9 @@ __device__ __forceinline__ void correlate_both(const Tile<T>& tile, const T* p_k
     const bool keys = which == 0;
     const SampleLayout layout = tile.layout(keys);
     const int64_t first = tile.sample * layout.size();
-    correlate<T, SPAN>(tile, layout, (keys ? p_key_a : p_value_a) + first,
-                       (keys ? p_key_b : p_value_b) + first, keys ? scale : accumulator_t<T>(1),
-                       tile.s_weights + which * tile.weights());
+    correlate<T, kSpan>(tile, layout, (keys ? p_key_a : p_value_a) + first,
+                        (keys ? p_key_b : p_value_b) + first, keys ? scale : accumulator_t<T>(1),
+                        tile.s_weights + which * tile.weights());
   }
 }
 
@@ -47,8 +47,8 @@ struct alignas(2 * sizeof(Acc)) QueryStatistics {
 
 // dquery and statistics, at the positions of queries. Moved per position, with r as in the forward:
 // Ck (1 + 2 r) + Cv (1 + r) elements in, Ck out, lse and statistics.
-template <typename T, int SPAN>
-__global__ void __launch_bounds__(LOCAL_THREADS, 2)
+template <typename T, int kSpan>
+__global__ void __launch_bounds__(kLocalThreads, 2)
     local_backward_query_kernel(const T* __restrict__ p_grad, const T* __restrict__ p_query,
                                 const T* __restrict__ p_key, const T* __restrict__ p_value,
                                 const accumulator_t<T>* __restrict__ p_lse,
@@ -58,43 +58,43 @@ __global__ void __launch_bounds__(LOCAL_THREADS, 2)
   using Acc = accumulator_t<T>;
   ATTNOPS_DYNAMIC_SHARED(shared);
   const Tile<T> tile = make_tile<T>(plan, 2, shared);
-  correlate_both<T, SPAN>(tile, p_query, p_key, p_grad, p_value, scale);
+  correlate_both<T, kSpan>(tile, p_query, p_key, p_grad, p_value, scale);
 
   Acc* s_weights = tile.s_weights;                // scores, then p
   Acc* s_gradients = s_weights + tile.weights();  // dp, then scale * ds
   p_lse += tile.sample * plan.pixels();
   p_statistics += tile.sample * plan.pixels();
-  for (int index = threadIdx.x; index < tile.tap_stride(); index += blockDim.x) {
+  for (int index = threadIdx.x; index < tile.neighbour_stride(); index += blockDim.x) {
     const int pixel = tile.own_pixel(index);
     if (pixel < 0) continue;
     const Acc lse = p_lse[pixel];
     QueryStatistics<Acc> found{0, 0};
-    tile.for_each_tap(index, [&](int weight, int neighbour) {
+    tile.for_each_neighbour(index, [&](int weight, int neighbour) {
       const bool counts = !plan.mask || neighbour >= 0;
       const Acc exponential = counts ? std::exp(s_weights[weight] - lse) : Acc(0);
       s_weights[weight] = exponential;
       found.sum += exponential;
     });
-    tile.for_each_tap(index, [&](int weight, int) {
+    tile.for_each_neighbour(index, [&](int weight, int) {
       const Acc p = s_weights[weight] / found.sum;
       s_weights[weight] = p;
       found.delta += p * s_gradients[weight];
     });
-    tile.for_each_tap(index, [&](int weight, int) {
+    tile.for_each_neighbour(index, [&](int weight, int) {
       s_gradients[weight] = scale * s_weights[weight] * (s_gradients[weight] - found.delta);
     });
     p_statistics[pixel] = found;
   }
   const SampleLayout keys = tile.layout(true);
   const int64_t first = tile.sample * keys.size();
-  aggregate<T, SPAN>(tile, keys, s_gradients, p_key + first, p_dquery + first);
+  aggregate<T, kSpan>(tile, keys, s_gradients, p_key + first, p_dquery + first);
 }
 
-// dkey and dvalue, at the positions of keys; the neighbours of a tap are the queries that see them.
-// Moved per position: (Ck + Cv) (1 + 2 r) elements in, Ck + Cv out; lse and statistics of every
-// tap.
-template <typename T, int SPAN>
-__global__ void __launch_bounds__(LOCAL_THREADS, 2)
+// dkey and dvalue, at the positions of keys; the neighbours of a key are the queries that see
+// it. Moved per position: (Ck + Cv) (1 + 2 r) elements in, Ck + Cv out; lse and statistics of
+// every neighbour.
+template <typename T, int kSpan>
+__global__ void __launch_bounds__(kLocalThreads, 2)
     local_backward_key_kernel(const T* __restrict__ p_grad, const T* __restrict__ p_query,
                               const T* __restrict__ p_key, const T* __restrict__ p_value,
                               const accumulator_t<T>* __restrict__ p_lse,
@@ -104,14 +104,14 @@ __global__ void __launch_bounds__(LOCAL_THREADS, 2)
   using Acc = accumulator_t<T>;
   ATTNOPS_DYNAMIC_SHARED(shared);
   const Tile<T> tile = make_tile<T>(plan, 2, shared);
-  correlate_both<T, SPAN>(tile, p_key, p_query, p_value, p_grad, scale);
+  correlate_both<T, kSpan>(tile, p_key, p_query, p_value, p_grad, scale);
 
   Acc* s_weights = tile.s_weights;                // scores, then scale * ds
   Acc* s_gradients = s_weights + tile.weights();  // dp, then p
   p_lse += tile.sample * plan.pixels();
   p_statistics += tile.sample * plan.pixels();
-  for (int index = threadIdx.x; index < tile.tap_stride(); index += blockDim.x) {
-    tile.for_each_tap(index, [&](int weight, int query_pixel) {
+  for (int index = threadIdx.x; index < tile.neighbour_stride(); index += blockDim.x) {
+    tile.for_each_neighbour(index, [&](int weight, int query_pixel) {
       Acc p = 0;
       Acc ds = 0;
       if (query_pixel >= 0) {
@@ -128,8 +128,8 @@ __global__ void __launch_bounds__(LOCAL_THREADS, 2)
     const bool keys = which == 0;
     const SampleLayout layout = tile.layout(keys);
     const int64_t first = tile.sample * layout.size();
-    aggregate<T, SPAN>(tile, layout, s_weights + which * tile.weights(),
-                       (keys ? p_query : p_grad) + first, (keys ? p_dkey : p_dvalue) + first);
+    aggregate<T, kSpan>(tile, layout, s_weights + which * tile.weights(),
+                        (keys ? p_query : p_grad) + first, (keys ? p_dkey : p_dvalue) + first);
   }
 }
 

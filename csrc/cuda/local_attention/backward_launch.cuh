@@ -14,16 +14,16 @@ void local_backward(const LocalProblem& problem, const T* grad, const T* query, 
                     cudaStream_t stream) {
   using Acc = accumulator_t<T>;
   detail::with_span<T>(problem, [&](auto span) {
-    constexpr int SPAN = decltype(span)::value;
-    const LocalPlan plan = detail::plan_local_kernel<T, SPAN>(
+    constexpr int kSpan = decltype(span)::value;
+    const LocalPlan plan = detail::plan_local_kernel<T, kSpan>(
         problem, 2, {grad, query, key, value, dquery, dkey, dvalue});
     const dim3 grid = detail::local_grid(problem, plan);
-    const dim3 block(local_threads(plan, SPAN));
+    const dim3 block(local_threads(plan, kSpan));
     const size_t shared_bytes = local_shared_bytes(plan, 2, sizeof(Acc));
     const Acc scale = static_cast<Acc>(problem.scale);
-    ATTNOPS_LAUNCH((local_backward_query_kernel<T, SPAN>), grid, block, shared_bytes, stream, grad,
+    ATTNOPS_LAUNCH((local_backward_query_kernel<T, kSpan>), grid, block, shared_bytes, stream, grad,
                    query, key, value, lse, dquery, statistics, scale, plan);
-    ATTNOPS_LAUNCH((local_backward_key_kernel<T, SPAN>), grid, block, shared_bytes, stream, grad,
+    ATTNOPS_LAUNCH((local_backward_key_kernel<T, kSpan>), grid, block, shared_bytes, stream, grad,
                    query, key, value, lse, static_cast<const QueryStatistics<Acc>*>(statistics),
                    dkey, dvalue, scale, plan);
   });

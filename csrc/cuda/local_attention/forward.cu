@@ -9,11 +9,13 @@ namespace attnops::cuda {
 namespace {
 
 std::tuple<Tensor, Tensor> local_attention(const Tensor& query, const Tensor& key,
-                                           const Tensor& value, std::vector<int64_t> kernel,
-                                           std::vector<int64_t> dilation, double scale, bool mask) {
+                                           const Tensor& value, std::vector<int64_t> kernel_size,
+                                           std::vector<int64_t> dilation, double scale,
+                                           bool mask_border) {
   const int device = query.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  const LocalProblem problem = make_local_problem(query, key, value, kernel, dilation, scale, mask);
+  const LocalProblem problem =
+      make_local_problem(query, key, value, kernel_size, dilation, scale, mask_border);
   Tensor out = empty_map(query, problem.batch, problem.value_channels, problem.height,
                          problem.width, problem.channels_last);
   Tensor lse = torch::stable::new_empty(query, {problem.batch, problem.height, problem.width},
@@ -34,5 +36,5 @@ std::tuple<Tensor, Tensor> local_attention(const Tensor& query, const Tensor& ke
 }  // namespace attnops::cuda
 
 ATTNOPS_REGISTER(cuda, CUDA, local_attention,
-                 "(Tensor query, Tensor key, Tensor value, int[] kernel, int[] dilation, "
-                 "float scale, bool mask) -> (Tensor, Tensor)")
+                 "(Tensor query, Tensor key, Tensor value, int[] kernel_size, int[] dilation, "
+                 "float scale, bool mask_border) -> (Tensor, Tensor)")

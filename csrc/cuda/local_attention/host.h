@@ -42,8 +42,8 @@ inline LocalProblem make_local_problem(const Tensor& query, const Tensor& key, c
   STD_TORCH_CHECK(key.size(1) == query.size(1),
                   "local_attention: query and key must have the same channels");
   STD_TORCH_CHECK(query.numel() == 0 || local_attention_supported(problem),
-                  "local_attention: the CUDA kernels take windows of up to ", MAX_KERNEL,
-                  " an axis and ", MAX_TAPS,
+                  "local_attention: the CUDA kernels take windows of up to ", kMaxKernel,
+                  " an axis and ", kMaxNeighbours,
                   " in all, and maps of less than 2^31 pixels; use "
                   "another backend");
   return problem;

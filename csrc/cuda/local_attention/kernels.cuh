@@ -28,30 +28,30 @@ __device__ __forceinline__ void normalise(const Tile<T>& tile, accumulator_t<T>*
   using Acc = accumulator_t<T>;
   const bool mask = tile.plan.mask;
   Acc* s_weights = tile.s_weights;
-  for (int index = threadIdx.x; index < tile.tap_stride(); index += blockDim.x) {
+  for (int index = threadIdx.x; index < tile.neighbour_stride(); index += blockDim.x) {
     const int pixel = tile.own_pixel(index);
     if (pixel < 0) continue;
     Acc largest = -INFINITY;
-    tile.for_each_tap(index, [&](int weight, int neighbour) {
+    tile.for_each_neighbour(index, [&](int weight, int neighbour) {
       if (mask && neighbour < 0) return;
       const Acc score = s_weights[weight];
       if (score > largest) largest = score;
     });
     Acc sum = 0;
-    tile.for_each_tap(index, [&](int weight, int neighbour) {
+    tile.for_each_neighbour(index, [&](int weight, int neighbour) {
       const bool counts = !mask || neighbour >= 0;
       const Acc exponential = counts ? std::exp(s_weights[weight] - largest) : Acc(0);
       s_weights[weight] = exponential;
       sum += exponential;
     });
     const Acc inverse = 1 / sum;
-    tile.for_each_tap(index, [&](int weight, int) { s_weights[weight] *= inverse; });
+    tile.for_each_neighbour(index, [&](int weight, int) { s_weights[weight] *= inverse; });
     p_lse[tile.sample * tile.plan.pixels() + pixel] = largest + std::log(sum);
   }
 }
 
-template <typename T, int SPAN>
-__global__ void __launch_bounds__(LOCAL_THREADS, 2)
+template <typename T, int kSpan>
+__global__ void __launch_bounds__(kLocalThreads, 2)
     local_forward_kernel(const T* __restrict__ p_query, const T* __restrict__ p_key,
                          const T* __restrict__ p_value, T* __restrict__ p_out,
                          accumulator_t<T>* __restrict__ p_lse, accumulator_t<T> scale,
@@ -63,9 +63,9 @@ __global__ void __launch_bounds__(LOCAL_THREADS, 2)
   const int64_t first_key = tile.sample * keys.size();
   const int64_t first_value = tile.sample * values.size();
 
-  correlate<T, SPAN>(tile, keys, p_query + first_key, p_key + first_key, scale, tile.s_weights);
+  correlate<T, kSpan>(tile, keys, p_query + first_key, p_key + first_key, scale, tile.s_weights);
   normalise(tile, p_lse);
-  aggregate<T, SPAN>(tile, values, tile.s_weights, p_value + first_value, p_out + first_value);
+  aggregate<T, kSpan>(tile, values, tile.s_weights, p_value + first_value, p_out + first_value);
 }
 
 }  // namespace attnops::cuda

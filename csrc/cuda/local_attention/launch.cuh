@@ -12,7 +12,7 @@ namespace attnops::cuda {
 
 namespace detail {
 
-// Calls function(SPAN) with the columns of the window that a thread works on: a divisor of the
+// Calls function(kSpan) with the columns of the window that a thread works on: a divisor of the
 // kernel's width. float64 has the general case only.
 template <typename T, typename Function>
 void with_span(const LocalProblem& problem, const Function& function) {
@@ -25,13 +25,13 @@ void with_span(const LocalProblem& problem, const Function& function) {
 }
 
 // The plan of a kernel that reads and writes `maps`.
-template <typename T, int SPAN>
+template <typename T, int kSpan>
 LocalPlan plan_local_kernel(const LocalProblem& problem, int weight_arrays,
                             std::initializer_list<const void*> maps) {
-  LocalPlan plan = plan_local_attention(problem, SPAN, weight_arrays, sizeof(accumulator_t<T>));
+  LocalPlan plan = plan_local_attention(problem, kSpan, weight_arrays, sizeof(accumulator_t<T>));
   const bool wide = problem.channels_last && std::all_of(maps.begin(), maps.end(), is_aligned);
-  plan.wide_keys = wide && problem.key_channels % WIDTH<T> == 0;
-  plan.wide_values = wide && problem.value_channels % WIDTH<T> == 0;
+  plan.wide_keys = wide && problem.key_channels % kWidth<T> == 0;
+  plan.wide_values = wide && problem.value_channels % kWidth<T> == 0;
   return plan;
 }
 
@@ -51,10 +51,11 @@ void local_forward(const LocalProblem& problem, const T* query, const T* key, co
                    T* out, accumulator_t<T>* lse, cudaStream_t stream) {
   using Acc = accumulator_t<T>;
   detail::with_span<T>(problem, [&](auto span) {
-    constexpr int SPAN = decltype(span)::value;
-    const LocalPlan plan = detail::plan_local_kernel<T, SPAN>(problem, 1, {query, key, value, out});
-    ATTNOPS_LAUNCH((local_forward_kernel<T, SPAN>), detail::local_grid(problem, plan),
-                   dim3(local_threads(plan, SPAN)), local_shared_bytes(plan, 1, sizeof(Acc)),
+    constexpr int kSpan = decltype(span)::value;
+    const LocalPlan plan =
+        detail::plan_local_kernel<T, kSpan>(problem, 1, {query, key, value, out});
+    ATTNOPS_LAUNCH((local_forward_kernel<T, kSpan>), detail::local_grid(problem, plan),
+                   dim3(local_threads(plan, kSpan)), local_shared_bytes(plan, 1, sizeof(Acc)),
                    stream, query, key, value, out, lse, static_cast<Acc>(problem.scale), plan);
   });
 }

@@ -16,18 +16,18 @@
 namespace attnops::cuda {
 
 // Positions along a row of an image that one thread has scores for.
-constexpr int RUN = 4;
+constexpr int kRun = 4;
 // 16-byte vectors of channels that a position has in shared memory at a time.
-constexpr int STAGED = 4;
-constexpr int LOCAL_THREADS = 256;
+constexpr int kStaged = 4;
+constexpr int kLocalThreads = 256;
 // Shared memory of a block, which any device since sm_80 can give to one; sm_90 runs two at a time.
-constexpr size_t LOCAL_SHARED_LIMIT = 96 * 1024;
+constexpr size_t kLocalSharedLimit = 96 * 1024;
 
 // Any kernel within these has a tile that fits the shared memory.
-constexpr int64_t MAX_KERNEL = 63;  // along an axis
-constexpr int64_t MAX_TAPS = 441;   // 21 x 21
-constexpr int64_t MAX_MAP_PIXELS = INT32_MAX;
-constexpr int64_t MAX_MAP_CHANNELS = INT32_MAX / 2;
+constexpr int64_t kMaxKernel = 63;       // along an axis
+constexpr int64_t kMaxNeighbours = 441;  // 21 x 21
+constexpr int64_t kMaxMapPixels = INT32_MAX;
+constexpr int64_t kMaxMapChannels = INT32_MAX / 2;
 
 struct LocalProblem {
   int64_t batch;
@@ -46,10 +46,10 @@ struct LocalProblem {
 };
 
 inline bool local_attention_supported(const LocalProblem& problem) {
-  return std::max(problem.kernel_height, problem.kernel_width) <= MAX_KERNEL &&
-         problem.kernel_height * problem.kernel_width <= MAX_TAPS &&
-         problem.height <= MAX_MAP_PIXELS / problem.width &&
-         std::max(problem.key_channels, problem.value_channels) <= MAX_MAP_CHANNELS;
+  return std::max(problem.kernel_height, problem.kernel_width) <= kMaxKernel &&
+         problem.kernel_height * problem.kernel_width <= kMaxNeighbours &&
+         problem.height <= kMaxMapPixels / problem.width &&
+         std::max(problem.key_channels, problem.value_channels) <= kMaxMapChannels;
 }
 
 // Passed to the kernels by value.
@@ -68,7 +68,7 @@ struct LocalPlan {
   bool wide_values;  // value (and its gradient) likewise
 
   int tile_rows;
-  int tile_columns;  // of one image; a multiple of RUN
+  int tile_columns;  // of one image; a multiple of kRun
   int tile_images;
   int row_tiles;     // in an image
   int column_tiles;  // in an image
@@ -81,8 +81,8 @@ struct LocalPlan {
   int plane;
 
   ATTNOPS_HOST_DEVICE int64_t pixels() const { return static_cast<int64_t>(height) * width; }
-  ATTNOPS_HOST_DEVICE int taps() const { return kernel_height * kernel_width; }
-  ATTNOPS_HOST_DEVICE int runs() const { return tile_rows * (tile_columns / RUN) * tile_images; }
+  ATTNOPS_HOST_DEVICE int neighbours() const { return kernel_height * kernel_width; }
+  ATTNOPS_HOST_DEVICE int runs() const { return tile_rows * (tile_columns / kRun) * tile_images; }
   ATTNOPS_HOST_DEVICE int own_positions() const { return tile_rows * own_pitch; }
   ATTNOPS_HOST_DEVICE int halo_positions() const {
     return (tile_rows + kernel_height - 1) * halo_pitch;
@@ -91,7 +91,7 @@ struct LocalPlan {
 
 namespace detail {
 
-constexpr int VECTOR_BYTES = 16;
+constexpr int kVectorBytes = 16;
 
 // Threads that read one vector each from consecutive rows hit different banks if a row is an odd
 // number of vectors, and so do two rows by four planes if a plane is 2 (mod 8) of them.
@@ -105,10 +105,11 @@ inline int ceil_divide(int64_t a, int64_t b) { return static_cast<int>((a + b - 
 
 }  // namespace detail
 
-// `weight_arrays` of one number a position and tap, of `weight_bytes` each.
+// `weight_arrays` of one number a position and neighbour, of `weight_bytes` each.
 inline size_t local_shared_bytes(const LocalPlan& plan, int weight_arrays, size_t weight_bytes) {
-  const size_t weights = static_cast<size_t>(weight_arrays) * plan.taps() * plan.runs() * RUN;
-  return static_cast<size_t>(plan.plane) * (STAGED * detail::VECTOR_BYTES + sizeof(int)) +
+  const size_t weights =
+      static_cast<size_t>(weight_arrays) * plan.neighbours() * plan.runs() * kRun;
+  return static_cast<size_t>(plan.plane) * (kStaged * detail::kVectorBytes + sizeof(int)) +
          weights * weight_bytes;
 }
 
@@ -126,7 +127,7 @@ template <typename Fits>
 void divide_columns(const LocalProblem& problem, LocalPlan& plan, int runs, const Fits& fits) {
   int most = 1;
   while (most < runs) {
-    plan.tile_columns = (most + 1) * RUN;
+    plan.tile_columns = (most + 1) * kRun;
     if (!fits()) break;
     ++most;
   }
@@ -136,7 +137,7 @@ void divide_columns(const LocalProblem& problem, LocalPlan& plan, int runs, cons
     const int padded = ceil_divide(runs, length) * length;
     if (tiles > fewest && (length < 2 || padded > runs + runs / 8)) continue;
     plan.column_tiles = padded / length;
-    plan.tile_columns = length * RUN;
+    plan.tile_columns = length * kRun;
     if (local_blocks(problem, plan) >= 2 * problem.multiprocessors) break;
   }
 }
@@ -156,8 +157,8 @@ inline void take_fewer_images(LocalPlan& plan) {
 inline LocalPlan plan_local_attention(const LocalProblem& problem, int span, int weight_arrays,
                                       size_t weight_bytes) {
   using detail::ceil_divide;
-  constexpr int MOST_ROWS = 8;    // like half as many, they rule out bank conflicts
-  constexpr int MOST_IMAGES = 8;  // contiguous columns of a contiguous map
+  constexpr int kMostRows = 8;    // like half as many, they rule out bank conflicts
+  constexpr int kMostImages = 8;  // contiguous columns of a contiguous map
   LocalPlan plan{};
   plan.key_channels = static_cast<int>(problem.key_channels);
   plan.value_channels = static_cast<int>(problem.value_channels);
@@ -173,25 +174,25 @@ inline LocalPlan plan_local_attention(const LocalProblem& problem, int span, int
   const int units = plan.kernel_height * (plan.kernel_width / span);  // threads a run
   const auto fits_shared = [&] {
     detail::set_pitches(plan);
-    return local_shared_bytes(plan, weight_arrays, weight_bytes) <= LOCAL_SHARED_LIMIT;
+    return local_shared_bytes(plan, weight_arrays, weight_bytes) <= kLocalSharedLimit;
   };
-  const auto fits = [&] { return fits_shared() && plan.runs() * units <= LOCAL_THREADS; };
+  const auto fits = [&] { return fits_shared() && plan.runs() * units <= kLocalThreads; };
   const int rows = ceil_divide(plan.height, plan.dilation_height);
-  plan.tile_rows = MOST_ROWS;
+  plan.tile_rows = kMostRows;
   while (plan.tile_rows / 2 >= rows) plan.tile_rows /= 2;
   // A quarter of the work saved is worth the larger halo.
-  if (rows > MOST_ROWS && rows <= MOST_ROWS * 3 / 2) plan.tile_rows = MOST_ROWS / 2;
-  plan.tile_columns = RUN;
+  if (rows > kMostRows && rows <= kMostRows * 3 / 2) plan.tile_rows = kMostRows / 2;
+  plan.tile_columns = kRun;
   plan.tile_images = 1;
   if (!problem.channels_last) {
     plan.tile_images =
-        ceil_divide(plan.dilation_width, ceil_divide(plan.dilation_width, MOST_IMAGES));
+        ceil_divide(plan.dilation_width, ceil_divide(plan.dilation_width, kMostImages));
   }
   while (plan.tile_images > 1 && !fits()) detail::take_fewer_images(plan);
   while (plan.tile_rows > 1 && !fits_shared()) plan.tile_rows /= 2;
   plan.row_tiles = ceil_divide(rows, plan.tile_rows);
 
-  const int runs = ceil_divide(ceil_divide(plan.width, plan.dilation_width), RUN);
+  const int runs = ceil_divide(ceil_divide(plan.width, plan.dilation_width), kRun);
   for (;;) {
     plan.image_tiles = ceil_divide(plan.dilation_width, plan.tile_images);
     detail::divide_columns(problem, plan, runs, fits);
@@ -205,8 +206,8 @@ inline LocalPlan plan_local_attention(const LocalProblem& problem, int span, int
 // Threads of a block: one for every run and part of the window, enough for the other phases.
 inline int local_threads(const LocalPlan& plan, int span) {
   const int64_t units = int64_t{plan.runs()} * plan.kernel_height * (plan.kernel_width / span);
-  const int64_t wanted = std::max<int64_t>(units, int64_t{plan.runs()} * STAGED);
-  return static_cast<int>(std::min<int64_t>((wanted + 31) / 32 * 32, LOCAL_THREADS));
+  const int64_t wanted = std::max<int64_t>(units, int64_t{plan.runs()} * kStaged);
+  return static_cast<int>(std::min<int64_t>((wanted + 31) / 32 * 32, kLocalThreads));
 }
 
 }  // namespace attnops::cuda

@@ -12,16 +12,16 @@
 namespace attnops::cuda {
 
 template <typename T>
-constexpr int WIDTH = ACCESS_BYTES / sizeof(T);
+constexpr int kWidth = kAccessBytes / sizeof(T);
 
 // Channels of one position in shared memory.
 template <typename T>
-using Channels = Vector<T, WIDTH<T>>;
+using Channels = Vector<T, kWidth<T>>;
 
 // One sample of a map `[C, H, W]`, contiguous or channels_last.
 struct SampleLayout {
   int channels;
-  bool wide;  // 16-byte accesses: channels_last, aligned, a multiple of WIDTH channels
+  bool wide;  // 16-byte accesses: channels_last, aligned, a multiple of kWidth channels
   bool channels_last;
   int64_t pixels;
 
@@ -39,7 +39,7 @@ __device__ __forceinline__ void copy_channels(Channels<T>* s_to, const T* p_from
 #if defined(ATTNOPS_EMULATION)
   *s_to = *reinterpret_cast<const Channels<T>*>(p_from);
 #else
-  __pipeline_memcpy_async(s_to, p_from, ACCESS_BYTES);
+  __pipeline_memcpy_async(s_to, p_from, kAccessBytes);
 #endif
 }
 
@@ -54,20 +54,20 @@ template <typename T>
 __device__ __forceinline__ Channels<T> no_channels() {
   Channels<T> zeros;
 #pragma unroll
-  for (int e = 0; e < WIDTH<T>; ++e) zeros.value[e] = narrow<T>(0);
+  for (int e = 0; e < kWidth<T>; ++e) zeros.value[e] = narrow<T>(0);
   return zeros;
 }
 
-// WIDTH elements `stride` apart, the first `count` of them; zeros for the others.
+// kWidth elements `stride` apart, the first `count` of them; zeros for the others.
 template <typename T>
 __device__ __forceinline__ Channels<T> gather_channels(const T* p, int64_t stride, int count) {
   Channels<T> gathered = no_channels<T>();
-  if (count >= WIDTH<T>) {
+  if (count >= kWidth<T>) {
 #pragma unroll
-    for (int e = 0; e < WIDTH<T>; ++e) gathered.value[e] = p[e * stride];
+    for (int e = 0; e < kWidth<T>; ++e) gathered.value[e] = p[e * stride];
   } else {
 #pragma unroll
-    for (int e = 0; e < WIDTH<T> - 1; ++e) {
+    for (int e = 0; e < kWidth<T> - 1; ++e) {
       if (e < count) gathered.value[e] = p[e * stride];
     }
   }
@@ -79,7 +79,7 @@ __device__ __forceinline__ Channels<T> gather_channels(const T* p, int64_t strid
 template <typename Function>
 __device__ __forceinline__ void for_each_vector(bool channels_last, int vectors, int positions,
                                                 const Function& function) {
-  const int vectors_abreast = channels_last ? STAGED : 1;
+  const int vectors_abreast = channels_last ? kStaged : 1;
   int vector = threadIdx.x % vectors_abreast;
   int position = threadIdx.x / vectors_abreast;
   for (;;) {
@@ -99,8 +99,8 @@ struct Tile {
 
   const LocalPlan& plan;
   int64_t sample;
-  Channels<T>* s_channels;  // [STAGED, plane]: the halo's positions, then the tile's own
-  Acc* s_weights;           // one or two of [taps, runs, RUN]
+  Channels<T>* s_channels;  // [kStaged, plane]: the halo's positions, then the tile's own
+  Acc* s_weights;           // one or two of [neighbours, runs, kRun]
   int* s_pixel;             // [plane]: h * W + w of a position, -1: none of the map
 
   __device__ __forceinline__ SampleLayout layout(bool keys) const {
@@ -108,16 +108,16 @@ struct Tile {
             keys ? plan.wide_keys : plan.wide_values, plan.channels_last, plan.pixels()};
   }
 
-  // Numbers of weights from one tap to the next, and in one of the arrays.
-  __device__ __forceinline__ int tap_stride() const { return plan.runs() * RUN; }
-  __device__ __forceinline__ int weights() const { return plan.taps() * tap_stride(); }
+  // Numbers of weights from one neighbour to the next, and in one of the arrays.
+  __device__ __forceinline__ int neighbour_stride() const { return plan.runs() * kRun; }
+  __device__ __forceinline__ int weights() const { return plan.neighbours() * neighbour_stride(); }
 
   // The column of a run's first position; those that follow are tile_images further each.
   __device__ __forceinline__ int first_column(int run) const {
     const int across = run / plan.tile_rows;
-    return across / plan.tile_images * RUN * plan.tile_images + across % plan.tile_images;
+    return across / plan.tile_images * kRun * plan.tile_images + across % plan.tile_images;
   }
-  // Its own position, and the first tap of its window.
+  // Its own position, and the first neighbour of its window.
   __device__ __forceinline__ int own_position(int run) const {
     return plan.halo_positions() + run % plan.tile_rows * plan.own_pitch + first_column(run);
   }
@@ -125,19 +125,19 @@ struct Tile {
     return run % plan.tile_rows * plan.halo_pitch + first_column(run);
   }
 
-  // The pixel of position `index` of [runs, RUN], or -1.
+  // The pixel of position `index` of [runs, kRun], or -1.
   __device__ __forceinline__ int own_pixel(int index) const {
-    return s_pixel[own_position(index / RUN) + index % RUN * plan.tile_images];
+    return s_pixel[own_position(index / kRun) + index % kRun * plan.tile_images];
   }
 
-  // Calls function(weight, pixel) for the taps of position `index` of [runs, RUN] in order: the
-  // number of its weight, and the neighbour's pixel or -1.
+  // Calls function(weight, pixel) for the neighbours of position `index` of [runs, kRun] in order:
+  // the number of its weight, and the neighbour's pixel or -1.
   template <typename Function>
-  __device__ __forceinline__ void for_each_tap(int index, const Function& function) const {
-    const int* s_tap = s_pixel + halo_position(index / RUN) + index % RUN * plan.tile_images;
-    for (int row = 0; row < plan.kernel_height; ++row, s_tap += plan.halo_pitch) {
-      for (int column = 0; column < plan.kernel_width; ++column, index += tap_stride()) {
-        function(index, s_tap[column * plan.tile_images]);
+  __device__ __forceinline__ void for_each_neighbour(int index, const Function& function) const {
+    const int* s_row = s_pixel + halo_position(index / kRun) + index % kRun * plan.tile_images;
+    for (int row = 0; row < plan.kernel_height; ++row, s_row += plan.halo_pitch) {
+      for (int column = 0; column < plan.kernel_width; ++column, index += neighbour_stride()) {
+        function(index, s_row[column * plan.tile_images]);
       }
     }
   }
@@ -150,11 +150,11 @@ struct Tile {
     const int positions = halo_positions + (p_own ? plan.own_positions() : 0);
     const auto source = [&](int position) { return position < halo_positions ? p_halo : p_own; };
     if (layout.wide) {
-      const int vector = threadIdx.x % STAGED;
-      const int first = channel + vector * WIDTH<T>;
+      const int vector = threadIdx.x % kStaged;
+      const int first = channel + vector * kWidth<T>;
       Channels<T>* s_to = s_channels + vector * plan.plane;
-      for (int position = threadIdx.x / STAGED; position < positions && vector < vectors;
-           position += blockDim.x / STAGED) {
+      for (int position = threadIdx.x / kStaged; position < positions && vector < vectors;
+           position += blockDim.x / kStaged) {
         const int pixel = s_pixel[position];
         if (pixel < 0) {
           s_to[position] = no_channels<T>();
@@ -167,7 +167,7 @@ struct Tile {
     }
     for_each_vector(plan.channels_last, vectors, positions, [&](int vector, int position) {
       const int pixel = s_pixel[position];
-      const int first = channel + vector * WIDTH<T>;
+      const int first = channel + vector * kWidth<T>;
       const int count = pixel < 0 ? 0 : layout.channels - first;
       s_channels[vector * plan.plane + position] = gather_channels(
           source(position) + layout.offset(max(pixel, 0), first), layout.stride(), count);
@@ -182,7 +182,7 @@ struct Tile {
                     [&](int vector, int position) {
                       const int pixel = s_pixel[own + position];
                       if (pixel < 0) return;
-                      const int first = channel + vector * WIDTH<T>;
+                      const int first = channel + vector * kWidth<T>;
                       const Channels<T> stored = s_channels[vector * plan.plane + own + position];
                       T* p = p_out + layout.offset(pixel, first);
                       if (layout.wide) {
@@ -190,7 +190,7 @@ struct Tile {
                         return;
                       }
 #pragma unroll
-                      for (int e = 0; e < WIDTH<T>; ++e) {
+                      for (int e = 0; e < kWidth<T>; ++e) {
                         if (e < layout.channels - first) p[e * layout.stride()] = stored.value[e];
                       }
                     });
@@ -231,7 +231,7 @@ __device__ __forceinline__ Tile<T> make_tile(const LocalPlan& plan, int weight_a
   const int image_row = next(plan.dilation_height);
 
   Tile<T> tile{plan, block, reinterpret_cast<Channels<T>*>(shared), nullptr, nullptr};
-  tile.s_weights = reinterpret_cast<accumulator_t<T>*>(tile.s_channels + STAGED * plan.plane);
+  tile.s_weights = reinterpret_cast<accumulator_t<T>*>(tile.s_channels + kStaged * plan.plane);
   tile.s_pixel = reinterpret_cast<int*>(tile.s_weights + weight_arrays * tile.weights());
   find_pixels(plan, first_row - plan.kernel_height / 2, image_row,
               first_column - plan.kernel_width / 2, first_image,

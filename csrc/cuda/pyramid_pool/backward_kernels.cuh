@@ -14,8 +14,8 @@
 
 namespace attnops::cuda {
 
-constexpr int SPREAD_THREADS = 256;
-constexpr int SCATTER_THREADS = 256;
+constexpr int kSpreadThreads = 256;
+constexpr int kScatterThreads = 256;
 
 // The bins [first, last] of one level that hold an input. The division is in 32 bits where it can
 // be.
@@ -25,7 +25,7 @@ struct BinRange {
 };
 
 __device__ __forceinline__ BinRange bins_holding(int input, int n, int size) {
-  if (size < INT32_MAX / MAX_BINS) {
+  if (size < INT32_MAX / kMaxBins) {
     const unsigned scaled = static_cast<unsigned>(input) * n;
     return {static_cast<uint8_t>(scaled / size), static_cast<uint8_t>((scaled + n - 1) / size)};
   }
@@ -82,8 +82,8 @@ struct SpreadTiling {
 // `strips` strips of one plane. Shared: s_rows [bins, strips_pitch] (sums over row bins), s_values
 // [strips, pieces_pitch] (final values), s_cut [pieces + 1], lengths of row and of column bins,
 // ranges of strips and of pieces.
-template <typename T, int VEC>
-__global__ void __launch_bounds__(SPREAD_THREADS, 3)
+template <typename T, int kVec>
+__global__ void __launch_bounds__(kSpreadThreads, 3)
     spread_contiguous_kernel(const T* __restrict__ p_grad, T* __restrict__ p_grad_x,
                              SpreadTiling tiling, const __grid_constant__ Plan plan) {
   using Acc = accumulator_t<T>;
@@ -148,10 +148,10 @@ __global__ void __launch_bounds__(SPREAD_THREADS, 3)
   const int group = threadIdx.x / tiling.lanes;
   if (group >= tiling.groups) return;
   p_grad_x += plane * rows.size * width;
-  for (int column = lane * VEC; column < width; column += tiling.lanes * VEC) {
+  for (int column = lane * kVec; column < width; column += tiling.lanes * kVec) {
     // The pieces of this thread's columns: the last one that starts at or before the first column,
     // then onwards.
-    int piece[VEC];
+    int piece[kVec];
     int low = 0;
     for (int high = columns.pieces; high - low > 1;) {
       const int middle = (low + high) / 2;
@@ -162,31 +162,31 @@ __global__ void __launch_bounds__(SPREAD_THREADS, 3)
       }
     }
 #pragma unroll
-    for (int e = 0; e < VEC; ++e) {
+    for (int e = 0; e < kVec; ++e) {
       if (column + e >= s_cut[low + 1]) ++low;
       piece[e] = low;
     }
     for (int strip = group; strip < strips; strip += tiling.groups) {
-      Vector<T, VEC> value;
+      Vector<T, kVec> value;
 #pragma unroll
-      for (int e = 0; e < VEC; ++e) {
+      for (int e = 0; e < kVec; ++e) {
         value.value[e] = narrow<T>(s_values[strip * tiling.pieces_pitch + piece[e]]);
       }
       const int stop = rows.cut[first_strip + strip + 1];
       for (int row = rows.cut[first_strip + strip]; row < stop; ++row) {
-        *reinterpret_cast<Vector<T, VEC>*>(p_grad_x + static_cast<int64_t>(row) * width + column) =
+        *reinterpret_cast<Vector<T, kVec>*>(p_grad_x + static_cast<int64_t>(row) * width + column) =
             value;
       }
     }
   }
 }
 
-// grad `[B, C, S]` -> grad_x `[B, H, W, C]`, C a multiple of VEC. Grid: B * strips * channel tiles,
-// channel tiles fastest; a block owns one strip of lanes * VEC channels of a sample.
-// Shared: s_rows [bins, lanes * VEC] (sums over row bins), lengths of row and of column bins,
+// grad `[B, C, S]` -> grad_x `[B, H, W, C]`, C a multiple of kVec. Grid: B * strips * channel
+// tiles, channel tiles fastest; a block owns one strip of lanes * kVec channels of a sample.
+// Shared: s_rows [bins, lanes * kVec] (sums over row bins), lengths of row and of column bins,
 // ranges of the pieces.
-template <typename T, int VEC>
-__global__ void __launch_bounds__(SPREAD_THREADS, 3)
+template <typename T, int kVec>
+__global__ void __launch_bounds__(kSpreadThreads, 3)
     spread_channels_last_kernel(const T* __restrict__ p_grad, T* __restrict__ p_grad_x,
                                 int64_t channels, ChannelsLastTiling tiling,
                                 const __grid_constant__ Plan plan) {
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(SPREAD_THREADS, 3)
   const Axis& columns = plan.columns;
   const Levels& levels = plan.levels;
   const int width = columns.size;
-  const int tile_channels = tiling.lanes * VEC;
+  const int tile_channels = tiling.lanes * kVec;
   const int64_t block = blockIdx.x / tiling.channel_tiles;
   const int64_t first_channel =
       static_cast<int64_t>(blockIdx.x % tiling.channel_tiles) * tile_channels;
@@ -233,27 +233,27 @@ __global__ void __launch_bounds__(SPREAD_THREADS, 3)
   __syncthreads();
 
   const int lane = threadIdx.x % tiling.lanes;
-  const int64_t channel = first_channel + lane * VEC;
+  const int64_t channel = first_channel + lane * kVec;
   if (channel >= channels) return;
   T* p_row = p_grad_x + (sample * rows.size + row) * width * channels + channel;
   for (int piece = threadIdx.x / tiling.lanes; piece < columns.pieces; piece += tiling.walkers) {
-    Acc sum[VEC] = {};
+    Acc sum[kVec] = {};
     for (int level = 0, first_bin = 0; level < levels.count; first_bin += levels.size[level++]) {
       const BinRange range = s_ranges[piece * levels.count + level];
       for (int j = range.first; j <= range.last; ++j) {
-        const auto term = *reinterpret_cast<const Vector<Acc, VEC>*>(
-            s_rows + (first_bin + j) * tile_channels + lane * VEC);
+        const auto term = *reinterpret_cast<const Vector<Acc, kVec>*>(
+            s_rows + (first_bin + j) * tile_channels + lane * kVec);
 #pragma unroll
-        for (int e = 0; e < VEC; ++e) sum[e] += term.value[e];
+        for (int e = 0; e < kVec; ++e) sum[e] += term.value[e];
       }
     }
-    Vector<T, VEC> value;
+    Vector<T, kVec> value;
 #pragma unroll
-    for (int e = 0; e < VEC; ++e) value.value[e] = narrow<T>(sum[e]);
+    for (int e = 0; e < kVec; ++e) value.value[e] = narrow<T>(sum[e]);
     for (int h = 0; h < height; ++h) {
       for (int column = columns.cut[piece]; column < columns.cut[piece + 1]; ++column) {
-        *reinterpret_cast<Vector<T, VEC>*>(p_row + (static_cast<int64_t>(h) * width + column) *
-                                                       channels) = value;
+        *reinterpret_cast<Vector<T, kVec>*>(p_row + (static_cast<int64_t>(h) * width + column) *
+                                                        channels) = value;
       }
     }
   }
@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(SPREAD_THREADS, 3)
 // maximum hold that pixel, so they are found from the pixel; the first of them writes the sum for
 // all.
 template <typename T>
-__global__ void __launch_bounds__(SCATTER_THREADS)
+__global__ void __launch_bounds__(kScatterThreads)
     scatter_max_kernel(const T* __restrict__ p_grad, const int32_t* __restrict__ p_argmax,
                        T* __restrict__ p_grad_x, int64_t planes, int64_t channels, int height,
                        int width, bool channels_last, const __grid_constant__ Levels levels) {

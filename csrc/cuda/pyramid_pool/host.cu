@@ -11,10 +11,10 @@ namespace {
 PoolProblem make_problem(int64_t batch, int64_t channels, int64_t height, int64_t width,
                          const std::vector<int64_t>& sizes, bool use_max, bool channels_last,
                          int device) {
-  STD_TORCH_CHECK(levels_supported(sizes), "pyramid_pool: the CUDA kernels take 1 to ", MAX_LEVELS,
-                  " levels whose sizes sum to at most ", MAX_BINS, "; use another backend");
-  STD_TORCH_CHECK(height > 0 && width > 0 && height <= MAX_PIXELS / width,
-                  "pyramid_pool: the CUDA kernels take planes of 1 to ", MAX_PIXELS,
+  STD_TORCH_CHECK(levels_supported(sizes), "pyramid_pool: the CUDA kernels take 1 to ", kMaxLevels,
+                  " levels whose sizes sum to at most ", kMaxBins, "; use another backend");
+  STD_TORCH_CHECK(height > 0 && width > 0 && height <= kMaxPixels / width,
+                  "pyramid_pool: the CUDA kernels take planes of 1 to ", kMaxPixels,
                   " pixels, got ", height, "x", width);
   return {batch,   channels,      static_cast<int>(height),     static_cast<int>(width), sizes,
           use_max, channels_last, count_multiprocessors(device)};

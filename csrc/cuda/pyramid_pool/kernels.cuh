@@ -13,16 +13,16 @@
 
 namespace attnops::cuda {
 
-constexpr int CONTIGUOUS_THREADS = 256;
-constexpr int CHANNELS_LAST_THREADS = 512;
-constexpr int COMBINE_THREADS = 256;
-constexpr int COMBINE_TILE = 32;
+constexpr int kContiguousThreads = 256;
+constexpr int kChannelsLastThreads = 512;
+constexpr int kCombineThreads = 256;
+constexpr int kCombineTile = 32;
 
 // How a block of pool_contiguous_kernel divides its work.
 struct ContiguousTiling {
   int lanes;             // threads side by side along a row
   int groups;            // rows of such threads; each takes whole strips
-  int tile;              // columns read at once: lanes * VEC
+  int tile;              // columns read at once: lanes * kVec
   int pitch;             // of s_columns; odd, so that a column of it spreads over the banks
   int strips;            // strips a block owns; less than all: the plane is shared
   int bins_pitch;        // of s_bins; odd, >= strips
@@ -33,15 +33,15 @@ struct ContiguousTiling {
 // of one plane. If that is all of them it writes out `[planes, S]` (and argmax `[planes, S]` for
 // max), else p_partials `[strips of the plane, bins, planes]`. Shared: s_columns [strips_per_round,
 // pitch], s_pieces [pieces, strips_per_round], s_bins [bins, bins_pitch].
-template <typename T, int VEC, typename Reduce>
-__global__ void __launch_bounds__(CONTIGUOUS_THREADS, 3)
+template <typename T, int kVec, typename Reduce>
+__global__ void __launch_bounds__(kContiguousThreads, 3)
     pool_contiguous_kernel(const T* __restrict__ p_x, T* __restrict__ p_out,
                            int32_t* __restrict__ p_argmax,
                            typename Reduce::Partial* __restrict__ p_partials, int64_t planes,
                            ContiguousTiling tiling, const __grid_constant__ Plan plan) {
   using Partial = typename Reduce::Partial;
   // Narrow loads need more of them in flight.
-  constexpr int DEPTH = VEC > 1 ? 4 : 8;
+  constexpr int kDepth = kVec > 1 ? 4 : 8;
   const Axis& rows = plan.rows;
   const Axis& columns = plan.columns;
   const Levels& levels = plan.levels;
@@ -61,18 +61,18 @@ __global__ void __launch_bounds__(CONTIGUOUS_THREADS, 3)
   for (int round = 0; round < strips; round += tiling.strips_per_round) {
     const int count = min(tiling.strips_per_round, strips - round);
     for (int tile = 0; tile < width; tile += tiling.tile) {
-      // Columns of the strips: every lane reads down its VEC columns.
-      const int column = tile + lane * VEC;
+      // Columns of the strips: every lane reads down its kVec columns.
+      const int column = tile + lane * kVec;
       if (group < tiling.groups && column < width) {
         for (int strip = group; strip < count; strip += tiling.groups) {
           const int row = rows.cut[first_strip + round + strip];
           const int height = rows.cut[first_strip + round + strip + 1] - row;
-          Partial partial[VEC];
-          reduce_rectangle<Reduce, DEPTH>(p_x + static_cast<int64_t>(row) * width + column, width,
-                                          0, height, 1, row * width + column, width, 1, partial);
+          Partial partial[kVec];
+          reduce_rectangle<Reduce, kDepth>(p_x + static_cast<int64_t>(row) * width + column, width,
+                                           0, height, 1, row * width + column, width, 1, partial);
 #pragma unroll
-          for (int e = 0; e < VEC; ++e) {
-            s_columns[strip * tiling.pitch + lane * VEC + e] = partial[e];
+          for (int e = 0; e < kVec; ++e) {
+            s_columns[strip * tiling.pitch + lane * kVec + e] = partial[e];
           }
         }
       }
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(CONTIGUOUS_THREADS, 3)
     }
     total = Reduce::finish(total, count_pixels(plan, cell));
     p_out[plane * levels.cells + s] = narrow<T>(Reduce::value(total));
-    if constexpr (Reduce::HAS_INDEX) p_argmax[plane * levels.cells + s] = Reduce::index(total);
+    if constexpr (Reduce::kHasIndex) p_argmax[plane * levels.cells + s] = Reduce::index(total);
   }
 }
 
@@ -128,23 +128,23 @@ __global__ void __launch_bounds__(CONTIGUOUS_THREADS, 3)
 struct ChannelsLastTiling {
   int lanes;          // threads side by side along the channels
   int walkers;        // rows of such threads; each takes whole pieces
-  int channel_tiles;  // ceil(C / (lanes * VEC))
+  int channel_tiles;  // ceil(C / (lanes * kVec))
 };
 
-// x `[B, H, W, C]` (channels_last), C a multiple of VEC. Grid: B * strips * channel tiles, channel
-// tiles fastest; a block owns one strip of lanes * VEC channels of a sample and writes
-// p_partials `[B, strips, bins, C]`. Shared: s_pieces [pieces, lanes * VEC].
-template <typename T, int VEC, typename Reduce>
-__global__ void __launch_bounds__(CHANNELS_LAST_THREADS)
+// x `[B, H, W, C]` (channels_last), C a multiple of kVec. Grid: B * strips * channel tiles, channel
+// tiles fastest; a block owns one strip of lanes * kVec channels of a sample and writes
+// p_partials `[B, strips, bins, C]`. Shared: s_pieces [pieces, lanes * kVec].
+template <typename T, int kVec, typename Reduce>
+__global__ void __launch_bounds__(kChannelsLastThreads)
     pool_channels_last_kernel(const T* __restrict__ p_x,
                               typename Reduce::Partial* __restrict__ p_partials, int64_t channels,
                               ChannelsLastTiling tiling, const __grid_constant__ Plan plan) {
   using Partial = typename Reduce::Partial;
-  constexpr int DEPTH = VEC > 1 ? 4 : 8;
+  constexpr int kDepth = kVec > 1 ? 4 : 8;
   const Axis& rows = plan.rows;
   const Axis& columns = plan.columns;
   const int width = columns.size;
-  const int tile_channels = tiling.lanes * VEC;
+  const int tile_channels = tiling.lanes * kVec;
   const int64_t block = blockIdx.x / tiling.channel_tiles;
   const int64_t first_channel =
       static_cast<int64_t>(blockIdx.x % tiling.channel_tiles) * tile_channels;
@@ -158,16 +158,16 @@ __global__ void __launch_bounds__(CHANNELS_LAST_THREADS)
 
   const int row = rows.cut[strip];
   const int height = rows.cut[strip + 1] - row;
-  const int64_t channel = first_channel + lane * VEC;
+  const int64_t channel = first_channel + lane * kVec;
   if (channel < channels) {
     const T* p_row = p_x + (sample * rows.size + row) * width * channels + channel;
     for (int piece = walker; piece < columns.pieces; piece += tiling.walkers) {
       const int column = columns.cut[piece];
-      Vector<Partial, VEC> partial;
-      reduce_rectangle<Reduce, DEPTH>(p_row + column * channels, width * channels, channels, height,
-                                      columns.cut[piece + 1] - column, row * width + column, width,
-                                      0, partial.value);
-      *reinterpret_cast<Vector<Partial, VEC>*>(s_pieces + piece * tile_channels + lane * VEC) =
+      Vector<Partial, kVec> partial;
+      reduce_rectangle<Reduce, kDepth>(p_row + column * channels, width * channels, channels,
+                                       height, columns.cut[piece + 1] - column,
+                                       row * width + column, width, 0, partial.value);
+      *reinterpret_cast<Vector<Partial, kVec>*>(s_pieces + piece * tile_channels + lane * kVec) =
           partial;
     }
   }
@@ -191,25 +191,25 @@ __global__ void __launch_bounds__(CHANNELS_LAST_THREADS)
 // turns them around in shared memory, so that reads (along C) and writes (along S) are both
 // coalesced.
 template <typename T, typename Reduce>
-__global__ void __launch_bounds__(COMBINE_THREADS)
+__global__ void __launch_bounds__(kCombineThreads)
     pool_combine_kernel(const typename Reduce::Partial* __restrict__ p_partials,
                         T* __restrict__ p_out, int32_t* __restrict__ p_argmax, int64_t channels,
                         const __grid_constant__ Plan plan) {
   using Partial = typename Reduce::Partial;
-  constexpr int ROWS = COMBINE_THREADS / COMBINE_TILE;
+  constexpr int kRows = kCombineThreads / kCombineTile;
   const Levels& levels = plan.levels;
-  const int64_t channel_tiles = (channels + COMBINE_TILE - 1) / COMBINE_TILE;
-  const int cell_tiles = (levels.cells + COMBINE_TILE - 1) / COMBINE_TILE;
-  const int first_cell = static_cast<int>(blockIdx.x % cell_tiles) * COMBINE_TILE;
+  const int64_t channel_tiles = (channels + kCombineTile - 1) / kCombineTile;
+  const int cell_tiles = (levels.cells + kCombineTile - 1) / kCombineTile;
+  const int first_cell = static_cast<int>(blockIdx.x % cell_tiles) * kCombineTile;
   const int64_t block = blockIdx.x / cell_tiles;
-  const int64_t first_channel = block % channel_tiles * COMBINE_TILE;
+  const int64_t first_channel = block % channel_tiles * kCombineTile;
   const int64_t sample = block / channel_tiles;
-  const int lane = threadIdx.x % COMBINE_TILE;
+  const int lane = threadIdx.x % kCombineTile;
 
-  ATTNOPS_SHARED_ARRAY(Partial, s_tile, [COMBINE_TILE][COMBINE_TILE + 1]);  // [cell, channel]
+  ATTNOPS_SHARED_ARRAY(Partial, s_tile, [kCombineTile][kCombineTile + 1]);  // [cell, channel]
 
   p_partials += sample * plan.rows.pieces * levels.bins * channels + first_channel;
-  for (int k = threadIdx.x / COMBINE_TILE; k < COMBINE_TILE; k += ROWS) {
+  for (int k = threadIdx.x / kCombineTile; k < kCombineTile; k += kRows) {
     if (first_cell + k >= levels.cells || first_channel + lane >= channels) continue;
     const Cell cell = locate_cell(levels, first_cell + k);
     Partial total = Reduce::empty();
@@ -223,14 +223,14 @@ __global__ void __launch_bounds__(COMBINE_THREADS)
     s_tile[k][lane] = Reduce::finish(total, count_pixels(plan, cell));
   }
   __syncthreads();
-  for (int k = threadIdx.x / COMBINE_TILE; k < COMBINE_TILE; k += ROWS) {
+  for (int k = threadIdx.x / kCombineTile; k < kCombineTile; k += kRows) {
     const int64_t channel = first_channel + k;
     const int s = first_cell + lane;
     if (s >= levels.cells || channel >= channels) continue;
     const Partial total = s_tile[lane][k];
     const int64_t at = (sample * channels + channel) * levels.cells + s;
     p_out[at] = narrow<T>(Reduce::value(total));
-    if constexpr (Reduce::HAS_INDEX) p_argmax[at] = Reduce::index(total);
+    if constexpr (Reduce::kHasIndex) p_argmax[at] = Reduce::index(total);
   }
 }
 

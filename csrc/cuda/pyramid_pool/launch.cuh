@@ -42,7 +42,7 @@ using Partial = typename Max<accumulator_t<T>>::Partial;
 namespace detail {
 
 // The shared memory that every device gives a block without being asked.
-constexpr int SHARED_LIMIT = 48 * 1024;
+constexpr int kSharedLimit = 48 * 1024;
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -80,11 +80,11 @@ inline int choose_shares(const PoolProblem& problem, int strips) {
 // partials, but there must be blocks for all multiprocessors. `bytes_per_channel` is shared memory.
 inline void divide_channels_last(const PoolProblem& problem, PoolSchedule& schedule, int vector,
                                  int threads, const Levels& levels, size_t bytes_per_channel) {
-  constexpr int MAX_LANES = 32;
-  constexpr int FEWEST_LANES = 8;
+  constexpr int kMaxLanes = 32;
+  constexpr int kFewestLanes = 8;
   const int64_t vectors = problem.channels / vector;
-  int limit = MAX_LANES;
-  while (limit > 1 && bytes_per_channel * limit * vector > SHARED_LIMIT * 3 / 4) limit /= 2;
+  int limit = kMaxLanes;
+  while (limit > 1 && bytes_per_channel * limit * vector > kSharedLimit * 3 / 4) limit /= 2;
   int max_height = 8;
   for (;;) {
     schedule.plan.rows = make_axis(problem.height, levels, max_height);
@@ -96,7 +96,7 @@ inline void divide_channels_last(const PoolProblem& problem, PoolSchedule& sched
     if (schedule.blocks >= 2 * problem.multiprocessors) break;
     if (max_height > 2) {
       max_height /= 2;
-    } else if (limit > FEWEST_LANES) {
+    } else if (limit > kFewestLanes) {
       limit /= 2;
     } else if (max_height > 1) {
       max_height = 1;
@@ -116,7 +116,7 @@ template <typename T>
 PoolSchedule schedule_forward(const PoolProblem& problem, bool aligned) {
   using namespace detail;
   using Acc = accumulator_t<T>;
-  constexpr int WIDEST = ACCESS_BYTES / sizeof(T);
+  constexpr int kWidest = kAccessBytes / sizeof(T);
   const int partial_bytes = problem.use_max ? 2 * sizeof(Acc) : sizeof(Acc);
   PoolSchedule schedule{};
   schedule.plan.levels = make_levels(problem.sizes);
@@ -125,42 +125,42 @@ PoolSchedule schedule_forward(const PoolProblem& problem, bool aligned) {
   Axis& columns = schedule.plan.columns;
 
   if (problem.channels_last) {
-    schedule.wide = aligned && problem.channels % WIDEST == 0;
+    schedule.wide = aligned && problem.channels % kWidest == 0;
     // About 32 pieces, so that the walkers are evenly loaded.
     columns = make_axis(problem.width, levels, static_cast<int>(divide_up(problem.width, 32)));
-    divide_channels_last(problem, schedule, schedule.wide ? WIDEST : 1, CHANNELS_LAST_THREADS,
+    divide_channels_last(problem, schedule, schedule.wide ? kWidest : 1, kChannelsLastThreads,
                          levels, static_cast<size_t>(columns.pieces) * partial_bytes);
-    const int tile_channels = schedule.channels_last.lanes * (schedule.wide ? WIDEST : 1);
+    const int tile_channels = schedule.channels_last.lanes * (schedule.wide ? kWidest : 1);
     schedule.shared_bytes = static_cast<size_t>(columns.pieces) * tile_channels * partial_bytes;
     schedule.scratch_bytes =
         static_cast<size_t>(problem.planes()) * rows.pieces * levels.bins * partial_bytes;
     return schedule;
   }
 
-  constexpr int BINS_BYTES = 16 * 1024;
-  constexpr int ROUND_BYTES = 28 * 1024;
-  constexpr int64_t BYTES_WORTH_SHARING = 64 * 1024;
-  schedule.wide = aligned && problem.width % WIDEST == 0;
-  const int vector = schedule.wide ? WIDEST : 1;
+  constexpr int kBinsBytes = 16 * 1024;
+  constexpr int kRoundBytes = 28 * 1024;
+  constexpr int64_t kBytesWorthSharing = 64 * 1024;
+  schedule.wide = aligned && problem.width % kWidest == 0;
+  const int vector = schedule.wide ? kWidest : 1;
   columns = make_axis(problem.width, levels, problem.width);
   // A strip's rows are loaded together, and there are enough strips for all rows of threads.
   rows = make_axis(problem.height, levels,
                    std::max<int>(vector > 1 ? 4 : 8, divide_up(problem.height, 48)));
 
   ContiguousTiling& tiling = schedule.contiguous;
-  tiling.lanes = choose_lanes(problem.width / vector, CONTIGUOUS_THREADS);
+  tiling.lanes = choose_lanes(problem.width / vector, kContiguousThreads);
   tiling.tile = tiling.lanes * vector;
   tiling.pitch = tiling.tile | 1;
   const int64_t plane_bytes = static_cast<int64_t>(problem.height) * problem.width * sizeof(T);
-  const int shares = plane_bytes < BYTES_WORTH_SHARING ? 1 : choose_shares(problem, rows.pieces);
-  const int most_strips = BINS_BYTES / (levels.bins * partial_bytes);
+  const int shares = plane_bytes < kBytesWorthSharing ? 1 : choose_shares(problem, rows.pieces);
+  const int most_strips = kBinsBytes / (levels.bins * partial_bytes);
   tiling.strips = std::min<int>(divide_up(rows.pieces, shares), most_strips);
   schedule.shares = static_cast<int>(divide_up(rows.pieces, tiling.strips));
   tiling.bins_pitch = tiling.strips | 1;
   const int strip_bytes = (tiling.pitch + columns.pieces) * partial_bytes;
-  const int64_t rounds = divide_up(tiling.strips, std::max(ROUND_BYTES / strip_bytes, 1));
+  const int64_t rounds = divide_up(tiling.strips, std::max(kRoundBytes / strip_bytes, 1));
   tiling.strips_per_round = static_cast<int>(divide_up(tiling.strips, rounds));
-  tiling.groups = choose_groups(tiling.strips_per_round, tiling.lanes, CONTIGUOUS_THREADS);
+  tiling.groups = choose_groups(tiling.strips_per_round, tiling.lanes, kContiguousThreads);
   schedule.blocks = problem.planes();
   schedule.threads = round_threads(tiling.lanes * tiling.groups);
   schedule.shared_bytes = static_cast<size_t>(tiling.strips_per_round) * strip_bytes +
@@ -174,18 +174,18 @@ PoolSchedule schedule_forward(const PoolProblem& problem, bool aligned) {
 
 namespace detail {
 
-template <typename T, int VEC, typename Reduce>
+template <typename T, int kVec, typename Reduce>
 void launch_forward(const PoolProblem& problem, const PoolSchedule& schedule, const T* x, T* out,
                     int32_t* argmax, void* scratch, cudaStream_t stream) {
   auto* partials = static_cast<typename Reduce::Partial*>(scratch);
   int64_t batch = problem.batch;
   int64_t channels = problem.channels;
   if (problem.channels_last) {
-    ATTNOPS_LAUNCH((pool_channels_last_kernel<T, VEC, Reduce>), checked_grid(schedule.blocks),
+    ATTNOPS_LAUNCH((pool_channels_last_kernel<T, kVec, Reduce>), checked_grid(schedule.blocks),
                    dim3(schedule.threads), schedule.shared_bytes, stream, x, partials, channels,
                    schedule.channels_last, schedule.plan);
   } else {
-    ATTNOPS_LAUNCH((pool_contiguous_kernel<T, VEC, Reduce>),
+    ATTNOPS_LAUNCH((pool_contiguous_kernel<T, kVec, Reduce>),
                    checked_grid(schedule.blocks, schedule.shares), dim3(schedule.threads),
                    schedule.shared_bytes, stream, x, out, argmax, partials, problem.planes(),
                    schedule.contiguous, schedule.plan);
@@ -193,22 +193,22 @@ void launch_forward(const PoolProblem& problem, const PoolSchedule& schedule, co
     channels = problem.planes();
     batch = 1;
   }
-  const int64_t blocks = batch * divide_up(channels, COMBINE_TILE) *
-                         divide_up(schedule.plan.levels.cells, COMBINE_TILE);
-  ATTNOPS_LAUNCH((pool_combine_kernel<T, Reduce>), checked_grid(blocks), dim3(COMBINE_THREADS), 0,
+  const int64_t blocks = batch * divide_up(channels, kCombineTile) *
+                         divide_up(schedule.plan.levels.cells, kCombineTile);
+  ATTNOPS_LAUNCH((pool_combine_kernel<T, Reduce>), checked_grid(blocks), dim3(kCombineThreads), 0,
                  stream, static_cast<const typename Reduce::Partial*>(partials), out, argmax,
                  channels, schedule.plan);
 }
 
-template <typename T, int VEC>
+template <typename T, int kVec>
 void launch_spread(const PoolProblem& problem, const PoolSchedule& schedule, const T* grad,
                    T* grad_x, cudaStream_t stream) {
   if (problem.channels_last) {
-    ATTNOPS_LAUNCH((spread_channels_last_kernel<T, VEC>), checked_grid(schedule.blocks),
+    ATTNOPS_LAUNCH((spread_channels_last_kernel<T, kVec>), checked_grid(schedule.blocks),
                    dim3(schedule.threads), schedule.shared_bytes, stream, grad, grad_x,
                    problem.channels, schedule.channels_last, schedule.plan);
   } else {
-    ATTNOPS_LAUNCH((spread_contiguous_kernel<T, VEC>),
+    ATTNOPS_LAUNCH((spread_contiguous_kernel<T, kVec>),
                    checked_grid(schedule.blocks, schedule.shares), dim3(schedule.threads),
                    schedule.shared_bytes, stream, grad, grad_x, schedule.spread, schedule.plan);
   }
@@ -222,16 +222,16 @@ template <typename T>
 void pool_forward(const PoolProblem& problem, const PoolSchedule& schedule, const T* x, T* out,
                   int32_t* argmax, void* scratch, cudaStream_t stream) {
   using Acc = accumulator_t<T>;
-  constexpr int WIDEST = ACCESS_BYTES / sizeof(T);
+  constexpr int kWidest = kAccessBytes / sizeof(T);
   const auto launch = [&](auto... arguments) {
     if (problem.use_max) {
       if (schedule.wide) {
-        detail::launch_forward<T, WIDEST, Max<Acc>>(arguments...);
+        detail::launch_forward<T, kWidest, Max<Acc>>(arguments...);
       } else {
         detail::launch_forward<T, 1, Max<Acc>>(arguments...);
       }
     } else if (schedule.wide) {
-      detail::launch_forward<T, WIDEST, Mean<Acc>>(arguments...);
+      detail::launch_forward<T, kWidest, Mean<Acc>>(arguments...);
     } else {
       detail::launch_forward<T, 1, Mean<Acc>>(arguments...);
     }
@@ -244,7 +244,7 @@ template <typename T>
 PoolSchedule schedule_spread(const PoolProblem& problem, bool aligned) {
   using namespace detail;
   using Acc = accumulator_t<T>;
-  constexpr int WIDEST = ACCESS_BYTES / sizeof(T);
+  constexpr int kWidest = kAccessBytes / sizeof(T);
   PoolSchedule schedule{};
   schedule.plan.levels = make_levels(problem.sizes);
   const Levels& levels = schedule.plan.levels;
@@ -252,10 +252,10 @@ PoolSchedule schedule_spread(const PoolProblem& problem, bool aligned) {
   Axis& columns = schedule.plan.columns;
 
   if (problem.channels_last) {
-    schedule.wide = aligned && problem.channels % WIDEST == 0;
-    const int vector = schedule.wide ? WIDEST : 1;
+    schedule.wide = aligned && problem.channels % kWidest == 0;
+    const int vector = schedule.wide ? kWidest : 1;
     columns = make_axis(problem.width, levels, static_cast<int>(divide_up(problem.width, 32)));
-    divide_channels_last(problem, schedule, vector, SPREAD_THREADS, levels,
+    divide_channels_last(problem, schedule, vector, kSpreadThreads, levels,
                          levels.bins * sizeof(Acc));
     schedule.shared_bytes = levels.bins * sizeof(Acc) * schedule.channels_last.lanes * vector +
                             2 * levels.bins * sizeof(int) +
@@ -263,20 +263,20 @@ PoolSchedule schedule_spread(const PoolProblem& problem, bool aligned) {
     return schedule;
   }
 
-  constexpr int STRIPS_BYTES = 36 * 1024;
-  schedule.wide = aligned && problem.width % WIDEST == 0;
-  const int vector = schedule.wide ? WIDEST : 1;
+  constexpr int kStripsBytes = 36 * 1024;
+  schedule.wide = aligned && problem.width % kWidest == 0;
+  const int vector = schedule.wide ? kWidest : 1;
   columns = make_axis(problem.width, levels, problem.width);
   rows = make_axis(problem.height, levels, std::max<int>(8, divide_up(problem.height, 48)));
   SpreadTiling& tiling = schedule.spread;
-  tiling.lanes = choose_lanes(problem.width / vector, SPREAD_THREADS);
+  tiling.lanes = choose_lanes(problem.width / vector, kSpreadThreads);
   tiling.pieces_pitch = columns.pieces | 1;
   const size_t strip_bytes =
       (levels.bins + tiling.pieces_pitch) * sizeof(Acc) + levels.count * sizeof(BinRange);
   tiling.strips = std::min<int>(divide_up(rows.pieces, choose_shares(problem, rows.pieces)),
-                                static_cast<int>(STRIPS_BYTES / strip_bytes));
+                                static_cast<int>(kStripsBytes / strip_bytes));
   tiling.strips_pitch = tiling.strips | 1;
-  tiling.groups = choose_groups(tiling.strips, tiling.lanes, SPREAD_THREADS);
+  tiling.groups = choose_groups(tiling.strips, tiling.lanes, kSpreadThreads);
   schedule.shares = static_cast<int>(divide_up(rows.pieces, tiling.strips));
   schedule.blocks = problem.planes();
   schedule.threads = round_threads(tiling.lanes * tiling.groups);
@@ -291,21 +291,21 @@ PoolSchedule schedule_spread(const PoolProblem& problem, bool aligned) {
 template <typename T>
 void pool_backward(const PoolProblem& problem, const T* grad, const int32_t* argmax, T* grad_x,
                    cudaStream_t stream) {
-  constexpr int WIDEST = ACCESS_BYTES / sizeof(T);
+  constexpr int kWidest = kAccessBytes / sizeof(T);
   if (problem.use_max) {
     const Levels levels = make_levels(problem.sizes);
     const int64_t planes = problem.planes();
     const size_t pixels = static_cast<size_t>(problem.height) * problem.width;
     fill_zero(grad_x, planes * pixels * sizeof(T), stream);
     ATTNOPS_LAUNCH((scatter_max_kernel<T>),
-                   detail::checked_grid(detail::divide_up(planes * levels.cells, SCATTER_THREADS)),
-                   dim3(SCATTER_THREADS), 0, stream, grad, argmax, grad_x, planes, problem.channels,
+                   detail::checked_grid(detail::divide_up(planes * levels.cells, kScatterThreads)),
+                   dim3(kScatterThreads), 0, stream, grad, argmax, grad_x, planes, problem.channels,
                    problem.height, problem.width, problem.channels_last, levels);
     return;
   }
   const PoolSchedule schedule = schedule_spread<T>(problem, is_aligned(grad_x));
   if (schedule.wide) {
-    detail::launch_spread<T, WIDEST>(problem, schedule, grad, grad_x, stream);
+    detail::launch_spread<T, kWidest>(problem, schedule, grad, grad_x, stream);
   } else {
     detail::launch_spread<T, 1>(problem, schedule, grad, grad_x, stream);
   }

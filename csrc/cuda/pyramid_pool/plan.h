@@ -10,27 +10,27 @@
 
 namespace attnops::cuda {
 
-constexpr int MAX_LEVELS = 16;
-constexpr int MAX_BINS = 64;     // bins along an axis, all levels together
-constexpr int MAX_PIECES = 256;  // at most 2 * MAX_BINS - 1 cuts by bins, the rest by length
+constexpr int kMaxLevels = 16;
+constexpr int kMaxBins = 64;     // bins along an axis, all levels together
+constexpr int kMaxPieces = 256;  // at most 2 * kMaxBins - 1 cuts by bins, the rest by length
 
 // Most pixels of a plane: a row of threads may step past the end of a row of pixels, in int.
-constexpr int64_t MAX_PIXELS = INT32_MAX - 4096;
+constexpr int64_t kMaxPixels = INT32_MAX - 4096;
 
 struct Levels {
   int count;
   int bins;   // sum of n: bins along an axis, all levels together
   int cells;  // sum of n * n: bins of a plane, "S"
-  int size[MAX_LEVELS];
+  int size[kMaxLevels];
 };
 
 struct Axis {
   int size;    // inputs along the axis
   int pieces;  // piece k holds the inputs [cut[k], cut[k + 1])
-  int cut[MAX_PIECES + 1];
+  int cut[kMaxPieces + 1];
   // Bin j (levels in order) holds the pieces [first[j], last[j]).
-  uint16_t first[MAX_BINS];
-  uint16_t last[MAX_BINS];
+  uint16_t first[kMaxBins];
+  uint16_t last[kMaxBins];
 };
 
 // Passed to the kernels by value.
@@ -44,13 +44,13 @@ static_assert(sizeof(Plan) <= 3072, "a kernel's parameters must stay below 4 KiB
 // Whether the kernels take these levels: 1 to 16 of them, with at most 64 bins in total along an
 // axis. This bounds the tables of a Plan whatever the size of the map.
 inline bool levels_supported(const std::vector<int64_t>& sizes) {
-  if (sizes.empty() || sizes.size() > MAX_LEVELS) return false;
+  if (sizes.empty() || sizes.size() > kMaxLevels) return false;
   int64_t bins = 0;
   for (int64_t n : sizes) {
-    if (n < 1 || n > MAX_BINS) return false;
+    if (n < 1 || n > kMaxBins) return false;
     bins += n;
   }
-  return bins <= MAX_BINS;
+  return bins <= kMaxBins;
 }
 
 inline Levels make_levels(const std::vector<int64_t>& sizes) {
@@ -63,10 +63,10 @@ inline Levels make_levels(const std::vector<int64_t>& sizes) {
   return levels;
 }
 
-// Shortest max_length that keeps the pieces of an axis within MAX_PIECES.
+// Shortest max_length that keeps the pieces of an axis within kMaxPieces.
 inline int shortest_piece(int size) {
-  constexpr int CUT_BY_LENGTH = MAX_PIECES - 2 * MAX_BINS;
-  return (size - 1) / CUT_BY_LENGTH + 1;
+  constexpr int kCutByLength = kMaxPieces - 2 * kMaxBins;
+  return (size - 1) / kCutByLength + 1;
 }
 
 // Cuts an axis at every bin edge, then into pieces of at most about `max_length` inputs.

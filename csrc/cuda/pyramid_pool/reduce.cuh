@@ -12,7 +12,7 @@ namespace attnops::cuda {
 
 template <typename Acc>
 struct Mean {
-  static constexpr bool HAS_INDEX = false;
+  static constexpr bool kHasIndex = false;
   using Partial = Acc;
 
   static __device__ __forceinline__ Partial empty() { return 0; }
@@ -32,7 +32,7 @@ struct Mean {
 // As F.adaptive_max_pool2d: the first of equal maxima in row-major order, but the last NaN.
 template <typename Acc>
 struct Max {
-  static constexpr bool HAS_INDEX = true;
+  static constexpr bool kHasIndex = true;
   struct alignas(2 * sizeof(Acc)) Partial {
     Acc value;
     int index;  // h * W + w
@@ -82,28 +82,28 @@ __device__ __forceinline__ int count_pixels(const Plan& plan, Cell cell) {
          (columns.cut[columns.last[cell.column_bin]] - columns.cut[columns.first[cell.column_bin]]);
 }
 
-// Reduces a rectangle of `height` x `width` positions, each VEC elements side by side, into
-// partial[VEC], with DEPTH loads in flight. p points at the first position; `index` is its number
+// Reduces a rectangle of `height` x `width` positions, each kVec elements side by side, into
+// partial[kVec], with kDepth loads in flight. p points at the first position; `index` is its number
 // h * W + w in the plane and `index_step` what the elements of a position add to it (1: they are
 // columns, 0: they are channels).
-template <typename Reduce, int DEPTH, typename T, int VEC>
+template <typename Reduce, int kDepth, typename T, int kVec>
 __device__ __forceinline__ void reduce_rectangle(const T* __restrict__ p, int64_t row_stride,
                                                  int64_t column_stride, int height, int width,
                                                  int index, int row_index_stride, int index_step,
-                                                 typename Reduce::Partial (&partial)[VEC]) {
+                                                 typename Reduce::Partial (&partial)[kVec]) {
 #pragma unroll
-  for (int e = 0; e < VEC; ++e) partial[e] = Reduce::start(index + e * index_step);
+  for (int e = 0; e < kVec; ++e) partial[e] = Reduce::start(index + e * index_step);
   int row = 0;
   int column = 0;
   while (row < height) {
-    Vector<T, VEC> loaded[DEPTH];
-    int loaded_index[DEPTH];
+    Vector<T, kVec> loaded[kDepth];
+    int loaded_index[kDepth];
 #pragma unroll
-    for (int k = 0; k < DEPTH; ++k) {
+    for (int k = 0; k < kDepth; ++k) {
       loaded_index[k] = -1;
       if (row < height) {
-        loaded[k] =
-            *reinterpret_cast<const Vector<T, VEC>*>(p + row * row_stride + column * column_stride);
+        loaded[k] = *reinterpret_cast<const Vector<T, kVec>*>(p + row * row_stride +
+                                                              column * column_stride);
         loaded_index[k] = index + row * row_index_stride + column;
         if (++column == width) {
           column = 0;
@@ -112,10 +112,10 @@ __device__ __forceinline__ void reduce_rectangle(const T* __restrict__ p, int64_
       }
     }
 #pragma unroll
-    for (int k = 0; k < DEPTH; ++k) {
+    for (int k = 0; k < kDepth; ++k) {
       if (loaded_index[k] >= 0) {
 #pragma unroll
-        for (int e = 0; e < VEC; ++e) {
+        for (int e = 0; e < kVec; ++e) {
           Reduce::add(partial[e], widen(loaded[k].value[e]), loaded_index[k] + e * index_step);
         }
       }

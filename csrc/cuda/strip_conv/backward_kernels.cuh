@@ -5,9 +5,9 @@
 //   da = g + sum over s of horizontal_s^T(gh_s)            gradient of a
 //   dx = local^T(da)
 //   dtaps: of the local kernel from da and x, of a row from gh_s and a, of a column from g and h_s
-//   dshifts: sums of da; of gh_s and g for every strip
+//   dbiases: sums of da; of gh_s and g for every strip
 //
-// Maps, taps and shifts as in the forward; a and h_s are computed again, and all of them stay in
+// Maps, taps and biases as in the forward; a and h_s are computed again, and all of them stay in
 // shared memory.
 //
 // strip_backward_map_kernel: one block a tile of a few channels, writes dx. Moved per element: one
@@ -15,15 +15,15 @@
 // strip_backward_taps_kernel: one block a slice of the tiles of a few channels; adds up what its
 // tiles give, in their order, in p_partials `[slices, C, T + 1 + 2 * strips]`. Moved per element:
 // about 2 r reads.
-// strip_backward_reduce_kernel: adds up the slices in a fixed order; a block owns WARP sums.
+// strip_backward_reduce_kernel: adds up the slices in a fixed order; a block owns kWarp sums.
 #pragma once
 
 #include "tile.cuh"
 
 namespace attnops::cuda {
 
-constexpr int REDUCE_PARTS = 8;  // of the slices, for every sum
-constexpr int REDUCE_THREADS = WARP * REDUCE_PARTS;
+constexpr int kReduceParts = 8;  // of the slices, for every sum
+constexpr int kReduceThreads = kWarp * kReduceParts;
 
 // gh: the transposed column of `taps` taps applied to s_grad, whose first row is plan.reach_y rows
 // above that of `area`, and whose columns are those of `area`. `area` begins (above, left) of the
@@ -37,16 +37,16 @@ __device__ __forceinline__ void apply_column_transposed(const StripTile& tile, A
   const StripPlane<Acc> from = tile.plane(s_grad, area);
   const StripPlane<Acc> to = tile.plane(s_grad_horizontal, area);
   const int lanes = plan.lanes;
-  tile.for_each(area.columns, area.rows / STRIP_RUN, [&](int column, int run) {
-    const int row = run * STRIP_RUN;
+  tile.for_each(area.columns, area.rows / kStripRun, [&](int column, int run) {
+    const int row = run * kStripRun;
     const int map_row = tile.y - above + row, map_column = tile.x - left + column;
-    Acc sums[STRIP_RUN] = {};
-    if (map_row < plan.height && map_row + STRIP_RUN > 0 && tile.is_inside(0, map_column)) {
+    Acc sums[kStripRun] = {};
+    if (map_row < plan.height && map_row + kStripRun > 0 && tile.is_inside(0, map_column)) {
       correlate_run(sums, from.at(plan.reach_y - taps / 2 + row, column), from.row,
                     s_taps + (taps - 1) * lanes, -lanes, taps);
     }
 #pragma unroll
-    for (int j = 0; j < STRIP_RUN; ++j) {
+    for (int j = 0; j < kStripRun; ++j) {
       *to.at(row + j, column) = tile.is_inside(map_row + j, map_column) ? sums[j] : Acc(0);
     }
   });
@@ -63,36 +63,36 @@ __device__ __forceinline__ void add_row_transposed(const StripTile& tile, Acc* s
       tile.plane(s_grad_horizontal, StripArea{area.rows, area.columns + 2 * plan.reach_x});
   const StripPlane<Acc> to = tile.plane(s_grad_local, area);
   const int lanes = plan.lanes;
-  tile.for_each(area.rows, area.columns / STRIP_RUN, [&](int row, int run) {
-    const int column = run * STRIP_RUN;
+  tile.for_each(area.rows, area.columns / kStripRun, [&](int row, int run) {
+    const int column = run * kStripRun;
     const int map_row = tile.y - above + row, map_column = tile.x - left + column;
     if (map_row < 0 || map_row >= plan.height) return;
-    Acc sums[STRIP_RUN] = {};
+    Acc sums[kStripRun] = {};
     correlate_run(sums, from.at(row, plan.reach_x - taps / 2 + column), from.column,
                   s_taps + (taps - 1) * lanes, -lanes, taps);
 #pragma unroll
-    for (int j = 0; j < STRIP_RUN; ++j) {
+    for (int j = 0; j < kStripRun; ++j) {
       if (tile.is_inside(map_row, map_column + j)) *to.at(row, column + j) += sums[j];
     }
   });
 }
 
 template <typename T>
-__global__ void __launch_bounds__(STRIP_THREADS, 2)
+__global__ void __launch_bounds__(kStripThreads, 2)
     strip_backward_map_kernel(const T* __restrict__ p_grad, const T* __restrict__ p_taps,
-                              const T* __restrict__ p_shifts, T* __restrict__ p_grad_x,
+                              const T* __restrict__ p_biases, T* __restrict__ p_grad_x,
                               const __grid_constant__ StripPlan plan) {
   using Acc = accumulator_t<T>;
   ATTNOPS_DYNAMIC_SHARED(shared);
   const StripTile tile = make_strip_tile(plan);
   const int lanes = plan.lanes;
   const int above = plan.kernel_height / 2, left = plan.kernel_width / 2;
-  Acc* s_parameters = reinterpret_cast<Acc*>(shared);  // [taps + shifts, lanes]
+  Acc* s_parameters = reinterpret_cast<Acc*>(shared);  // [taps + biases, lanes]
   Acc* s_grad_local = s_parameters + plan.parameters() * lanes;
   Acc* s_grad_horizontal = s_grad_local + plan.grad_local().size() * lanes;
   Acc* s_grad = s_grad_horizontal + plan.grad_horizontal().size() * lanes;
 
-  tile.load_parameters(p_taps, p_shifts, s_parameters);
+  tile.load_parameters(p_taps, p_biases, s_parameters);
   tile.load(p_grad, plan.grad_out(), above + plan.reach_y, left + plan.reach_x, s_grad);
   tile.load(p_grad, plan.grad_local(), above, left, s_grad_local);
   const Acc* s_taps = s_parameters + plan.kernel_height * plan.kernel_width * lanes + tile.lane();
@@ -107,21 +107,21 @@ __global__ void __launch_bounds__(STRIP_THREADS, 2)
   }
   __syncthreads();
 
-  // STRIP_RUN rows of a column of dx; taps are read backwards.
+  // kStripRun rows of a column of dx; taps are read backwards.
   const int column = threadIdx.x / lanes % plan.tile_columns;
-  const int row = threadIdx.x / lanes / plan.tile_columns * STRIP_RUN;
+  const int row = threadIdx.x / lanes / plan.tile_columns * kStripRun;
   if (row >= plan.tile_rows || tile.channel() >= plan.channels) return;
   if (!tile.is_inside(tile.y + row, tile.x + column)) return;
   const StripPlane<Acc> from = tile.plane(s_grad_local, plan.grad_local());
   const Acc* s_last =
       s_parameters + (plan.kernel_height * plan.kernel_width - 1) * lanes + tile.lane();
-  Acc sums[STRIP_RUN] = {};
+  Acc sums[kStripRun] = {};
   for (int k = 0; k < plan.kernel_width; ++k) {
     correlate_run(sums, from.at(row, column + k), from.row, s_last - k * lanes,
                   -plan.kernel_width * lanes, plan.kernel_height);
   }
 #pragma unroll
-  for (int j = 0; j < STRIP_RUN; ++j) {
+  for (int j = 0; j < kStripRun; ++j) {
     if (tile.y + row + j < plan.height) {
       p_grad_x[tile.offset(tile.y + row + j, tile.x + column)] = narrow<T>(sums[j]);
     }
@@ -137,11 +137,11 @@ struct TapSums {
   int tap_rows;
   int taps;       // of a row
   int first_tap;  // where the sums go among a channel's
-  int shift;      // where the sum of grad goes
+  int bias;       // where the sum of grad goes
 };
 
 // p_partials: sums of the tile's first channel, to which this adds (or which it sets, if is_first).
-// A thread multiplies one line by STRIP_RUN taps, then lines are added up in order.
+// A thread multiplies one line by kStripRun taps, then lines are added up in order.
 template <typename Acc>
 __device__ __forceinline__ void sum_taps(const StripTile& tile, const TapSums& of,
                                          const StripPlane<Acc>& grad, const StripPlane<Acc>& map,
@@ -150,52 +150,52 @@ __device__ __forceinline__ void sum_taps(const StripTile& tile, const TapSums& o
   const int threads = blockDim.x;
   const int line_threads = of.lines * plan.lanes;
   const int chunks_at_once = threads / line_threads;
-  const int row_chunks = (of.taps + STRIP_RUN - 1) / STRIP_RUN;
+  const int row_chunks = (of.taps + kStripRun - 1) / kStripRun;
   const int chunks = of.tap_rows * row_chunks;
   const int line = threadIdx.x % line_threads / plan.lanes;
   for (int first = 0; first < chunks; first += chunks_at_once) {
     const int chunk = first + threadIdx.x / line_threads;
     if (chunk < min(first + chunks_at_once, chunks)) {
-      const int tap = chunk % row_chunks * STRIP_RUN;
+      const int tap = chunk % row_chunks * kStripRun;
       const int needed = of.length + of.taps - 1 - tap;  // positions of the map from this tap on
       const Acc* s_map = map.at(line + chunk / row_chunks, tap);
       const Acc* s_grad = grad.at(line, 0);
-      Acc sums[STRIP_RUN] = {};
+      Acc sums[kStripRun] = {};
       Acc total = 0;
-      Acc window[STRIP_RUN];
+      Acc window[kStripRun];
 #pragma unroll
-      for (int j = 0; j < STRIP_RUN - 1; ++j) {
+      for (int j = 0; j < kStripRun - 1; ++j) {
         window[j] = j < needed ? s_map[j * map.column] : Acc(0);
       }
-      s_map += (STRIP_RUN - 1) * map.column;
+      s_map += (kStripRun - 1) * map.column;
 #pragma unroll 4
       for (int i = 0; i < of.length; ++i, s_map += map.column, s_grad += grad.column) {
-        window[STRIP_RUN - 1] = i + STRIP_RUN - 1 < needed ? *s_map : Acc(0);
+        window[kStripRun - 1] = i + kStripRun - 1 < needed ? *s_map : Acc(0);
         const Acc factor = *s_grad;
         total += factor;
 #pragma unroll
-        for (int j = 0; j < STRIP_RUN; ++j) sums[j] += factor * window[j];
+        for (int j = 0; j < kStripRun; ++j) sums[j] += factor * window[j];
 #pragma unroll
-        for (int j = 0; j < STRIP_RUN - 1; ++j) window[j] = window[j + 1];
+        for (int j = 0; j < kStripRun - 1; ++j) window[j] = window[j + 1];
       }
 #pragma unroll
-      for (int j = 0; j < STRIP_RUN; ++j) s_sums[j * threads + threadIdx.x] = sums[j];
-      s_sums[STRIP_RUN * threads + threadIdx.x] = total;
+      for (int j = 0; j < kStripRun; ++j) s_sums[j * threads + threadIdx.x] = sums[j];
+      s_sums[kStripRun * threads + threadIdx.x] = total;
     }
     __syncthreads();
-    const int found = min(chunks_at_once, chunks - first) * (STRIP_RUN + 1) * plan.lanes;
+    const int found = min(chunks_at_once, chunks - first) * (kStripRun + 1) * plan.lanes;
     for (int index = threadIdx.x; index < found; index += threads) {
-      const int j = index / plan.lanes % (STRIP_RUN + 1);
-      const int part = index / plan.lanes / (STRIP_RUN + 1);
-      const int tap = (first + part) % row_chunks * STRIP_RUN + j;
-      const bool is_total = j == STRIP_RUN;
+      const int j = index / plan.lanes % (kStripRun + 1);
+      const int part = index / plan.lanes / (kStripRun + 1);
+      const int tap = (first + part) % row_chunks * kStripRun + j;
+      const bool is_total = j == kStripRun;
       if (is_total ? first + part != 0 : tap >= of.taps) continue;
       if (tile.channel() >= plan.channels) continue;
       const Acc* s_line = s_sums + j * threads + part * line_threads + tile.lane();
       Acc sum = 0;
       for (int k = 0; k < of.lines; ++k, s_line += plan.lanes) sum += *s_line;
       const int at =
-          is_total ? of.shift : of.first_tap + (first + part) / row_chunks * of.taps + tap;
+          is_total ? of.bias : of.first_tap + (first + part) / row_chunks * of.taps + tap;
       Acc* p_sum = p_partials + tile.lane() * plan.parameters() + at;
       *p_sum = is_first ? sum : *p_sum + sum;
     }
@@ -204,9 +204,9 @@ __device__ __forceinline__ void sum_taps(const StripTile& tile, const TapSums& o
 }
 
 template <typename T>
-__global__ void __launch_bounds__(STRIP_THREADS, 2)
+__global__ void __launch_bounds__(kStripThreads, 2)
     strip_backward_taps_kernel(const T* __restrict__ p_grad, const T* __restrict__ p_x,
-                               const T* __restrict__ p_taps, const T* __restrict__ p_shifts,
+                               const T* __restrict__ p_taps, const T* __restrict__ p_biases,
                                accumulator_t<T>* __restrict__ p_partials,
                                const __grid_constant__ StripPlan plan) {
   using Acc = accumulator_t<T>;
@@ -214,7 +214,7 @@ __global__ void __launch_bounds__(STRIP_THREADS, 2)
   const int lanes = plan.lanes;
   const int group = blockIdx.x % plan.groups;
   const int64_t slice = blockIdx.x / plan.groups;
-  Acc* s_parameters = reinterpret_cast<Acc*>(shared);  // [taps + shifts, lanes]
+  Acc* s_parameters = reinterpret_cast<Acc*>(shared);  // [taps + biases, lanes]
   Acc* s_local = s_parameters + plan.parameters() * lanes;
   Acc* s_row = s_local + plan.local().size() * lanes;  // h_s, then gh_s
   Acc* s_grad_local = s_row + plan.row_results() * lanes;
@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(STRIP_THREADS, 2)
     const bool is_first = index == begin;
     const int rows = min(plan.tile_rows, plan.height - tile.y);
     const int columns = min(plan.tile_columns, plan.width - tile.x);
-    if (is_first) tile.load_parameters(p_taps, p_shifts, s_parameters);
+    if (is_first) tile.load_parameters(p_taps, p_biases, s_parameters);
     tile.load(p_x, plan.source(), plan.reach_y + above, plan.reach_x + left, s_map);
     tile.load(p_grad, plan.own(), 0, 0, s_grad_local);
     __syncthreads();
@@ -246,14 +246,14 @@ __global__ void __launch_bounds__(STRIP_THREADS, 2)
     int first_tap = local_taps;
     for (int s = 0; s < plan.strips; ++s) {
       const int row_taps = plan.rows[s], column_taps = plan.columns[s];
-      const int shift = plan.taps + 1 + 2 * s;
+      const int bias = plan.taps + 1 + 2 * s;
       const Acc* s_row_taps = s_parameters + first_tap * lanes + tile.lane();
       const Acc* s_column_taps = s_row_taps + row_taps * lanes;
-      apply_row(tile, s_local, s_row_taps, row_taps, s_parameters[shift * lanes + tile.lane()],
+      apply_row(tile, s_local, s_row_taps, row_taps, s_parameters[bias * lanes + tile.lane()],
                 column_taps / 2, s_row);
       __syncthreads();
       const StripPlane<Acc> horizontal = tile.plane(s_row, plan.horizontal());
-      const TapSums of_column{columns, rows, 1, column_taps, first_tap + row_taps, shift + 1};
+      const TapSums of_column{columns, rows, 1, column_taps, first_tap + row_taps, bias + 1};
       sum_taps(tile, of_column, grad.from(plan.reach_y, plan.reach_x).transposed(),
                horizontal.transposed(), s_sums, is_first, p_sums);
       apply_column_transposed(tile, s_map, s_column_taps, column_taps, plan.own_grad_horizontal(),
@@ -261,7 +261,7 @@ __global__ void __launch_bounds__(STRIP_THREADS, 2)
       __syncthreads();
       add_row_transposed(tile, s_row, s_row_taps, row_taps, plan.own(), 0, 0, s_grad_local);
       const StripPlane<Acc> grad_horizontal = tile.plane(s_row, plan.own_grad_horizontal());
-      const TapSums of_row{rows, columns, 1, row_taps, first_tap, shift};
+      const TapSums of_row{rows, columns, 1, row_taps, first_tap, bias};
       sum_taps(tile, of_row, grad_horizontal.from(0, plan.reach_x),
                local.from(plan.reach_y, plan.reach_x - row_taps / 2), s_sums, is_first, p_sums);
       first_tap += row_taps + column_taps;
@@ -276,30 +276,30 @@ __global__ void __launch_bounds__(STRIP_THREADS, 2)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(REDUCE_THREADS)
+__global__ void __launch_bounds__(kReduceThreads)
     strip_backward_reduce_kernel(const accumulator_t<T>* __restrict__ p_partials,
-                                 T* __restrict__ p_grad_taps, T* __restrict__ p_grad_shifts,
-                                 int channels, int taps, int shifts, int slices) {
+                                 T* __restrict__ p_grad_taps, T* __restrict__ p_grad_biases,
+                                 int channels, int taps, int biases, int slices) {
   using Acc = accumulator_t<T>;
-  ATTNOPS_SHARED_ARRAY(Acc, s_sums, [REDUCE_PARTS][WARP]);
-  const int parameters = taps + shifts;
+  ATTNOPS_SHARED_ARRAY(Acc, s_sums, [kReduceParts][kWarp]);
+  const int parameters = taps + biases;
   const int64_t sums = static_cast<int64_t>(channels) * parameters;
-  const int lane = threadIdx.x % WARP, part = threadIdx.x / WARP;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * WARP + lane;
+  const int lane = threadIdx.x % kWarp, part = threadIdx.x / kWarp;
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
   Acc sum = 0;
   if (index < sums) {
-    for (int64_t slice = part; slice < slices; slice += REDUCE_PARTS) {
+    for (int64_t slice = part; slice < slices; slice += kReduceParts) {
       sum += p_partials[slice * sums + index];
     }
   }
   s_sums[part][lane] = sum;
   __syncthreads();
   if (part != 0 || index >= sums) return;
-  for (int k = 1; k < REDUCE_PARTS; ++k) sum += s_sums[k][lane];
+  for (int k = 1; k < kReduceParts; ++k) sum += s_sums[k][lane];
   const int64_t channel = index / parameters;
   const int which = static_cast<int>(index % parameters);
   T* p_to = which < taps ? p_grad_taps + channel * taps + which
-                         : p_grad_shifts + channel * shifts + which - taps;
+                         : p_grad_biases + channel * biases + which - taps;
   *p_to = narrow<T>(sum);
 }
 

@@ -6,7 +6,7 @@
 // where a and horizontal(a) are zero outside the map.
 //
 // x, out `[B, C, H, W]`, contiguous or channels_last; taps `[C, T]`: the local kernel row by row,
-// then row and column of every strip; shifts `[C, 1 + 2 * strips]`: b, then b_h and b_v of every
+// then row and column of every strip; biases `[C, 1 + 2 * strips]`: b, then b_h and b_v of every
 // strip.
 //
 // Grid: one block a tile (plan.h) of a few channels. a and one horizontal result at a
@@ -22,59 +22,59 @@
 namespace attnops::cuda {
 
 template <typename T>
-__global__ void __launch_bounds__(STRIP_THREADS, 2)
+__global__ void __launch_bounds__(kStripThreads, 2)
     strip_forward_kernel(const T* __restrict__ p_x, const T* __restrict__ p_taps,
-                         const T* __restrict__ p_shifts, T* __restrict__ p_out,
+                         const T* __restrict__ p_biases, T* __restrict__ p_out,
                          const __grid_constant__ StripPlan plan) {
   using Acc = accumulator_t<T>;
   ATTNOPS_DYNAMIC_SHARED(shared);
   const StripTile tile = make_strip_tile(plan);
   const int lanes = plan.lanes;
-  Acc* s_parameters = reinterpret_cast<Acc*>(shared);  // [taps + shifts, lanes]
+  Acc* s_parameters = reinterpret_cast<Acc*>(shared);  // [taps + biases, lanes]
   Acc* s_local = s_parameters + plan.parameters() * lanes;
   Acc* s_source = s_local + plan.local().size() * lanes;
   Acc* s_horizontal = s_source;  // x is done with once a is there
 
-  tile.load_parameters(p_taps, p_shifts, s_parameters);
+  tile.load_parameters(p_taps, p_biases, s_parameters);
   tile.load(p_x, plan.source(), plan.reach_y + plan.kernel_height / 2,
             plan.reach_x + plan.kernel_width / 2, s_source);
   __syncthreads();
   apply_local(tile, s_source, s_parameters, s_local);
   __syncthreads();
 
-  // This thread's outputs: STRIP_RUN rows of a column.
+  // This thread's outputs: kStripRun rows of a column.
   const int column = threadIdx.x / lanes % plan.tile_columns;
-  const int row = threadIdx.x / lanes / plan.tile_columns * STRIP_RUN;
+  const int row = threadIdx.x / lanes / plan.tile_columns * kStripRun;
   const bool owns = row < plan.tile_rows && tile.is_inside(tile.y + row, tile.x + column);
-  Acc sums[STRIP_RUN] = {};
+  Acc sums[kStripRun] = {};
   if (owns) {
     const StripPlane<Acc> local = tile.plane(s_local, plan.local());
 #pragma unroll
-    for (int j = 0; j < STRIP_RUN; ++j) {
+    for (int j = 0; j < kStripRun; ++j) {
       sums[j] = *local.at(plan.reach_y + row + j, plan.reach_x + column);
     }
   }
   const Acc* s_taps = s_parameters + plan.kernel_height * plan.kernel_width * lanes + tile.lane();
-  const Acc* s_shift = s_parameters + (plan.taps + 1) * lanes + tile.lane();
+  const Acc* s_bias = s_parameters + (plan.taps + 1) * lanes + tile.lane();
   for (int s = 0; s < plan.strips; ++s) {
-    apply_row(tile, s_local, s_taps, plan.rows[s], s_shift[0], plan.columns[s] / 2, s_horizontal);
+    apply_row(tile, s_local, s_taps, plan.rows[s], s_bias[0], plan.columns[s] / 2, s_horizontal);
     s_taps += plan.rows[s] * lanes;
     __syncthreads();
     if (owns) {
       const StripPlane<Acc> horizontal = tile.plane(s_horizontal, plan.horizontal());
-      Acc column_sums[STRIP_RUN] = {s_shift[lanes], s_shift[lanes], s_shift[lanes], s_shift[lanes]};
+      Acc column_sums[kStripRun] = {s_bias[lanes], s_bias[lanes], s_bias[lanes], s_bias[lanes]};
       correlate_run(column_sums, horizontal.at(row, column), horizontal.row, s_taps, lanes,
                     plan.columns[s]);
 #pragma unroll
-      for (int j = 0; j < STRIP_RUN; ++j) sums[j] += column_sums[j];
+      for (int j = 0; j < kStripRun; ++j) sums[j] += column_sums[j];
     }
     s_taps += plan.columns[s] * lanes;
-    s_shift += 2 * lanes;
+    s_bias += 2 * lanes;
     __syncthreads();
   }
   if (!owns || tile.channel() >= plan.channels) return;
 #pragma unroll
-  for (int j = 0; j < STRIP_RUN; ++j) {
+  for (int j = 0; j < kStripRun; ++j) {
     if (tile.y + row + j < plan.height) {
       p_out[tile.offset(tile.y + row + j, tile.x + column)] = narrow<T>(sums[j]);
     }

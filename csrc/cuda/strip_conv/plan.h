@@ -16,18 +16,18 @@
 namespace attnops::cuda {
 
 // Neighbouring sums along an axis that one thread keeps in registers.
-constexpr int STRIP_RUN = 4;
-constexpr int STRIP_THREADS = 512;
-constexpr int WARP = 32;
+constexpr int kStripRun = 4;
+constexpr int kStripThreads = 512;
+constexpr int kWarp = 32;
 // Shared memory of a block, which any device since sm_80 can give to one; sm_90 runs two at a time.
-constexpr size_t STRIP_SHARED_LIMIT = 96 * 1024;
+constexpr size_t kStripSharedLimit = 96 * 1024;
 
 // Any kernels within these have a tile that fits the shared memory.
-constexpr int64_t MAX_STRIPS = 8;
-constexpr int64_t MAX_STRIP_SIDE = 63;
-constexpr int64_t MAX_LOCAL_SIDE = 11;
-constexpr int64_t MAX_STRIP_PIXELS = INT32_MAX - 4096;
-constexpr int64_t MAX_STRIP_CHANNELS = INT32_MAX - 4096;
+constexpr int64_t kMaxStrips = 8;
+constexpr int64_t kMaxStripSide = 63;
+constexpr int64_t kMaxLocalSide = 11;
+constexpr int64_t kMaxStripPixels = INT32_MAX - 4096;
+constexpr int64_t kMaxStripChannels = INT32_MAX - 4096;
 
 struct StripProblem {
   int64_t batch;
@@ -43,19 +43,18 @@ struct StripProblem {
 };
 
 inline bool strip_conv_supported(const StripProblem& problem) {
-  const auto fits = [](int64_t side) { return side <= MAX_STRIP_SIDE; };
-  return problem.rows.size() <= MAX_STRIPS &&
+  const auto fits = [](int64_t side) { return side <= kMaxStripSide; };
+  return problem.rows.size() <= kMaxStrips &&
          std::all_of(problem.rows.begin(), problem.rows.end(), fits) &&
          std::all_of(problem.columns.begin(), problem.columns.end(), fits) &&
-         std::max(problem.kernel_height, problem.kernel_width) <= MAX_LOCAL_SIDE &&
-         problem.height <= MAX_STRIP_PIXELS / problem.width &&
-         problem.channels <= MAX_STRIP_CHANNELS;
+         std::max(problem.kernel_height, problem.kernel_width) <= kMaxLocalSide &&
+         problem.height <= kMaxStripPixels / problem.width && problem.channels <= kMaxStripChannels;
 }
 
 enum class StripPass {
-  FORWARD,  // out
-  MAP,      // the gradient of x
-  TAPS,     // the gradients of taps and shifts
+  kForward,  // out
+  kMap,      // the gradient of x
+  kTaps,     // the gradients of taps and biases
 };
 
 // Positions in shared memory.
@@ -77,27 +76,27 @@ struct StripPlan {
   int kernel_height;
   int kernel_width;
   int strips;
-  int rows[MAX_STRIPS];
-  int columns[MAX_STRIPS];
+  int rows[kMaxStrips];
+  int columns[kMaxStrips];
   int taps;     // of a channel, all kernels together
   int reach_y;  // of the longest column to either side
   int reach_x;  // of the longest row
 
-  int tile_rows;  // a multiple of STRIP_RUN, like tile_columns
+  int tile_rows;  // a multiple of kStripRun, like tile_columns
   int tile_columns;
   int lanes;         // a power of two, at most a warp
   int row_tiles;     // of a map
   int column_tiles;  // of a map
   int groups;        // of `lanes` channels
   int64_t tiles;     // of all samples, each of one group of channels
-  int slices;        // into which StripPass::TAPS divides the tiles
+  int slices;        // into which StripPass::kTaps divides the tiles
 
   ATTNOPS_HOST_DEVICE static int round_up(int n) {
-    return (n + STRIP_RUN - 1) / STRIP_RUN * STRIP_RUN;
+    return (n + kStripRun - 1) / kStripRun * kStripRun;
   }
   ATTNOPS_HOST_DEVICE int parameters() const { return taps + 1 + 2 * strips; }
-  ATTNOPS_HOST_DEVICE int runs() const { return tile_rows / STRIP_RUN * tile_columns * lanes; }
-  ATTNOPS_HOST_DEVICE int threads() const { return (runs() + WARP - 1) / WARP * WARP; }
+  ATTNOPS_HOST_DEVICE int runs() const { return tile_rows / kStripRun * tile_columns * lanes; }
+  ATTNOPS_HOST_DEVICE int threads() const { return (runs() + kWarp - 1) / kWarp * kWarp; }
 
   // The result of the local kernel that the strips read, and what the kernel reads for it.
   ATTNOPS_HOST_DEVICE StripArea local() const {
@@ -112,7 +111,7 @@ struct StripPlan {
   }
   ATTNOPS_HOST_DEVICE StripArea own() const { return {tile_rows, tile_columns}; }
 
-  // StripPass::MAP: the gradient of the local kernel's result, of a row's result, and of out.
+  // StripPass::kMap: the gradient of the local kernel's result, of a row's result, and of out.
   ATTNOPS_HOST_DEVICE StripArea grad_local() const {
     return {round_up(tile_rows + kernel_height - 1), round_up(tile_columns + kernel_width - 1)};
   }
@@ -123,7 +122,7 @@ struct StripPlan {
     return {grad_local().rows + 2 * reach_y, grad_horizontal().columns};
   }
 
-  // StripPass::TAPS: a row's gradient and out's, where the tile's own positions need them.
+  // StripPass::kTaps: a row's gradient and out's, where the tile's own positions need them.
   ATTNOPS_HOST_DEVICE StripArea own_grad_horizontal() const {
     return {tile_rows, tile_columns + 2 * reach_x};
   }
@@ -146,17 +145,17 @@ inline size_t strip_shared_bytes(const StripPlan& plan, StripPass pass, size_t s
   size_t positions = plan.parameters();
   size_t sums = 0;
   switch (pass) {
-    case StripPass::FORWARD:
+    case StripPass::kForward:
       positions += plan.source_or_horizontal() + plan.local().size();
       break;
-    case StripPass::MAP:
+    case StripPass::kMap:
       positions +=
           plan.grad_out().size() + plan.grad_horizontal().size() + plan.grad_local().size();
       break;
-    case StripPass::TAPS:
+    case StripPass::kTaps:
       positions +=
           plan.source().size() + plan.local().size() + plan.row_results() + plan.own().size();
-      sums = static_cast<size_t>(STRIP_RUN + 1) * plan.threads();
+      sums = static_cast<size_t>(kStripRun + 1) * plan.threads();
       break;
   }
   return (positions * plan.lanes + sums) * sum_bytes;
@@ -168,27 +167,27 @@ inline int64_t strip_ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b;
 
 // Work of a block in multiply-adds, roughly: which of two tiles is the better one.
 inline double strip_work(const StripPlan& plan, StripPass pass, size_t element_bytes) {
-  constexpr double LOAD = 16;  // multiply-adds in the time of a load
-  constexpr double SECTOR = 32;
-  double load = LOAD;
-  if (plan.channels_last) load *= std::max(1.0, SECTOR / (plan.lanes * element_bytes));
+  constexpr double kLoad = 16;  // multiply-adds in the time of a load
+  constexpr double kSector = 32;
+  double load = kLoad;
+  if (plan.channels_last) load *= std::max(1.0, kSector / (plan.lanes * element_bytes));
   const double kernel = double(plan.kernel_height) * plan.kernel_width;
   const double own = plan.own().size();
   double work = load * own;
-  if (pass != StripPass::MAP) {
+  if (pass != StripPass::kMap) {
     work += load * plan.source().size() + kernel * plan.local().size();
     for (int s = 0; s < plan.strips; ++s) {
       work += double(plan.rows[s]) * plan.horizontal().size() + plan.columns[s] * own;
     }
   }
-  if (pass == StripPass::MAP) {
+  if (pass == StripPass::kMap) {
     work += load * plan.grad_out().size() + kernel * own;
     for (int s = 0; s < plan.strips; ++s) {
       work += double(plan.columns[s]) * plan.grad_horizontal().size() +
               double(plan.rows[s]) * plan.grad_local().size();
     }
   }
-  if (pass == StripPass::TAPS) {
+  if (pass == StripPass::kTaps) {
     work += load * plan.own_grad_out().size() + kernel * own;
     for (int s = 0; s < plan.strips; ++s) {
       work += double(plan.columns[s]) * plan.own_grad_horizontal().size() + 2 * plan.rows[s] * own;
@@ -203,8 +202,8 @@ inline double strip_work(const StripPlan& plan, StripPass pass, size_t element_b
 inline StripPlan plan_strip_conv(const StripProblem& problem, StripPass pass, size_t element_bytes,
                                  size_t sum_bytes) {
   using detail::strip_ceil_divide;
-  constexpr int LONGEST = 64;
-  constexpr int WAVES = 8;  // blocks a multiprocessor that divide the tiles of StripPass::TAPS
+  constexpr int kLongest = 64;
+  constexpr int kWaves = 8;  // blocks a multiprocessor that divide the tiles of StripPass::kTaps
   StripPlan plan{};
   plan.channels = static_cast<int>(problem.channels);
   plan.height = static_cast<int>(problem.height);
@@ -224,17 +223,17 @@ inline StripPlan plan_strip_conv(const StripProblem& problem, StripPass pass, si
 
   StripPlan best{};
   double least = 0;
-  const int most_lanes = problem.channels_last ? WARP : 1;
+  const int most_lanes = problem.channels_last ? kWarp : 1;
   for (plan.lanes = 1; plan.lanes <= most_lanes && plan.lanes < 2 * problem.channels;
        plan.lanes *= 2) {
-    for (plan.tile_rows = STRIP_RUN;
-         plan.tile_rows <= LONGEST && plan.tile_rows < 2 * problem.height + STRIP_RUN;
+    for (plan.tile_rows = kStripRun;
+         plan.tile_rows <= kLongest && plan.tile_rows < 2 * problem.height + kStripRun;
          plan.tile_rows *= 2) {
-      for (plan.tile_columns = STRIP_RUN;
-           plan.tile_columns <= LONGEST && plan.tile_columns < 2 * problem.width + STRIP_RUN;
+      for (plan.tile_columns = kStripRun;
+           plan.tile_columns <= kLongest && plan.tile_columns < 2 * problem.width + kStripRun;
            plan.tile_columns *= 2) {
-        if (plan.threads() > STRIP_THREADS) continue;
-        if (strip_shared_bytes(plan, pass, sum_bytes) > STRIP_SHARED_LIMIT) continue;
+        if (plan.threads() > kStripThreads) continue;
+        if (strip_shared_bytes(plan, pass, sum_bytes) > kStripSharedLimit) continue;
         plan.row_tiles = static_cast<int>(strip_ceil_divide(problem.height, plan.tile_rows));
         plan.column_tiles = static_cast<int>(strip_ceil_divide(problem.width, plan.tile_columns));
         plan.groups = static_cast<int>(strip_ceil_divide(problem.channels, plan.lanes));
@@ -249,11 +248,11 @@ inline StripPlan plan_strip_conv(const StripProblem& problem, StripPass pass, si
     }
   }
   best.slices = static_cast<int>(std::min(
-      best.tiles, strip_ceil_divide(int64_t{WAVES} * problem.multiprocessors, best.groups)));
+      best.tiles, strip_ceil_divide(int64_t{kWaves} * problem.multiprocessors, best.groups)));
   return best;
 }
 
-// Numbers of scratch memory that StripPass::TAPS leaves its sums in: `[slices, C, parameters]`.
+// Numbers of scratch memory that StripPass::kTaps leaves its sums in: `[slices, C, parameters]`.
 inline int64_t strip_partials(const StripPlan& plan) {
   return int64_t{plan.slices} * plan.channels * plan.parameters();
 }

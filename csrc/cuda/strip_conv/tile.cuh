@@ -84,20 +84,20 @@ struct StripTile {
     });
   }
 
-  // taps `[C, taps]` and shifts `[C, shifts]` -> s_parameters `[taps + shifts, lanes]`.
+  // taps `[C, taps]` and biases `[C, biases]` -> s_parameters `[taps + biases, lanes]`.
   template <typename T>
   __device__ __forceinline__ void load_parameters(const T* __restrict__ p_taps,
-                                                  const T* __restrict__ p_shifts,
+                                                  const T* __restrict__ p_biases,
                                                   accumulator_t<T>* s_parameters) const {
     const int count = plan.parameters();
-    const int shifts = count - plan.taps;
+    const int biases = count - plan.taps;
     for (int index = threadIdx.x; index < count * plan.lanes; index += blockDim.x) {
       const int which = index % count;
       const int64_t of = first_channel + index / count;
       accumulator_t<T> value = 0;
       if (of < plan.channels) {
         value = widen(which < plan.taps ? p_taps[of * plan.taps + which]
-                                        : p_shifts[of * shifts + which - plan.taps]);
+                                        : p_biases[of * biases + which - plan.taps]);
       }
       s_parameters[which * plan.lanes + index / count] = value;
     }
@@ -127,24 +127,24 @@ __device__ __forceinline__ StripTile make_strip_tile(const StripPlan& plan) {
 
 // sums[j] += sum over t of taps[t] * in[j + t], both at their strides.
 template <typename Acc>
-__device__ __forceinline__ void correlate_run(Acc (&sums)[STRIP_RUN], const Acc* s_in,
+__device__ __forceinline__ void correlate_run(Acc (&sums)[kStripRun], const Acc* s_in,
                                               int in_stride, const Acc* s_taps, int tap_stride,
                                               int taps) {
-  Acc window[STRIP_RUN];
+  Acc window[kStripRun];
 #pragma unroll
-  for (int j = 0; j < STRIP_RUN - 1; ++j, s_in += in_stride) window[j] = *s_in;
+  for (int j = 0; j < kStripRun - 1; ++j, s_in += in_stride) window[j] = *s_in;
 #pragma unroll 4
   for (int t = 0; t < taps; ++t, s_in += in_stride, s_taps += tap_stride) {
-    window[STRIP_RUN - 1] = *s_in;
+    window[kStripRun - 1] = *s_in;
     const Acc tap = *s_taps;
 #pragma unroll
-    for (int j = 0; j < STRIP_RUN; ++j) sums[j] += tap * window[j];
+    for (int j = 0; j < kStripRun; ++j) sums[j] += tap * window[j];
 #pragma unroll
-    for (int j = 0; j < STRIP_RUN - 1; ++j) window[j] = window[j + 1];
+    for (int j = 0; j < kStripRun - 1; ++j) window[j] = window[j + 1];
   }
 }
 
-// a = local kernel of s_source + shift, on plan.local(); zero outside the map.
+// a = local kernel of s_source + bias, on plan.local(); zero outside the map.
 template <typename Acc>
 __device__ __forceinline__ void apply_local(const StripTile& tile, Acc* s_source,
                                             const Acc* s_parameters, Acc* s_local) {
@@ -153,43 +153,43 @@ __device__ __forceinline__ void apply_local(const StripTile& tile, Acc* s_source
   const StripPlane<Acc> from = tile.plane(s_source, plan.source());
   const StripPlane<Acc> to = tile.plane(s_local, area);
   const Acc* s_taps = s_parameters + tile.lane();
-  const Acc shift = s_taps[plan.taps * plan.lanes];
-  tile.for_each(area.columns, area.rows / STRIP_RUN, [&](int column, int run) {
-    const int row = run * STRIP_RUN;
+  const Acc bias = s_taps[plan.taps * plan.lanes];
+  tile.for_each(area.columns, area.rows / kStripRun, [&](int column, int run) {
+    const int row = run * kStripRun;
     const int map_row = tile.y - plan.reach_y + row, map_column = tile.x - plan.reach_x + column;
-    Acc sums[STRIP_RUN] = {shift, shift, shift, shift};
-    if (map_row < plan.height && map_row + STRIP_RUN > 0 && tile.is_inside(0, map_column)) {
+    Acc sums[kStripRun] = {bias, bias, bias, bias};
+    if (map_row < plan.height && map_row + kStripRun > 0 && tile.is_inside(0, map_column)) {
       for (int k = 0; k < plan.kernel_width; ++k) {
         correlate_run(sums, from.at(row, column + k), from.row, s_taps + k * plan.lanes,
                       plan.kernel_width * plan.lanes, plan.kernel_height);
       }
     }
 #pragma unroll
-    for (int j = 0; j < STRIP_RUN; ++j) {
+    for (int j = 0; j < kStripRun; ++j) {
       *to.at(row + j, column) = tile.is_inside(map_row + j, map_column) ? sums[j] : Acc(0);
     }
   });
 }
 
-// The row of `taps` taps applied to s_local, plus shift, where a column of `reach` to either side
+// The row of `taps` taps applied to s_local, plus bias, where a column of `reach` to either side
 // reads it: rows -reach to tile_rows + reach, from the first row of s_horizontal on. Zero outside
 // the map.
 template <typename Acc>
 __device__ __forceinline__ void apply_row(const StripTile& tile, Acc* s_local, const Acc* s_taps,
-                                          int taps, Acc shift, int reach, Acc* s_horizontal) {
+                                          int taps, Acc bias, int reach, Acc* s_horizontal) {
   const StripPlan& plan = tile.plan;
   const StripPlane<Acc> from = tile.plane(s_local, plan.local());
   const StripPlane<Acc> to = tile.plane(s_horizontal, plan.horizontal());
-  tile.for_each(plan.tile_rows + 2 * reach, plan.tile_columns / STRIP_RUN, [&](int row, int run) {
-    const int column = run * STRIP_RUN;
+  tile.for_each(plan.tile_rows + 2 * reach, plan.tile_columns / kStripRun, [&](int row, int run) {
+    const int column = run * kStripRun;
     const int map_row = tile.y - reach + row;
-    Acc sums[STRIP_RUN] = {shift, shift, shift, shift};
+    Acc sums[kStripRun] = {bias, bias, bias, bias};
     if (tile.is_inside(map_row, tile.x + column)) {
       correlate_run(sums, from.at(plan.reach_y - reach + row, plan.reach_x - taps / 2 + column),
                     from.column, s_taps, plan.lanes, taps);
     }
 #pragma unroll
-    for (int j = 0; j < STRIP_RUN; ++j) {
+    for (int j = 0; j < kStripRun; ++j) {
       *to.at(row, column + j) = tile.is_inside(map_row, tile.x + column + j) ? sums[j] : Acc(0);
     }
   });

@@ -93,16 +93,16 @@ struct Site {
   }
 };
 
-enum class State { READY, AT_BARRIER, AT_WARP, RETURNED };
+enum class State { kReady, kAtBarrier, kAtWarp, kReturned };
 
 struct Fiber {
-  static constexpr size_t STACK_BYTES = 128 * 1024;
+  static constexpr size_t kStackBytes = 128 * 1024;
   ucontext_t context;
-  std::unique_ptr<char[]> stack{new char[STACK_BYTES]};
+  std::unique_ptr<char[]> stack{new char[kStackBytes]};
   void* fake_stack = nullptr;  // AddressSanitizer's
   void* tsan = nullptr;        // ThreadSanitizer's
   unsigned index = 0;
-  State state = State::READY;
+  State state = State::kReady;
   Site site{};
   // A warp function: what this lane gives, whose value it takes (-1: its own), what it gets.
   unsigned mask = 0;
@@ -116,10 +116,10 @@ struct Fiber {
 // Memory of exactly `bytes` that is poisoned anew for every block.
 class SharedBlock {
  public:
-  static constexpr std::align_val_t ALIGNMENT{128};
+  static constexpr std::align_val_t kAlignment{128};
   explicit SharedBlock(size_t bytes)
-      : bytes_(bytes), memory_(static_cast<unsigned char*>(::operator new(bytes, ALIGNMENT))) {}
-  ~SharedBlock() { ::operator delete(memory_, ALIGNMENT); }
+      : bytes_(bytes), memory_(static_cast<unsigned char*>(::operator new(bytes, kAlignment))) {}
+  ~SharedBlock() { ::operator delete(memory_, kAlignment); }
   SharedBlock(const SharedBlock&) = delete;
   SharedBlock& operator=(const SharedBlock&) = delete;
 
@@ -170,7 +170,7 @@ class Machine {
 
   ATTNOPS_UNTRACKED void barrier(Site site) {
     current_->mask = 0;
-    wait(State::AT_BARRIER, site);
+    wait(State::kAtBarrier, site);
   }
 
   // Gives `value` to the lanes of `mask`, takes that of lane `source`; returns the lanes that
@@ -184,7 +184,7 @@ class Machine {
     self.source = source;
     self.vote = vote;
     std::memcpy(self.value, value, bytes);
-    wait(State::AT_WARP, site);
+    wait(State::kAtWarp, site);
     std::memcpy(value, self.result, bytes);
     return self.votes;
   }
@@ -212,7 +212,7 @@ class Machine {
     const auto append = [&](const char* format, auto... values) {
       length += std::snprintf(text + length, sizeof(text) - length, format, values...);
     };
-    if (fiber.state == State::RETURNED) {
+    if (fiber.state == State::kReturned) {
       append(" has returned");
     } else if (fiber.site.what != nullptr) {
       append(" is at %s [%.200s:%d]", fiber.site.what, fiber.site.file, fiber.site.line);
@@ -232,23 +232,23 @@ class Machine {
     do {
       if (shuffled) std::shuffle(order.begin(), order.end(), random_);
       for (unsigned index : order) {
-        if (fiber(index).state == State::READY) resume(fiber(index));
+        if (fiber(index).state == State::kReady) resume(fiber(index));
       }
     } while (release());
   }
 
   ATTNOPS_UNTRACKED void start(Fiber& fiber, unsigned index) {
     fiber.index = index;
-    fiber.state = State::READY;
+    fiber.state = State::kReady;
     fiber.site = {};
     fiber.mask = 0;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = Fiber::STACK_BYTES;
+    fiber.context.uc_stack.ss_size = Fiber::kStackBytes;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, &Machine::enter, 0);
 #if defined(__SANITIZE_ADDRESS__)
-    ASAN_UNPOISON_MEMORY_REGION(fiber.stack.get(), Fiber::STACK_BYTES);
+    ASAN_UNPOISON_MEMORY_REGION(fiber.stack.get(), Fiber::kStackBytes);
 #elif defined(__SANITIZE_THREAD__)
     if (fiber.tsan == nullptr) fiber.tsan = __tsan_create_fiber(0);
 #endif
@@ -261,7 +261,7 @@ class Machine {
     current_ = &fiber;
     threadIdx = position(fiber.index);
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_start_switch_fiber(&scheduler_fake_stack_, fiber.stack.get(), Fiber::STACK_BYTES);
+    __sanitizer_start_switch_fiber(&scheduler_fake_stack_, fiber.stack.get(), Fiber::kStackBytes);
 #elif defined(__SANITIZE_THREAD__)
     if (scheduler_tsan_ == nullptr) scheduler_tsan_ = __tsan_get_current_fiber();
     __tsan_switch_to_fiber(fiber.tsan, __tsan_switch_to_fiber_no_sync);
@@ -279,16 +279,16 @@ class Machine {
     self.state = state;
     self.site = site;
     void* warp = &warps_[self.index / warpSize];
-    before_others(state == State::AT_WARP ? warp : &arrived_);
+    before_others(state == State::kAtWarp ? warp : &arrived_);
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_start_switch_fiber(state == State::RETURNED ? nullptr : &self.fake_stack,
+    __sanitizer_start_switch_fiber(state == State::kReturned ? nullptr : &self.fake_stack,
                                    scheduler_stack_, scheduler_stack_bytes_);
 #elif defined(__SANITIZE_THREAD__)
     __tsan_switch_to_fiber(scheduler_tsan_, __tsan_switch_to_fiber_no_sync);
 #endif
     swapcontext(&self.context, &scheduler_);
     arrive(self.fake_stack);
-    after_others(state == State::AT_WARP ? warp : &released_);
+    after_others(state == State::kAtWarp ? warp : &released_);
   }
 
   ATTNOPS_UNTRACKED void arrive([[maybe_unused]] void* fake_stack) {
@@ -304,8 +304,8 @@ class Machine {
     const Fiber* waiting = nullptr;
     for (unsigned index = 0; index < threads_; ++index) {
       const Fiber& fiber = this->fiber(index);
-      if (fiber.state == State::AT_WARP) released |= release_warp(fiber);
-      if (fiber.state != State::RETURNED && !waiting) waiting = &fiber;
+      if (fiber.state == State::kAtWarp) released |= release_warp(fiber);
+      if (fiber.state != State::kReturned && !waiting) waiting = &fiber;
     }
     if (released) return true;
     after_others(&arrived_);
@@ -318,13 +318,13 @@ class Machine {
         fail(describe(*waiting) + " and waits, but " + describe(fiber));
       }
     }
-    for (unsigned index = 0; index < threads_; ++index) fiber(index).state = State::READY;
+    for (unsigned index = 0; index < threads_; ++index) fiber(index).state = State::kReady;
     before_others(&released_);
     return true;
   }
 
   static bool waits_for(const Fiber& waiting, const Fiber& other) {
-    if (waiting.state == State::AT_BARRIER) return true;
+    if (waiting.state == State::kAtBarrier) return true;
     const bool same_warp = waiting.index / warpSize == other.index / warpSize;
     return same_warp && (waiting.mask >> other.index % warpSize & 1);
   }
@@ -338,7 +338,7 @@ class Machine {
     for (unsigned lane = 0; lane < warpSize && base + lane < threads_; ++lane) {
       if (!(mask >> lane & 1)) continue;
       Fiber& other = fiber(base + lane);
-      const bool there = other.state == State::AT_WARP && other.mask == mask;
+      const bool there = other.state == State::kAtWarp && other.mask == mask;
       if (!there || !(other.site == first.site)) return false;
       lanes[lane] = &other;
       votes |= static_cast<unsigned>(other.vote) << lane;
@@ -349,7 +349,7 @@ class Machine {
       if (!source) fail(describe(*lane) + " and reads a lane that does not take part");
       std::memcpy(lane->result, source->value, sizeof(lane->result));
       lane->votes = votes;
-      lane->state = State::READY;
+      lane->state = State::kReady;
     }
     return true;
   }
@@ -387,7 +387,7 @@ inline void Machine::enter() {
   self.arrive(nullptr);
   after_others(&self.released_);
   self.body_();
-  self.wait(State::RETURNED, {});
+  self.wait(State::kReturned, {});
 }
 
 }  // namespace attnops::emulation

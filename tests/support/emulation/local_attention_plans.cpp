@@ -23,10 +23,10 @@ void require(bool holds, const char* what, const LocalProblem& p) {
 void check_plan(const LocalProblem& problem, int span, int weight_arrays, size_t weight_bytes) {
   const LocalPlan plan = plan_local_attention(problem, span, weight_arrays, weight_bytes);
   const size_t shared_bytes = local_shared_bytes(plan, weight_arrays, weight_bytes);
-  require(shared_bytes <= LOCAL_SHARED_LIMIT, "shared memory", problem);
+  require(shared_bytes <= kLocalSharedLimit, "shared memory", problem);
   const int threads = local_threads(plan, span);
-  require(threads >= 32 && threads <= LOCAL_THREADS && threads % 32 == 0, "threads", problem);
-  require(plan.tile_columns % RUN == 0 && plan.tile_rows >= 1 && plan.tile_images >= 1, "tile",
+  require(threads >= 32 && threads <= kLocalThreads && threads % 32 == 0, "threads", problem);
+  require(plan.tile_columns % kRun == 0 && plan.tile_rows >= 1 && plan.tile_images >= 1, "tile",
           problem);
   require(plan.halo_pitch % 2 == 1 && plan.own_pitch % 2 == 1 && plan.plane % 8 == 2, "pitches",
           problem);
@@ -46,8 +46,8 @@ void check_plan(const LocalProblem& problem, int span, int weight_arrays, size_t
 int main() {
   for (int64_t height : {1, 5, 64, 97, 46340}) {
     for (int64_t width : {1, 6, 64, 129, 46340}) {
-      for (int64_t kernel_height = 1; kernel_height <= MAX_KERNEL; kernel_height += 2) {
-        for (int64_t kernel_width = 1; kernel_width <= MAX_KERNEL; kernel_width += 2) {
+      for (int64_t kernel_height = 1; kernel_height <= kMaxKernel; kernel_height += 2) {
+        for (int64_t kernel_width = 1; kernel_width <= kMaxKernel; kernel_width += 2) {
           for (int64_t dilation : {1, 3, 6, 24, 1000000}) {
             for (bool channels_last : {false, true}) {
               for (int multiprocessors : {1, 132}) {

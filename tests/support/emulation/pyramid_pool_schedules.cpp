@@ -20,7 +20,7 @@ void require(bool holds, const char* what) {
 }
 
 void check_axis(const Axis& axis, const Levels& levels) {
-  require(axis.pieces >= 1 && axis.pieces <= MAX_PIECES, "pieces of an axis");
+  require(axis.pieces >= 1 && axis.pieces <= kMaxPieces, "pieces of an axis");
   require(axis.cut[0] == 0 && axis.cut[axis.pieces] == axis.size, "ends of an axis");
   for (int k = 0; k < axis.pieces; ++k) require(axis.cut[k] < axis.cut[k + 1], "order of cuts");
   for (int level = 0, bin = 0; level < levels.count; ++level) {
@@ -52,10 +52,10 @@ void check_schedule(const PoolSchedule& schedule, int threads, int vector) {
 template <typename T>
 void check_problem(const PoolProblem& problem, bool aligned) {
   current = &problem;
-  constexpr int WIDEST = ACCESS_BYTES / sizeof(T);
+  constexpr int kWidest = kAccessBytes / sizeof(T);
   const PoolSchedule forward = schedule_forward<T>(problem, aligned);
-  check_schedule(forward, problem.channels_last ? CHANNELS_LAST_THREADS : CONTIGUOUS_THREADS,
-                 forward.wide ? WIDEST : 1);
+  check_schedule(forward, problem.channels_last ? kChannelsLastThreads : kContiguousThreads,
+                 forward.wide ? kWidest : 1);
   if (!problem.channels_last) {
     const ContiguousTiling& tiling = forward.contiguous;
     const int strips = forward.plan.rows.pieces;
@@ -68,12 +68,12 @@ void check_problem(const PoolProblem& problem, bool aligned) {
   }
   if (problem.use_max) return;
   const PoolSchedule backward = schedule_spread<T>(problem, aligned);
-  check_schedule(backward, SPREAD_THREADS, backward.wide ? WIDEST : 1);
+  check_schedule(backward, kSpreadThreads, backward.wide ? kWidest : 1);
   if (!problem.channels_last) {
     const SpreadTiling& tiling = backward.spread;
     const int strips = backward.plan.rows.pieces;
     require(tiling.lanes * tiling.groups <= backward.threads && tiling.groups >= 1, "groups");
-    require(tiling.lanes * WIDEST <= 4096, "tile");
+    require(tiling.lanes * kWidest <= 4096, "tile");
     require(tiling.strips >= 1 && tiling.strips_pitch >= tiling.strips, "strips");
     require(tiling.pieces_pitch >= backward.plan.columns.pieces, "pieces");
     require(tiling.strips * backward.shares >= strips, "strips covered");

@@ -7,14 +7,14 @@
 
 namespace {
 
-constexpr unsigned FULL = 0xFFFFFFFFu;
+constexpr unsigned kFull = 0xFFFFFFFFu;
 
 // out[block]: sum of in over the block's 96 threads: shuffles, then one value a warp through shared
 // memory.
 __global__ void block_sum(const float* in, float* out) {
   ATTNOPS_SHARED_ARRAY(float, s_warps, [3]);
   float sum = in[blockIdx.x * blockDim.x + threadIdx.x];
-  for (int delta = 16; delta > 0; delta /= 2) sum += __shfl_down_sync(FULL, sum, delta);
+  for (int delta = 16; delta > 0; delta /= 2) sum += __shfl_down_sync(kFull, sum, delta);
   if (threadIdx.x % warpSize == 0) s_warps[threadIdx.x / warpSize] = sum;
   __syncthreads();
   if (threadIdx.x == 0) out[blockIdx.x] = s_warps[0] + s_warps[1] + s_warps[2];
@@ -24,12 +24,12 @@ __global__ void block_sum(const float* in, float* out) {
 __global__ void warp_functions(int* out) {
   const int lane = threadIdx.x;
   int* row = out + lane;
-  row[0 * 32] = __shfl_sync(FULL, lane * 10, 35, 8);
-  row[1 * 32] = __shfl_up_sync(FULL, lane, 3, 16);
-  row[2 * 32] = __shfl_down_sync(FULL, lane, 5, 16);
-  row[3 * 32] = __shfl_xor_sync(FULL, lane, 9);
-  row[4 * 32] = static_cast<int>(__ballot_sync(FULL, lane % 3 == 0));
-  row[5 * 32] = __all_sync(FULL, lane < 32) + 2 * __any_sync(FULL, lane == 40);
+  row[0 * 32] = __shfl_sync(kFull, lane * 10, 35, 8);
+  row[1 * 32] = __shfl_up_sync(kFull, lane, 3, 16);
+  row[2 * 32] = __shfl_down_sync(kFull, lane, 5, 16);
+  row[3 * 32] = __shfl_xor_sync(kFull, lane, 9);
+  row[4 * 32] = static_cast<int>(__ballot_sync(kFull, lane % 3 == 0));
+  row[5 * 32] = __all_sync(kFull, lane < 32) + 2 * __any_sync(kFull, lane == 40);
   // The halves of the warp go different ways.
   if (lane < 16) {
     row[6 * 32] = __shfl_xor_sync(0x0000FFFFu, lane, 1);
@@ -73,16 +73,16 @@ __global__ void barrier_and_shuffle(int* out) {
   if (threadIdx.x == 3) {
     __syncthreads();
   } else {
-    out[threadIdx.x] = __shfl_sync(FULL, 1, 0);
+    out[threadIdx.x] = __shfl_sync(kFull, 1, 0);
   }
 }
 
 __global__ void shuffle_without_lane(int* out) {
-  if (threadIdx.x != 7) out[threadIdx.x] = __shfl_sync(FULL, 1, 0);
+  if (threadIdx.x != 7) out[threadIdx.x] = __shfl_sync(kFull, 1, 0);
 }
 
 __global__ void shuffle_different_masks(int* out) {
-  out[threadIdx.x] = __shfl_xor_sync(threadIdx.x < 16 ? FULL : 0xFFFF0000u, 1, 1);
+  out[threadIdx.x] = __shfl_xor_sync(threadIdx.x < 16 ? kFull : 0xFFFF0000u, 1, 1);
 }
 
 __global__ void mask_without_self(int* out) { out[threadIdx.x] = __shfl_sync(0x0000FFFFu, 1, 0); }

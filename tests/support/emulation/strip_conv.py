@@ -32,7 +32,7 @@ class Problem:
         return self.shape[1], self.kernel[0] * self.kernel[1] + sum(map(sum, self.strips))
 
     @property
-    def shifts_shape(self) -> tuple[int, int]:
+    def biases_shape(self) -> tuple[int, int]:
         return self.shape[1], 1 + 2 * len(self.strips)
 
     def request(
@@ -51,7 +51,7 @@ class Problem:
 def forward(
     program: Path, folder: Path, problem: Problem, inputs: Sequence[Tensor], **options: str
 ) -> Tensor:
-    """out of x, taps, shifts.
+    """out of x, taps, biases.
 
     Raises:
         Failed: the kernels did something they must not.
@@ -69,7 +69,7 @@ def backward(
     inputs: Sequence[Tensor],
     **options: str,
 ) -> tuple[Tensor, ...]:
-    """Gradients of x, taps, shifts.
+    """Gradients of x, taps, biases.
 
     Raises:
         Failed: the kernels did something they must not.
@@ -77,5 +77,5 @@ def backward(
     request = problem.request(True, (grad, inputs[0]), inputs[1:])
     result = exchange(program, folder, request, **options)
     grad_x = result.take_map(problem.shape, problem.dtype, problem.channels_last)
-    parameters = (problem.taps_shape, problem.shifts_shape)
+    parameters = (problem.taps_shape, problem.biases_shape)
     return grad_x, *(result.take(shape, problem.dtype) for shape in parameters)

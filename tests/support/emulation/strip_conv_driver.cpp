@@ -3,8 +3,8 @@
 //   strip_conv_driver REQUEST RESULT
 //
 // REQUEST holds int64 fields (struct Request), the lengths of rows and of columns, then the maps in
-// the given layout and the parameters: x, taps, shifts for the forward; grad, x, taps, shifts for
-// the backward. RESULT receives out; or the gradients of x, taps and shifts.
+// the given layout and the parameters: x, taps, biases for the forward; grad, x, taps, biases for
+// the backward. RESULT receives out; or the gradients of x, taps and biases.
 #include "cuda/strip_conv/launch.cuh"
 #include "exchange.h"
 
@@ -24,27 +24,27 @@ struct Request {
 template <typename T>
 void run(const Request& request, const StripProblem& problem, const char* input,
          std::ostream& file) {
-  const StripPlan sums = plan_strip_pass<T>(problem, StripPass::TAPS);
+  const StripPlan sums = plan_strip_pass<T>(problem, StripPass::kTaps);
   const size_t elements = request.batch * request.channels * request.height * request.width;
   const size_t all_taps = request.channels * sums.taps;
-  const size_t all_shifts = request.channels * (1 + 2 * request.strips);
-  Array<T> x(elements, request.misalign), taps(all_taps), shifts(all_shifts);
+  const size_t all_biases = request.channels * (1 + 2 * request.strips);
+  Array<T> x(elements, request.misalign), taps(all_taps), biases(all_biases);
   if (!request.backward) {
     Array<T> out(elements, request.misalign);
-    shifts.read(taps.read(x.read(input)));
-    strip_forward<T>(problem, x.data(), taps.data(), shifts.data(), out.data(), nullptr);
+    biases.read(taps.read(x.read(input)));
+    strip_forward<T>(problem, x.data(), taps.data(), biases.data(), out.data(), nullptr);
     out.write(file);
     return;
   }
   Array<T> grad(elements, request.misalign), grad_x(elements, request.misalign);
-  Array<T> grad_taps(all_taps), grad_shifts(all_shifts);
+  Array<T> grad_taps(all_taps), grad_biases(all_biases);
   Array<accumulator_t<T>> partials(strip_partials(sums));
-  shifts.read(taps.read(x.read(grad.read(input))));
-  strip_backward<T>(problem, sums, grad.data(), x.data(), taps.data(), shifts.data(), grad_x.data(),
-                    grad_taps.data(), grad_shifts.data(), partials.data(), nullptr);
+  biases.read(taps.read(x.read(grad.read(input))));
+  strip_backward<T>(problem, sums, grad.data(), x.data(), taps.data(), biases.data(), grad_x.data(),
+                    grad_taps.data(), grad_biases.data(), partials.data(), nullptr);
   grad_x.write(file);
   grad_taps.write(file);
-  grad_shifts.write(file);
+  grad_biases.write(file);
 }
 
 int answer(const char* bytes, std::ostream& file) {

@@ -24,14 +24,13 @@ void check_plan(const StripProblem& problem, StripPass pass, size_t element_byte
                 size_t sum_bytes) {
   const StripPlan plan = plan_strip_conv(problem, pass, element_bytes, sum_bytes);
   require(plan.lanes >= 1, "no tile fits", problem);
-  require(strip_shared_bytes(plan, pass, sum_bytes) <= STRIP_SHARED_LIMIT, "shared memory",
-          problem);
+  require(strip_shared_bytes(plan, pass, sum_bytes) <= kStripSharedLimit, "shared memory", problem);
   const int threads = plan.threads();
-  require(threads >= WARP && threads <= STRIP_THREADS && threads % WARP == 0, "threads", problem);
+  require(threads >= kWarp && threads <= kStripThreads && threads % kWarp == 0, "threads", problem);
   require(plan.runs() <= threads, "a thread for every run", problem);
-  require(WARP % plan.lanes == 0, "lanes", problem);
+  require(kWarp % plan.lanes == 0, "lanes", problem);
   require(problem.channels_last || plan.lanes == 1, "contiguous lanes", problem);
-  require(plan.tile_rows % STRIP_RUN == 0 && plan.tile_columns % STRIP_RUN == 0, "tile", problem);
+  require(plan.tile_rows % kStripRun == 0 && plan.tile_columns % kStripRun == 0, "tile", problem);
   // The sums over positions give every line of a tile a thread at least.
   require(std::max(plan.tile_rows, plan.tile_columns) * plan.lanes <= threads, "lines", problem);
 
@@ -73,7 +72,7 @@ int main() {
                                              channels_last,
                                              multiprocessors};
                   require(strip_conv_supported(problem), "supported", problem);
-                  for (StripPass pass : {StripPass::FORWARD, StripPass::MAP, StripPass::TAPS}) {
+                  for (StripPass pass : {StripPass::kForward, StripPass::kMap, StripPass::kTaps}) {
                     check_plan(problem, pass, 2, sizeof(float));
                     check_plan(problem, pass, sizeof(float), sizeof(float));
                     check_plan(problem, pass, sizeof(double), sizeof(double));
