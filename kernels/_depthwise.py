@@ -15,17 +15,8 @@ import triton
 import triton.language as tl
 
 from .._layout import is_channels_inner
-from ._launch import (
-    FACTORS,
-    TRITON_DTYPES,
-    AotCase,
-    Launch,
-    aligned_storage,
-    known_factor,
-    known_multiple,
-    refuse_tensor,
-    run,
-)
+from ._launch import TRITON_DTYPES, AotCase, Launch, aligned_storage, refuse_tensor, run
+from ._multiples import FACTORS, known_factor, known_multiple
 from ._tiles import owned_block, tile_offsets
 
 SIZES = ["channels", "height", "width"]

@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 
 MIN_CAPABILITY = (8, 0)  # bf16 tensor cores and asynchronous copies start here
 
 TRITON_DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-FACTORS = {"fp32": (1, 4), "fp16": (1, 8), "bf16": (1, 8)}  # what known_factor can return
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # kernels are wrapped once, at import
 if INTERPRETED:
@@ -48,23 +46,11 @@ def device_guard(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]
     return contextlib.nullcontext()
 
 
-def known_factor(like: torch.Tensor, *lengths: int) -> int:
-    """Elements in 16 bytes if all row lengths are multiples of them, else 1: FACTORS has both."""
-    factor = 16 // like.element_size()
-    return factor if all(length % factor == 0 for length in lengths) else 1
-
-
 @contextlib.contextmanager
 def on_device(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """Makes the tensors' device current; gives them, those copied that do not start on 16 bytes."""
     with device_guard(tensors[0]):
         yield tuple(map(aligned_storage, tensors))
-
-
-@triton.jit
-def known_multiple(value, MULTIPLE: tl.constexpr):
-    """The value, which is a multiple of MULTIPLE, in a form that shows it to the compiler."""
-    return value // MULTIPLE * MULTIPLE
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -19,15 +19,8 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
-from .._launch import (
-    TRITON_DTYPES,
-    AotCase,
-    Launch,
-    aligned_storage,
-    device_guard,
-    known_multiple,
-    run,
-)
+from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, run
+from .._multiples import known_multiple
 from .partials import AnchorGradient, anchor_launch, partial_cases, reduce_partials
 from .tiles import (
     Anchors,
@@ -198,11 +191,10 @@ def backward(
     batch, key_channels, positions = query.shape
     value_channels = value.shape[1]
     inner = is_channels_inner(query)
-    grad, query = aligned_storage(grad), aligned_storage(query)
     dquery = empty_map(query.shape, query, inner)
     dkey, dvalue = torch.empty_like(key), torch.empty_like(value)
     dbias = key.new_empty(0 if bias is None else bias.shape)
-    with device_guard(query):
+    with on_device(grad, query) as (grad, query):
         anchors = Anchors(key, value, bias)
         variant = (
             TRITON_DTYPES[query.dtype],

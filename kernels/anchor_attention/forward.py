@@ -14,16 +14,8 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
-from .._launch import (
-    TRITON_DTYPES,
-    AotCase,
-    Launch,
-    aligned_storage,
-    device_guard,
-    known_multiple,
-    refuse_tensor,
-    run,
-)
+from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, refuse_tensor, run
+from .._multiples import known_multiple
 from .tiles import (
     MAX_ANCHORS,
     Anchors,
@@ -144,10 +136,9 @@ def forward(
     batch, key_channels, positions = query.shape
     value_channels = value.shape[1]
     inner = is_channels_inner(query)
-    query = aligned_storage(query)
     out = empty_map((batch, value_channels, positions), query, inner)
     lse = query.new_empty(batch, positions, dtype=torch.float32)
-    with device_guard(query):
+    with on_device(query) as (query,):
         anchors = Anchors(key, value, bias)
         launch = forward_launch(
             TRITON_DTYPES[query.dtype],

@@ -8,7 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .._launch import TRITON_DTYPES, AotCase, Launch, known_multiple, run
+from .._launch import TRITON_DTYPES, AotCase, Launch, run
+from .._multiples import known_multiple
 from .tiles import ANCHOR_CLASSES, tile_launch, tile_of, variants
 
 # Programs of the anchor gradients, about: two for each multiprocessor of the largest GPUs. Fixed,

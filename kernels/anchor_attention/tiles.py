@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .._launch import FACTORS, TRITON_DTYPES, AotCase, Launch, known_factor, round_up, run
+from .._launch import TRITON_DTYPES, AotCase, Launch, round_up, run
+from .._multiples import FACTORS, known_factor
 
 MAX_ANCHORS = 512
 ANCHOR_CLASSES = (128, 256, 512)  # padded anchor counts that kernels are compiled for

@@ -13,15 +13,8 @@ import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
 from .. import _depthwise as depthwise
-from .._launch import (
-    TRITON_DTYPES,
-    AotCase,
-    Launch,
-    aligned_storage,
-    known_multiple,
-    on_device,
-    run,
-)
+from .._launch import TRITON_DTYPES, AotCase, Launch, aligned_storage, on_device, run
+from .._multiples import known_multiple
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 DENSITY_AT_0 = tl.constexpr(0.3989422804014327)  # of the normal distribution: 1 / sqrt(2 pi)

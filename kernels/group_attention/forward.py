@@ -1,10 +1,11 @@
-"""Triton forward and backward of group_attention: inner products of groups, and scaled maps.
+"""Triton forward of group_attention: inner products of groups, and scaled maps.
 
 Source: Yue et al., Compact Generalized Non-local Network (NeurIPS 2018), eq. (8).
 
 A group of one item is a matrix of `rows` rows of `columns` contiguous elements: rows of BLOCK
 elements of a contiguous map, or the group's channels of every pixel of a channels_last one. Sums
-are made of partial sums of a fixed split, added in order: no atomics.
+are made of partial sums of a fixed split, added in order: no atomics. The backward has no kernels
+of its own.
 """
 
 from __future__ import annotations
@@ -17,18 +18,8 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
-from .._launch import (
-    FACTORS,
-    TRITON_DTYPES,
-    AotCase,
-    Launch,
-    aligned_storage,
-    device_guard,
-    known_factor,
-    known_multiple,
-    refuse_tensor,
-    run,
-)
+from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, refuse_tensor, run
+from .._multiples import FACTORS, known_factor, known_multiple
 
 BLOCK = 1024  # elements of a row of a contiguous group
 SPLIT = 32768  # elements that a program sums, about
@@ -202,31 +193,10 @@ def forward(
     """out [B, P, H, W] in the layout of theta, affinity [B, groups] float32."""
     layout = groups_of(theta, groups)
     out = empty_map(theta.shape, theta, is_channels_inner(theta))
-    with device_guard(theta):
-        theta, phi, g = map(aligned_storage, (theta, phi, g))
+    with on_device(theta, phi, g) as (theta, phi, g):
         affinity = layout.dot(phi, g)
         layout.scale(theta, affinity, out)
     return out, affinity
-
-
-def backward(
-    grad: torch.Tensor,
-    theta: torch.Tensor,
-    phi: torch.Tensor,
-    g: torch.Tensor,
-    affinity: torch.Tensor,
-    groups: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dtheta, dphi, dg, like theta."""
-    layout = groups_of(theta, groups)
-    inner = is_channels_inner(theta)
-    dtheta, dphi, dg = (empty_map(theta.shape, theta, inner) for _ in range(3))
-    with device_guard(theta):
-        grad, theta, phi, g = map(aligned_storage, (grad, theta, phi, g))
-        daffinity = layout.dot(grad, theta, affinity, dtheta)
-        layout.scale(g, daffinity, dphi)
-        layout.scale(phi, daffinity, dg)
-    return dtheta, dphi, dg
 
 
 def refuse(theta: torch.Tensor, phi: torch.Tensor, g: torch.Tensor, groups: int) -> str | None:

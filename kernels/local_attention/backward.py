@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
-from .._launch import TRITON_DTYPES, AotCase, known_multiple, on_device, run
+from .._launch import TRITON_DTYPES, AotCase, on_device, run
+from .._multiples import known_multiple
 from .forward import clipped_steps
 from .windows import (
     UNSPECIALIZED,

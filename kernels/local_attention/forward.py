@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
-from .._launch import TRITON_DTYPES, AotCase, known_multiple, on_device, refuse_tensor, run
+from .._launch import TRITON_DTYPES, AotCase, on_device, refuse_tensor, run
+from .._multiples import known_multiple
 from .windows import (
     MAX_NEIGHBOURS,
     UNSPECIALIZED,

@@ -14,7 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .._launch import FACTORS, Launch, known_factor
+from .._launch import Launch
+from .._multiples import FACTORS, known_factor
 from .._tiles import tile_offsets
 
 MAX_NEIGHBOURS = 256

@@ -1,6 +1,6 @@
 """Triton backward of pyramid_pool: every pixel gathers from the bins that hold it; no atomics.
 
-Means: all pixels of a pair of segments (_segments.py) lie in the same bins and get the same value,
+Means: all pixels of a pair of segments (segments.py) lie in the same bins and get the same value,
 which is computed once. Maxima: the gradients of all bins with the same argmax are summed and
 written there, the rest of the map is filled with zeros before.
 """
@@ -14,17 +14,8 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map
-from .._launch import (
-    FACTORS,
-    TRITON_DTYPES,
-    AotCase,
-    Launch,
-    aligned_storage,
-    device_guard,
-    known_factor,
-    known_multiple,
-    run,
-)
+from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, run
+from .._multiples import FACTORS, known_factor, known_multiple
 from .grid_cells import COLUMN_CLASSES, column_class
 from .segments import (
     AOT_SIZES,
@@ -209,10 +200,9 @@ def backward(
     """Gradient [B, C, height, width] of grad [B, C, S], channels_last or contiguous."""
     batch, channels, anchors = grad.shape
     sizes = tuple(sizes)
-    grad, argmax = aligned_storage(grad), aligned_storage(argmax)
     out = empty_map((batch, channels, height, width), grad, channels_last)
     items, lines = (batch, channels) if channels_last else (1, batch * channels)
-    with device_guard(grad):
+    with on_device(grad, argmax) as (grad, argmax):
         if use_max:
             out.zero_()
             launch = scatter_launch(channels_last)

@@ -3,8 +3,8 @@
 Source: Zhu et al., Asymmetric Non-local Neural Networks for Semantic Segmentation (ICCV 2019),
 section 3.2, figure 4 (spatial pyramid pooling as sampling).
 
-Two kernels: the first (_cells.py) reads the map once and reduces it to cells, one for each pair of
-a row and a column segment; the second combines the cells of a bin. With sizes (1, 3, 6, 8) there
+Two kernels: the first (grid_cells.py) reads the map once and reduces it to cells, one for each pair
+of a row and a column segment; the second combines the cells of a bin. With sizes (1, 3, 6, 8) there
 are at most 29 x 29 cells a plane, and 15 x 15 where the sides are multiples of 24.
 """
 
@@ -17,15 +17,7 @@ import triton
 import triton.language as tl
 
 from ..._layout import is_channels_inner
-from .._launch import (
-    TRITON_DTYPES,
-    AotCase,
-    Launch,
-    aligned_storage,
-    device_guard,
-    refuse_tensor,
-    run,
-)
+from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, refuse_tensor, run
 from .grid_cells import LOWEST_KEY, cell_cases, no_keys, reduce_to_cells
 from .segments import (
     AOT_SIZES,
@@ -172,10 +164,9 @@ def forward(x: torch.Tensor, sizes: list[int], use_max: bool) -> tuple[torch.Ten
     inner = is_channels_inner(x)
     row_segments = count_segments(height, sizes)
     col_segments = count_segments(width, sizes, tiled=True)
-    x = aligned_storage(x)
     out = x.new_empty(batch, channels, anchors)
     argmax = x.new_empty(out.shape if use_max else (0,), dtype=torch.int32)
-    with device_guard(x):
+    with on_device(x) as (x,):
         cells = reduce_to_cells(x, inner, row_segments, col_segments, sizes, use_max)
         launch = combine_launch(sizes, width > TILE, use_max, inner)
         items, lines = (batch, channels) if inner else (1, batch * channels)

@@ -8,15 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .._launch import (
-    FACTORS,
-    TRITON_DTYPES,
-    AotCase,
-    Launch,
-    known_factor,
-    known_multiple,
-    run,
-)
+from .._launch import TRITON_DTYPES, AotCase, Launch, run
+from .._multiples import FACTORS, known_factor, known_multiple
 from .segments import (
     AOT_SIZES,
     TILE,

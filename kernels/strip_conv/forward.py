@@ -18,7 +18,8 @@ import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
 from .. import _depthwise as depthwise
-from .._launch import TRITON_DTYPES, AotCase, Launch, known_multiple, on_device, round_up, run
+from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, round_up, run
+from .._multiples import known_multiple
 
 GROUP = tl.constexpr(3)  # strips that a kernel takes at once; SegNeXt has three
 ALIGNED = tl.constexpr(4)  # scratch maps start on multiples of so many floats: of 16 bytes

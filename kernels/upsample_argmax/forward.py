@@ -14,15 +14,7 @@ import triton.language as tl
 
 from ..._layout import is_channels_inner
 from .._class_tiles import class_offsets, corner_offsets, refuse_map, resized
-from .._launch import (
-    TRITON_DTYPES,
-    AotCase,
-    Launch,
-    aligned_storage,
-    device_guard,
-    refuse_tensor,
-    run,
-)
+from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, refuse_tensor, run
 
 UNSPECIALIZED = ["classes", "height", "width", "small_height", "small_width", "align_corners"]
 
@@ -108,11 +100,11 @@ def forward(
     batch, classes, *small = logits.shape
     launch = FORWARD[is_channels_inner(logits)]
     out = logits.new_empty((batch, height, width), dtype=torch.int64)
-    with device_guard(logits):
+    with on_device(logits) as (logits,):
         run(
             argmax_kernel,
             batch * triton.cdiv(height * width, launch.constants["POSITIONS"]),
-            aligned_storage(logits),
+            logits,
             out,
             classes,
             height,

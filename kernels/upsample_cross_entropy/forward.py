@@ -15,15 +15,7 @@ import triton.language as tl
 
 from ..._layout import is_channels_inner
 from .._class_tiles import class_offsets, corner_offsets, refuse_map, resized
-from .._launch import (
-    TRITON_DTYPES,
-    AotCase,
-    Launch,
-    aligned_storage,
-    device_guard,
-    refuse_tensor,
-    run,
-)
+from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, refuse_tensor, run
 
 UNSPECIALIZED = [
     "batches",
@@ -128,12 +120,12 @@ def forward(
     launch = FORWARD[is_channels_inner(logits)]
     loss = logits.new_empty(target.shape, dtype=torch.float32)
     statistics = logits.new_empty((2, *target.shape), dtype=torch.float32)
-    with device_guard(logits):
+    with on_device(logits, target) as (logits, target):
         run(
             cross_entropy_kernel,
             batch * triton.cdiv(height * width, launch.constants["POSITIONS"]),
-            aligned_storage(logits),
-            aligned_storage(target),
+            logits,
+            target,
             loss,
             statistics,
             batch,
