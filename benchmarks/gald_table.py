@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import attnops
 from attnops.nn import ASPP, DynamicLocalDistribution, LocalDistribution
-from attnops.nn.aggregation import conv_bn_relu
+from attnops.nn.functional import conv_bn_relu
 
 from .arguments import first_device, positive_integer
 from .measure.timing import time_cpu, time_cuda

@@ -89,7 +89,7 @@ class ANN(SegmentationModel):
         self.context = nn.Sequential(
             nn.Conv2d(high, channels, 3, padding=1, bias=chosen.bias),
             nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             APNB(channels, key_channels, key_channels, dropout=in_blocks),
         )
         self.dropout = nn.Dropout2d(around)

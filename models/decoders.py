@@ -8,11 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, normalize
 
-from attnops._layout import dense, is_channels_inner
 from attnops.nn import MSCA, Hamburger, NonLocal
-from attnops.nn._precision import without_autocast
-
-from .mscan import convolve
+from attnops.nn.functional import convolve, dense, is_channels_inner, without_autocast
 
 GROUPS = 32
 

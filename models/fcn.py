@@ -20,7 +20,7 @@ def fcn_head(
     return nn.Sequential(
         nn.Conv2d(in_channels, inner_channels, 3, padding=1, bias=bias),
         nn.BatchNorm2d(inner_channels),
-        nn.ReLU(inplace=True),
+        nn.ReLU(),
         nn.Dropout2d(dropout),
         nn.Conv2d(inner_channels, num_classes, 1),
     )

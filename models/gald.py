@@ -18,7 +18,7 @@ from attnops.nn import (
     NonLocal,
     PyramidPooling,
 )
-from attnops.nn.aggregation import conv_bn_relu
+from attnops.nn.functional import conv_bn_relu
 
 from ._checks import check_classes
 from ._losses import AUX_WEIGHT

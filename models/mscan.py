@@ -6,19 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm
+from torch.nn.functional import gelu
 
 from attnops import depthwise_gelu
-from attnops._layout import dense, is_channels_inner
 from attnops.nn import MSCA
-from attnops.nn._projection import pointwise
+from attnops.nn.functional import convolve, dense, is_channels_inner, is_depthwise
 
 LAYER_SCALE = 0.01
-
-
-def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """The 1x1 convolution `conv` of a map."""
-    return pointwise(x, conv.weight, conv.bias)
 
 
 class Attention(nn.Module):
@@ -54,7 +48,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = convolve(self.expand, x)
-        hidden = depthwise_gelu(hidden, self.depthwise.weight, self.depthwise.bias)
+        if is_depthwise(self.depthwise):
+            hidden = depthwise_gelu(hidden, self.depthwise.weight, self.depthwise.bias)
+        else:
+            hidden = gelu(self.depthwise(hidden))
         return convolve(self.contract, hidden)
 
 
@@ -115,9 +112,7 @@ class Stage(nn.Module):
         x = self.down(x)
         for block in self.blocks:
             x = block(x)
-        norm = self.norm
-        rows = layer_norm(x.movedim(1, -1), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        return dense(rows.movedim(-1, 1), is_channels_inner(x))
+        return dense(self.norm(x.movedim(1, -1)).movedim(-1, 1), is_channels_inner(x))
 
 
 def _halving(in_channels: int, out_channels: int) -> list[nn.Module]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attnops._checks import check_choice
 
-from ._timm import import_timm
+from ._timm import import_timm, without_inplace
 from .pooling import MaxPool3x3
 
 DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
@@ -69,9 +69,11 @@ class DilatedResNet(nn.Module):
             check_choice(name, "blocks", blocks, tuple(DEPTHS))
             blocks = DEPTHS[blocks]
         resnet = import_timm("timm.models.resnet")
+        from ._bottleneck import Bottleneck
+
         planes = tuple(width * 2**stage for stage in range(4))
         net = resnet.ResNet(
-            resnet.Bottleneck,
+            Bottleneck,
             tuple(blocks),
             num_classes=0,
             output_stride=8,
@@ -81,6 +83,7 @@ class DilatedResNet(nn.Module):
             base_width=64,
             zero_init_last=False,
         )
+        without_inplace(net)
         self.conv1, self.bn1, self.act1 = net.conv1, net.bn1, net.act1
         self.maxpool = MaxPool3x3(2, ceil_mode)
         self.layer1, self.layer2 = net.layer1, net.layer2

@@ -13,7 +13,7 @@ from attnops.nn import SqueezeAttention
 
 from ._checks import check_classes
 from ._model import SegmentationModel
-from ._timm import import_timm
+from ._timm import import_timm, without_inplace
 from ._variants import register_variants
 from .resnet import DilatedResNet
 
@@ -38,6 +38,7 @@ class EfficientNet(nn.Module):
         self.net = import_timm().create_model(
             name, pretrained=False, features_only=True, output_stride=8, out_indices=(1, 2, 3, 4)
         )
+        without_inplace(self.net)
         self.channels = tuple(self.net.feature_info.channels())
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -8,12 +8,13 @@ from functools import partial
 from torch import Tensor, nn
 
 from attnops._checks import check_choice
+from attnops.nn.functional import convolve
 
 from ._checks import check_classes
 from ._model import SegmentationModel
 from ._registry import register
 from .decoders import DECODERS, Decoder, MLPDecoder
-from .mscan import MSCAN, convolve
+from .mscan import MSCAN
 
 
 @dataclass(frozen=True)

@@ -59,11 +59,11 @@ def large_field(in_channels: int, channels: int, dropout: float) -> nn.Sequentia
         *_convolution(in_channels, channels, FIELD_DILATION),
         nn.Dropout(dropout),
         nn.Conv2d(channels, channels, 1),
-        nn.ReLU(inplace=True),
+        nn.ReLU(),
         nn.Dropout(dropout),
     )
 
 
 def _convolution(in_channels: int, out_channels: int, dilation: int) -> list[nn.Module]:
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation)
-    return [conv, nn.ReLU(inplace=True)]
+    return [conv, nn.ReLU()]

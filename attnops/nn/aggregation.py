@@ -6,24 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, interpolate
+from torch.nn.functional import interpolate
 
 from .._checks import check_shape, check_tensors
 from ..pyramid_pool import checked_sizes, pyramid_pool
+from .functional import as_matrix, conv_bn_relu, is_pointwise, pointwise, runs_as_built
 
 DROPOUT = 0.1
-
-
-def conv_bn_relu(in_channels: int, out_channels: int, kernel: int, dilation: int = 1) -> nn.Module:
-    """Bias-free convolution that keeps the size of the map, BatchNorm, ReLU."""
-    padding = dilation * (kernel // 2)
-    return nn.Sequential(
-        nn.Conv2d(
-            in_channels, out_channels, kernel, padding=padding, dilation=dilation, bias=False
-        ),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
 
 
 class PyramidPooling(nn.Module):
@@ -128,10 +117,20 @@ class ASPP(nn.Module):
         check_tensors("ASPP", x=x)
         check_shape("ASPP", "x", x, ("B", self.in_channels, "H", "W"))
         image = self.image(pyramid_pool(x, (1,)).unsqueeze(3))
-        maps = torch.cat([branch(x) for branch in self.branches], dim=1)
-        conv, *rest = self.bottleneck
-        inner = image.shape[1]
-        out = conv2d(maps, conv.weight[:, inner:]) + conv2d(image, conv.weight[:, :inner])
+        maps = [branch(x) for branch in self.branches]
+        return self.dropout(self._join(image, maps))
+
+    def _join(self, image: Tensor, maps: list[Tensor]) -> Tensor:
+        """The bottleneck of cat[image, *maps], with the image's share computed once a sample."""
+        bottleneck = self.bottleneck
+        plain = runs_as_built(bottleneck, nn.Sequential) and len(bottleneck) > 0
+        if not plain or not is_pointwise(bottleneck[0]):
+            image = image.expand(-1, -1, *maps[0].shape[2:])
+            return bottleneck(torch.cat([image, *maps], dim=1))
+        conv, *rest = bottleneck
+        of_image, of_maps = as_matrix(conv.weight).tensor_split([image.shape[1]], dim=1)
+        out = pointwise(torch.cat(maps, dim=1), of_maps, None)
+        out = out + pointwise(image, of_image, conv.bias)
         for module in rest:
             out = module(out)
-        return self.dropout(out)
+        return out

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_shape, check_tensors
 from ._order import Ordered
-from ._projection import fold_batch_norm, has_fixed_statistics, pointwise, scale_outputs
+from .functional import (
+    as_matrix,
+    fold_batch_norm,
+    has_fixed_statistics,
+    is_pointwise,
+    pointwise,
+    runs_as_built,
+    scale_outputs,
+)
 from .pyramid_attention import PyramidAttention
 
 
 class Fusion(nn.Module):
     """Convolution of cat[context, x], BatchNorm, and Dropout2d, without the concatenation.
 
-    The context's half of the 1x1 convolution is handed to the attention as `mix`, which applies it
-    to the anchors where that is cheaper; only x's half is computed on the map.
+    Inside the blocks, the context's half of the 1x1 convolution is handed to the attention as
+    `mix`, which applies it to the anchors where that is cheaper (`fuse_context`).
 
     Args:
         context_channels: channels of the context, first in the concatenation.
@@ -37,18 +45,43 @@ class Fusion(nn.Module):
         self.relu = relu
         self.dropout = nn.Dropout2d(dropout)
 
-    def forward(self, attention: PyramidAttention, low: Tensor, high: Tensor) -> Tensor:
-        """Result `[B, out_channels, H, W]` for high `[B, C, H, W]`."""
-        mix, weight = self.conv.weight.tensor_split([self.context_channels], dim=1)
+    def forward(self, context: Tensor, x: Tensor) -> Tensor:
+        """Result `[B, out_channels, H, W]` of the context and x `[B, C, H, W]`."""
+        if is_pointwise(self.conv):
+            return self.add(lambda mix: pointwise(context, mix, None, lean=True), x)
+        return self._finish(self.bn(self.conv(torch.cat([context, x], dim=1))))
+
+    def add(self, mixed: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The result for a plain 1x1 convolution; `mixed` applies the context's half of it.
+
+        Args:
+            mixed: gives the context under a 1x1 convolution without bias, weight `[M, Co]`.
+            x: the map.
+        """
+        weight = as_matrix(self.conv.weight)
+        mix, weight = weight.tensor_split([self.context_channels], dim=1)
         bias, bn, factor = self.conv.bias, self.bn, None
         if has_fixed_statistics(bn):
             bias, factor = fold_batch_norm(bias, bn)
             mix, bn = scale_outputs(mix, factor), None
-        out = pointwise(high, weight, bias, factor, lean=True)
-        out = out + attention(low, high, mix)
-        if bn is not None:
-            out = bn(out)
-        return self.dropout(torch.relu(out) if self.relu else out)
+        out = pointwise(x, weight, bias, factor, lean=True)
+        out = out + mixed(mix)
+        return self._finish(out if bn is None else bn(out))
+
+    def _finish(self, x: Tensor) -> Tensor:
+        return self.dropout(torch.relu(x) if self.relu else x)
+
+
+def fuse_context(fusion: nn.Module, attention: nn.Module, low: Tensor, high: Tensor) -> Tensor:
+    """fusion(attention(low, high), high), together where nobody looks at what is between them."""
+    together = (
+        runs_as_built(fusion, Fusion)
+        and runs_as_built(attention, PyramidAttention)
+        and is_pointwise(fusion.conv)
+    )
+    if together:
+        return fusion.add(lambda mix: attention(low, high, mix), high)
+    return fusion(attention(low, high), high)
 
 
 class APNB(Ordered):
@@ -125,7 +158,7 @@ class APNB(Ordered):
         _check_map("APNB", "x", x, self.in_channels)
         if self.fusion is None:
             return self.attention(x, x)
-        return self.fusion(self.attention, x, x)
+        return fuse_context(self.fusion, self.attention, x, x)
 
 
 class AFNB(Ordered):
@@ -206,7 +239,7 @@ class AFNB(Ordered):
             )
         if self.fusion is None:
             return self.attention(low, high)
-        return self.fusion(self.attention, low, high)
+        return fuse_context(self.fusion, self.attention, low, high)
 
 
 def _check_map(block: str, name: str, x: Tensor, channels: int) -> None:

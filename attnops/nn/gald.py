@@ -9,9 +9,17 @@ from torch.nn.functional import conv2d, group_norm, interpolate
 from .._checks import check_shape, check_tensors
 from ..group_attention import group_attention
 from ._order import Ordered
-from ._precision import without_autocast
-from ._projection import pointwise
+from .functional import (
+    as_matrix,
+    convolve,
+    is_pointwise,
+    pointwise,
+    runs_as_built,
+    without_autocast,
+)
 from .local_distribution import LocalDistribution, strided_depthwise
+
+LARGE_HALF = 1024.0  # leaves a factor of 64 for the sums of a convolution
 
 
 class CGNL(Ordered):
@@ -64,20 +72,42 @@ class CGNL(Ordered):
     def forward(self, x: Tensor) -> Tensor:
         check_tensors("CGNL", x=x)
         check_shape("CGNL", "x", x, ("B", self.channels, "H", "W"))
-        weight = self.p.weight
-        if self.use_scale:
-            summands = weight.shape[0] // self.groups * x.shape[2] * x.shape[3]
-            weight = weight * summands**-0.5
-        theta = pointwise(x, self.t.weight, None)
-        phi = pointwise(x, weight, None)
-        g = pointwise(x, self.g.weight, None)
+        theta, phi, g = convolve(self.t, x), self._scaled_phi(x), convolve(self.g, x)
         if theta.dtype != torch.float16:
             return x + self.gn(self.z(group_attention(theta, phi, g, self.groups)))
+        z, gn = self.z, self.gn
         with without_autocast(x):
             wide = group_attention(theta.float(), phi.float(), g.float(), self.groups)
-            wide = conv2d(wide, self.z.weight.float(), groups=self.groups)
-            scale, shift = self.gn.weight.float(), self.gn.bias.float()
-            return x + group_norm(wide, self.groups, scale, shift, self.gn.eps).to(x.dtype)
+            if is_pointwise(z, self.groups) and runs_as_built(gn, nn.GroupNorm):
+                wide = conv2d(wide, z.weight.float(), _float(z.bias), groups=self.groups)
+                affine = _float(gn.weight), _float(gn.bias)
+                return x + group_norm(wide, gn.num_groups, *affine, gn.eps).to(x.dtype)
+            if isinstance(gn, nn.GroupNorm):
+                wide = _within_half(wide)
+        return x + gn(z(wide.to(theta.dtype))).to(x.dtype)
+
+    def _scaled_phi(self, x: Tensor) -> Tensor:
+        """p(x), divided by the root of the number of summands with `use_scale`."""
+        if not self.use_scale:
+            return convolve(self.p, x)
+        positions = x.shape[2] * x.shape[3]
+        if is_pointwise(self.p):
+            weight, bias = as_matrix(self.p.weight), self.p.bias
+            scale = (weight.shape[0] // self.groups * positions) ** -0.5
+            return pointwise(x, weight * scale, None if bias is None else bias * scale)
+        phi = self.p(x)
+        return phi * (phi.shape[1] // self.groups * positions) ** -0.5
+
+
+def _float(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.float()
+
+
+def _within_half(x: Tensor) -> Tensor:
+    """Samples of `x` with values that a convolution would carry beyond float16, divided by one
+    number each, which a GroupNorm after the convolution takes out again.
+    """
+    return x / (x.detach().abs().amax(dim=(1, 2, 3), keepdim=True) / LARGE_HALF).clamp(min=1.0)
 
 
 class GALDBlock(Ordered):

@@ -10,7 +10,7 @@ from ..local_attention import BORDERS, checked_window, local_attention
 from ..reference.local_attention import local_scores
 from ..upsample_gate import upsample_gate
 from ._order import Ordered
-from ._projection import pointwise
+from .functional import convolve
 
 SMALLEST_SIDE = 15  # three unpadded strided convolutions: 15 -> 7 -> 3 -> 1
 
@@ -20,7 +20,7 @@ def strided_depthwise(channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, channels, 3, stride=2, groups=channels),
         nn.BatchNorm2d(channels),
-        nn.ReLU(inplace=True),
+        nn.ReLU(),
     )
 
 
@@ -118,9 +118,7 @@ class DynamicLocalDistribution(nn.Module):
 
     def forward(self, global_features: Tensor, local_features: Tensor) -> Tensor:
         x = self._concatenate(global_features, local_features)
-        query, key, value = (
-            pointwise(x, conv.weight, None) for conv in (self.query, self.key, self.value)
-        )
+        query, key, value = (convolve(conv, x) for conv in (self.query, self.key, self.value))
         return local_attention(
             query, key, value, self.kernel_size, self.dilation, border=self.border
         )
@@ -132,7 +130,7 @@ class DynamicLocalDistribution(nn.Module):
         goes to padding.
         """
         x = self._concatenate(global_features, local_features)
-        query, key = (pointwise(x, conv.weight, None) for conv in (self.query, self.key))
+        query, key = convolve(self.query, x), convolve(self.key, x)
         window = (self.kernel_size, self.dilation, 1.0, self.border)
         return local_scores(query, key, *window).softmax(dim=1)
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from .._checks import check_choice
 from ..anchor_attention import anchor_attention
 from ..pyramid_pool import checked_sizes, pyramid_pool
-from ._projection import FORMS, Projection, apply_to_anchors, folding_saves, pointwise
+from ._projection import FORMS, Projection, linear_convolution
+from .functional import apply_to_anchors, as_matrix, folding_saves, is_pointwise, pointwise
 
 
 class PyramidAttention(nn.Module):
@@ -26,7 +27,8 @@ class PyramidAttention(nn.Module):
     - rows of the softmax sum to 1, so Wo·(V·p) + bo = (Wo·V + bo)·p, S·Co a position instead of
       S·Cv + Cv·Co.
 
-    The convolutions' own forward is then not called (hooks on them do not run).
+    A convolution that is no longer the plain one that it was built as (hooked, wrapped, pruned,
+    reparametrised, of other options) is not moved, but called on its map.
 
     Args:
         low_channels: channels of the map that gives keys and values.
@@ -79,9 +81,11 @@ class PyramidAttention(nn.Module):
     def forward(self, low: Tensor, high: Tensor, mix: Tensor | None = None) -> Tensor:
         """Context `[B, Co, H, W]` of high `[B, Ch, H, W]` from low `[B, Cl, h, w]`.
 
-        With `mix` `[M, Co, 1, 1]`, the 1x1 convolution of the context with it: `[B, M, H, W]`.
+        With `mix` `[M, Co]`, the 1x1 convolution of the context with it: `[B, M, H, W]`.
         """
         key, value = self._linear_anchors(low)
+        if value is None and self.value is not None:
+            value = pyramid_pool(self.value(low), self.sizes, self.reduce)
         query = None
         if key is None:
             projected = self.key(low)
@@ -97,12 +101,13 @@ class PyramidAttention(nn.Module):
         return self._attend(query, key, value, scale, bias, mix)
 
     def _linear_anchors(self, low: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Anchors of key and value where these are linear, else None.
+        """Anchors of key and value where these are plain 1x1 convolutions, else None.
 
         Through the pooled input where pooling and convolution commute; it is dropped on return,
         since it may be larger than the anchors.
         """
-        convolutions = (self.key.conv if self.key.is_linear else None, self.value)
+        value = self.value if is_pointwise(self.value) else None
+        convolutions = (linear_convolution(self.key), value)
         if self.reduce == "max":
             return tuple(
                 conv
@@ -123,16 +128,17 @@ class PyramidAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Queries, keys and score bias: the projected map, or `high` itself with folded keys."""
         projection = self.key if self.query is None else self.query
+        conv = linear_convolution(projection)
         channels, (inner, anchors) = high.shape[1], key.shape[1:]
-        if not projection.is_linear or not folding_saves(
+        if conv is None or not folding_saves(
             _positions(high),
             once=channels * inner * anchors,
             folded=channels * anchors,
             unfolded=channels * inner + inner * anchors,
         ):
             return projection(high), key, None
-        weight, bias = projection.conv.weight, projection.conv.bias
-        return high, apply_to_anchors(weight.transpose(0, 1), None, key), scale * (bias @ key)
+        bias = None if conv.bias is None else scale * (conv.bias @ key)
+        return high, apply_to_anchors(as_matrix(conv.weight).t(), None, key), bias
 
     def _attend(
         self,
@@ -144,6 +150,9 @@ class PyramidAttention(nn.Module):
         mix: Tensor | None,
     ) -> Tensor:
         """Attention, then the output convolution and `mix`: on the anchors, or on the map."""
+        if not is_pointwise(self.out):
+            context = self.out(anchor_attention(query, key, value, scale, bias=bias))
+            return context if mix is None else pointwise(context, mix, None, lean=True)
         convolutions = [(self.out.weight, self.out.bias)]
         if mix is not None:
             convolutions.append((mix, None))

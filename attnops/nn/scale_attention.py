@@ -76,7 +76,7 @@ class ScaleAttention(nn.Module):
             joined = in_channels * (num_scales if source == "concat" else 1)
             self.head = nn.Sequential(
                 nn.Conv2d(joined, hidden_channels, 3, padding=1),
-                nn.ReLU(inplace=True),
+                nn.ReLU(),
                 nn.Dropout(dropout),
                 nn.Conv2d(hidden_channels, num_scales, 1),
             )

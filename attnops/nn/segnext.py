@@ -9,12 +9,17 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from .._checks import check_choice, check_shape, check_tensors
-from .._layout import is_channels_inner
 from ..nmf import GRADIENTS, nmf
 from ..strip_conv import strip_conv
 from ._order import Ordered
-from ._precision import without_autocast
-from ._projection import apply_to_anchors, pointwise
+from .functional import (
+    apply_to_anchors,
+    convolve,
+    is_channels_inner,
+    is_depthwise,
+    is_pointwise,
+    without_autocast,
+)
 
 
 class MSCA(Ordered):
@@ -63,12 +68,17 @@ class MSCA(Ordered):
     def forward(self, x: Tensor) -> Tensor:
         check_tensors("MSCA", x=x)
         check_shape("MSCA", "x", x, ("B", self.channels, "H", "W"))
-        strips = [
-            ((row.weight, row.bias), (column.weight, column.bias))
-            for row, column in zip(self.rows, self.columns, strict=True)
-        ]
-        gate = strip_conv(x, self.local.weight, self.local.bias, strips)
-        return pointwise(gate, self.mix.weight, self.mix.bias) * x
+        return convolve(self.mix, self._gate(x)) * x
+
+    def _gate(self, x: Tensor) -> Tensor:
+        local, pairs = self.local, list(zip(self.rows, self.columns, strict=True))
+        if is_depthwise(local) and all(
+            is_depthwise(row, height=1) and is_depthwise(column, width=1) for row, column in pairs
+        ):
+            strips = [((r.weight, r.bias), (c.weight, c.bias)) for r, c in pairs]
+            return strip_conv(x, local.weight, local.bias, strips)
+        around = local(x)
+        return sum((column(row(around)) for row, column in pairs), around)
 
 
 class Hamburger(Ordered):
@@ -89,12 +99,16 @@ class Hamburger(Ordered):
         eval_steps: updates in evaluation.
         grad: "unrolled" (as published) or "one_step".
         seed: draws the bases once from this seed; None: anew in every forward, from PyTorch's
-            default generator of the CPU, different for each sample, as published.
+            default generator of the CPU, different for each sample, as published. Draws are
+            float32 whatever PyTorch's default dtype is.
         norm_groups: groups of the GroupNorm, a divisor of C.
 
     Attributes:
         bases: `[1 or B, C, R]`, used as given when assigned (assigning None takes it back); else
-            what `seed` gave, or None. Never part of the state dict.
+            what `seed` gave, or None. Assign it at any time, a parameter or the result of other
+            modules too: gradients reach it, but it is neither among the module's parameters nor in
+            the state dict, and copies of the module get its values alone unless it is a leaf. It
+            stays on its device, in its dtype, and is converted in every forward.
 
     Shapes: `[B, C, H, W]` -> `[B, C, H, W]`.
 
@@ -139,9 +153,8 @@ class Hamburger(Ordered):
         self._assigned: Tensor | None = None
         self._seeded: Tensor | None = None
         if seed is not None:
-            generator = torch.Generator().manual_seed(seed)
-            drawn = torch.rand(1, channels, rank, generator=generator, device="cpu")
-            self._seeded = normalize(drawn, dim=1)
+            generator = torch.Generator(device="cpu").manual_seed(seed)
+            self._seeded = _draw(1, channels, rank, generator)
 
     @property
     def bases(self) -> Tensor | None:
@@ -152,30 +165,55 @@ class Hamburger(Ordered):
         if value is not None:
             check_tensors("Hamburger", bases=value)
             check_shape("Hamburger", "bases", value, ("1 or B", self.channels, self.rank))
-        self._assigned = value
+        self.__dict__["_assigned"] = value  # past Module's own, which registers parameters
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "bases":  # Module's own registers a parameter under the property's name
+            type(self).bases.fset(self, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, object]:
+        """For copies and files, which cannot hold what leads to a tensor."""
+        state = dict(self.__dict__)
+        if self._assigned is not None and not self._assigned.is_leaf:
+            state["_assigned"] = self._assigned.detach()
+        return state
 
     def forward(self, x: Tensor) -> Tensor:
         check_tensors("Hamburger", x=x)
         check_shape("Hamburger", "x", x, ("B", self.channels, "H", "W"))
-        ham = torch.relu(pointwise(x, self.ham_in.weight, self.ham_in.bias))
+        ham = torch.relu(convolve(self.ham_in, x))
+        folds = is_pointwise(self.ham_out) and self.ham_out.bias is None
         with without_autocast(x):
             source = (ham if ham.dtype == torch.float64 else ham.float()).flatten(2)
             steps = self.train_steps if self.training else self.eval_steps
             bases, coef = nmf(source, self._initial_bases(source), steps, grad=self.grad)
-            mixed = apply_to_anchors(self.ham_out.weight.to(bases.dtype), None, bases)
+            if folds:
+                bases = apply_to_anchors(self.ham_out.weight.to(bases.dtype), None, bases)
             inner = is_channels_inner(x)
-            rebuilt = (coef @ mixed.mT).mT if inner else mixed @ coef.mT
+            rebuilt = (coef @ bases.mT).mT if inner else bases @ coef.mT
         out = rebuilt.unflatten(2, x.shape[2:]).to(ham.dtype)
+        if not folds:
+            out = self.ham_out(out)
         return torch.relu(x + self.norm(out).to(x.dtype))
 
     def _initial_bases(self, source: Tensor) -> Tensor:
         batch = source.shape[0]
         bases = self.bases
         if bases is None:
-            bases = normalize(torch.rand(batch, self.channels, self.rank, device="cpu"), dim=1)
+            bases = _draw(batch, self.channels, self.rank)
         elif bases.shape[0] not in (1, batch):
             raise ValueError(
                 f"Hamburger: bases are for {bases.shape[0]} samples, the input has {batch}; "
                 f"expected [1 or {batch}, {self.channels}, {self.rank}]"
             )
         return bases.to(source).expand(batch, -1, -1)
+
+
+def _draw(batch: int, channels: int, rank: int, generator: torch.Generator | None = None) -> Tensor:
+    """Random bases with columns of length 1, the same numbers whatever defaults are set."""
+    drawn = torch.rand(
+        batch, channels, rank, generator=generator, device="cpu", dtype=torch.float32
+    )
+    return normalize(drawn, dim=1)

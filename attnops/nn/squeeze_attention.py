@@ -79,7 +79,7 @@ class SqueezeAttention(nn.Module):
             return nn.Sequential(
                 nn.Conv2d(in_channels, inner, 3, padding=1, groups=groups, bias=False),
                 nn.BatchNorm2d(inner),
-                nn.ReLU(inplace=True),
+                nn.ReLU(),
                 nn.Conv2d(inner, out_channels, out_kernel, padding=out_kernel // 2),
             )
 
@@ -89,7 +89,7 @@ class SqueezeAttention(nn.Module):
             self.squeeze = nn.Sequential(
                 nn.AdaptiveAvgPool2d(1),
                 nn.Conv2d(out_channels, squeeze_channels, 1),
-                nn.ReLU(inplace=True),
+                nn.ReLU(),
                 nn.Conv2d(squeeze_channels, out_channels, 1),
                 nn.Sigmoid(),
             )

@@ -37,8 +37,8 @@ def _pyramid_attention(self: PyramidAttention, low: Tensor, high: Tensor) -> Ten
     return self.out((value @ weights.mT).unflatten(2, high.shape[2:]))
 
 
-def _fusion(self: Fusion, attention: PyramidAttention, low: Tensor, high: Tensor) -> Tensor:
-    out = self.bn(self.conv(torch.cat([attention(low, high), high], dim=1)))
+def _fusion(self: Fusion, context: Tensor, high: Tensor) -> Tensor:
+    out = self.bn(self.conv(torch.cat([context, high], dim=1)))
     return torch.relu(out) if self.relu else out
 
 

@@ -17,8 +17,8 @@ from attnops import reference
 from attnops.benchmarks.apnb import cases as apnb_cases
 from attnops.benchmarks.apnb import operations
 from attnops.benchmarks.measure import memory
-from attnops.nn import AFNB, APNB, NonLocal, _projection
-from attnops.nn._projection import folding_saves, pointwise
+from attnops.nn import AFNB, APNB, NonLocal, _pointwise
+from attnops.nn.functional import folding_saves, pointwise
 
 OP = "anchor_attention"
 
@@ -225,8 +225,8 @@ def test_the_linear_block_never_projects_the_map(device):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "channel slice", "crop"])
 def test_slabs_join_to_the_whole_product(monkeypatch, layout, affine, dtype):
     """4 slabs an item, the last one short."""
-    monkeypatch.setattr(_projection, "_SLAB", 0)
-    monkeypatch.setattr(_projection, "_SLAB_POSITIONS", 64)
+    monkeypatch.setattr(_pointwise, "_SLAB", 0)
+    monkeypatch.setattr(_pointwise, "_SLAB_POSITIONS", 64)
     x = torch.randn(2, 12, 15, 17)
     if layout == "channel slice":
         x = in_layout(torch.randn(2, 20, 15, 17), "channels_last")[:, 3:15]
