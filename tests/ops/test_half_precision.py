@@ -28,7 +28,7 @@ def strips(ops, x, w, b, *pairs):
     return ops.strip_conv(x, w, b, strips)
 
 
-# op -> call of the op, or of its reference, and the shapes of its tensors
+# op and options -> call of the op, or of its reference, and the shapes of its tensors
 CALLS = {
     "strip_conv": (
         strips,
@@ -44,8 +44,21 @@ CALLS = {
         lambda ops, a, b, w: ops.merge_scales([a, b], w),
         [(2, 5, 4, 3), (2, 5, 9, 11), (2, 2, 9, 11)],
     ),
+    "upsample_gate relu first": (
+        lambda ops, *t: ops.upsample_gate(*t, "relu", True, "gate", align_corners=True),
+        [(2, 5, 4, 3), (2, 5, 9, 11)],
+    ),
+    "merge_scales mean": (
+        lambda ops, *t: ops.merge_scales(t, None, "mean"),
+        [(2, 5, 9, 11), (2, 5, 4, 3)],
+    ),
+    "merge_scales max": (
+        lambda ops, *t: ops.merge_scales(t, None, "max"),
+        [(2, 5, 9, 11), (2, 5, 4, 3)],
+    ),
     "group_attention": (lambda ops, *t: ops.group_attention(*t, 3), [(2, 6, 9, 11)] * 3),
     "pyramid_pool": (lambda ops, x: ops.pyramid_pool(x), [(2, 5, 9, 11)]),
+    "pyramid_pool max": (lambda ops, x: ops.pyramid_pool(x, reduce="max"), [(2, 5, 9, 11)]),
     "local_attention": (
         lambda ops, *t: ops.local_attention(*t, 3, 2, 0.3),
         [(2, 6, 9, 11), (2, 6, 9, 11), (2, 5, 9, 11)],
@@ -74,12 +87,13 @@ def roundings_beyond_one(found: Tensor, wanted: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("dtype", "layout"), FORMS, ids=str)
-@pytest.mark.parametrize("op", CALLS)
+@pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("backend_name", BACKENDS)
-def test_results_are_rounded_once(pytestconfig, device, backend_name, op, dtype, layout):
+def test_results_are_rounded_once(pytestconfig, device, backend_name, name, dtype, layout):
+    op = name.split()[0]
     if backend_name not in usable_backends(pytestconfig.getoption("--device"), op):
         pytest.skip(f"{op} does not run on {backend_name} here")
-    call, shapes = CALLS[op]
+    call, shapes = CALLS[name]
     inputs = [torch.randn(shape, device=device).to(dtype) for shape in shapes]
     inputs = [in_layout(x, layout) if x.dim() == 4 else x for x in inputs]
     wide = [x.double() for x in inputs]
