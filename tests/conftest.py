@@ -45,10 +45,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` is applied
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     only = config.getoption("--only-backend")
-    dropped = [x for x in items if cannot_run(x) or (only and not is_of_backend(x, only))]
+    kept, dropped = [], []
+    for item in items:
+        wanted = not cannot_run(item) and (only is None or is_of_backend(item, only))
+        (kept if wanted else dropped).append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
-        items[:] = [x for x in items if x not in set(dropped)]
+        items[:] = kept
     if config.getoption("--device") == "cpu":
         thin_out_interpreted(items)
         skip_what_needs_a_compiler(items)

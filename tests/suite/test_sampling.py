@@ -60,15 +60,15 @@ def test_small_grids_are_kept_whole_and_order_does_not_matter():
 
 
 @pytest.fixture(scope="module")
-def grids() -> dict[tuple[str, str], list[dict]]:
+def grids() -> dict[tuple[str, str, str], list[dict]]:
     pytest.importorskip("triton")
     command = [sys.executable, str(RECORDER), str(OPS)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found: dict[tuple[str, str], list[dict]] = {}
+    found: dict[tuple[str, str, str], list[dict]] = {}
     for row in json.loads(done.stdout.splitlines()[-1]):
-        found.setdefault((row["op"], row["test"]), []).append(row)
+        found.setdefault((row["op"], row["file"], row["test"]), []).append(row)
     return found
 
 
@@ -77,7 +77,7 @@ def runnable(row: dict) -> bool:
 
 
 def test_every_value_of_every_parameter_runs_on_triton(grids):
-    for (op, test), rows in grids.items():
+    for (_, file, test), rows in grids.items():
         if any("threads" in row["values"] for row in rows):
             continue  # left to `make test-all`
         assert not any(row["kept"] for row in rows if not runnable(row))
@@ -86,12 +86,13 @@ def test_every_value_of_every_parameter_runs_on_triton(grids):
                 {row["values"][name] for row in rows if runnable(row) and wanted(row)}
                 for wanted in (lambda row: True, lambda row: row["kept"])
             )
-            assert kept == every, f"{op}.{test}: {name} never is {every - kept}"
+            assert kept == every, f"{file}, {test}: {name} never is {every - kept}"
 
 
 def test_every_dtype_of_every_op_runs_on_triton(grids):
     tested: dict[str, set[str]] = {}
-    for (op, test), rows in grids.items():
+    for (op, _, test), rows in grids.items():
         if test in ("test_agrees_with_float64", "test_chooses_the_largest"):
-            tested[op] = {row["values"]["dtype"] for row in rows if row["kept"]}
+            dtypes = {row["values"]["dtype"] for row in rows if row["kept"]}
+            tested[op] = tested.get(op, set()) | dtypes
     assert tested == dict.fromkeys(attnops.backends(), DTYPES)

@@ -1,6 +1,6 @@
 """The tests on Triton that pytest collects in a folder, as JSON in the last line printed.
 
-Of each: op, test, values of its parameters, and whether the fast suite keeps it. Run with
+Of each: op, file, test, values of its parameters, and whether the fast suite keeps it. Run with
 TRITON_INTERPRET=1: `python triton_grids.py FOLDER`.
 """
 
@@ -27,8 +27,8 @@ class Recorder:
             parameters = {} if callspec is None else callspec.params
             if parameters.get("backend") == "triton":
                 values = {name: repr(value) for name, value in parameters.items()}
-                row = {"op": item.module.OP, "test": item.originalname, "values": values}
-                self.rows.append({**row, "kept": item in remaining})
+                row = {"op": item.module.OP, "file": item.path.name, "test": item.originalname}
+                self.rows.append({**row, "values": values, "kept": item in remaining})
 
 
 if __name__ == "__main__":
