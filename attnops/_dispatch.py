@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,18 @@ PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference
 
 class BackendError(ValueError, RuntimeError):
     """A forced backend is not there, or cannot run the given input. The message says why."""
+
+
+class BackendNotInstalled(ImportError):
+    """What a backend needs was never installed here, so its absence is no fault."""
+
+
+class IncompleteBackend(ImportError):
+    """A backend was loaded, but not for `ops`."""
+
+    def __init__(self, ops: Sequence[str], message: str) -> None:
+        super().__init__(message)
+        self.ops = tuple(ops)
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class Availability:
 @dataclass
 class _Registry:
     implementations: dict[tuple[str, str], Implementation] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)  # backend -> why it was not loaded
+    missing: dict[tuple[str, str], str] = field(default_factory=dict)  # (op, backend) -> why
     ops: dict[str, bool] = field(default_factory=dict)  # -> whether it has a gradient
     said: set[tuple[str, str, str]] = field(default_factory=set)
 
@@ -96,13 +108,14 @@ def register(
     _registry.implementations[op, backend] = implementation
 
 
-def report_missing(backend: str, reason: str) -> None:
-    """Note why `backend` could not be loaded."""
-    _registry.missing[backend] = reason
+def report_missing(backend: str, reason: str, ops: Iterable[str] | None = None) -> None:
+    """Note why `backend` could not be loaded for `ops`; None: for every op."""
+    for op in _registry.ops if ops is None else ops:
+        _registry.missing[op, backend] = reason
 
 
 def _why_not(op: str, backend: str) -> str:
-    return _registry.missing.get(backend, f"{op} has no {backend} implementation")
+    return _registry.missing.get((op, backend), f"{op} has no {backend} implementation")
 
 
 def _availability(op: str, backend: str) -> Availability:

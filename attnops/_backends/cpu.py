@@ -59,8 +59,10 @@ def register_all() -> None:
     """Load the library and register its ops.
 
     Raises:
-        ImportError: the library is not there or cannot be loaded.
+        BackendNotInstalled: the library was not built.
+        IncompleteBackend: it lacks ops.
+        ImportError: it cannot be loaded.
     """
     load("cpu")
-    settle_instruction_set()
     register_ops("cpu", OPS)
+    settle_instruction_set()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._dispatch import BackendNotInstalled
 from .library import load, register_ops
 
 # Limits of the kernels' tables and 32-bit indices (csrc/cuda/pyramid_pool/plan.h).
@@ -82,9 +83,11 @@ def register_all() -> None:
     """Load the library and register its ops.
 
     Raises:
-        ImportError: the library is not there, or this PyTorch has no CUDA.
+        BackendNotInstalled: the library was not built, or this PyTorch has no CUDA.
+        IncompleteBackend: it lacks ops.
+        ImportError: it cannot be loaded.
     """
     if torch.version.cuda is None:
-        raise ImportError("this PyTorch is built without CUDA")
+        raise BackendNotInstalled("this PyTorch is built without CUDA")
     load("cuda")
     register_ops("cuda", OPS)

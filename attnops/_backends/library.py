@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from .._dispatch import register
+from .._dispatch import BackendNotInstalled, IncompleteBackend, is_differentiable, register
 
+REMEDY = "Reinstall attnops, or in a checkout run `pip install -e .` (`make build`) again"
 FOLDER = Path(__file__).resolve().parents[1] / "lib"
 
 
@@ -24,32 +25,48 @@ def load(device: str) -> None:
     """Load the library for `device`, so that torch.ops.attnops_<device> holds its ops.
 
     Raises:
-        ImportError: it is not there or cannot be loaded; the message says why.
+        BackendNotInstalled: it was not built.
+        ImportError: it cannot be loaded; the message says why.
     """
     path = library_path(device)
     if not path.is_file():
-        raise ImportError(
+        raise BackendNotInstalled(
             f"the C++ library for {device} was not built ({path.name} is missing): reinstall from "
             "source with a compiler, or install a wheel"
         )
     try:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
-        raise ImportError(f"{path.name} could not be loaded: {error}") from error
+        raise ImportError(
+            f"{path} could not be loaded: {error.__cause__ or error}. It is damaged, or was built for another "
+            f"processor, system or PyTorch: {REMEDY}"
+        ) from error
 
 
 def register_ops(device: str, refusals: Mapping[str, Callable[..., str | None]]) -> None:
-    """Register the ops of the loaded library for `device`, each with its `refuse`."""
-    ops = getattr(torch.ops, f"attnops_{device}")
+    """Register the ops of the loaded library for `device`, each with its `refuse`.
+
+    Raises:
+        IncompleteBackend: the library lacks ops; the others are registered.
+    """
+    ops, lacking = getattr(torch.ops, f"attnops_{device}"), []
     for op, refuse in refusals.items():
-        forward = getattr(ops, op).default
-        backward = getattr(ops, f"{op}_backward", None)
+        forward, backward = getattr(ops, op, None), getattr(ops, f"{op}_backward", None)
+        if forward is None or (backward is None and is_differentiable(op)):
+            lacking.append(op)
+            continue
         register(
             op,
             device,
-            forward=_as_tuple(forward),
+            forward=_as_tuple(forward.default),
             backward=None if backward is None else backward.default,
             refuse=refuse,
+        )
+    if lacking:
+        raise IncompleteBackend(
+            lacking,
+            f"{library_path(device)} lacks {', '.join(lacking)}: it was built from other sources "
+            f"than the Python files beside it. {REMEDY}",
         )
 
 
