@@ -4,9 +4,11 @@ given.
 
 from __future__ import annotations
 
+import functools
 import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,6 +95,26 @@ def _python_value(value: object) -> object:
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return value.item()
     return value
+
+
+def python_numbers(value: Any) -> Any:
+    """`value` with Python's numbers instead of numpy's and of 0-d tensors, in sequences as well."""
+    if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):
+        return value.tolist()
+    if type(value) in (tuple, list):
+        return type(value)(python_numbers(item) for item in value)
+    return _python_value(value)
+
+
+def given_python_numbers(init: Callable[..., None]) -> Callable[..., None]:
+    """Decorator of a constructor: its options arrive with Python's numbers."""
+
+    @functools.wraps(init)
+    def convert_and_call(self: Any, *args: Any, **options: Any) -> None:
+        named = {name: python_numbers(value) for name, value in options.items()}
+        init(self, *map(python_numbers, args), **named)
+
+    return convert_and_call
 
 
 def _as_integer(value: object) -> int | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from .._checks import check_shape, check_tensors
+from .._checks import check_shape, check_tensors, given_python_numbers
 from ..pyramid_pool import checked_sizes, pyramid_pool
 from .functional import as_matrix, conv_bn_relu, is_pointwise, pointwise, runs_as_built
 
@@ -39,6 +39,7 @@ class PyramidPooling(nn.Module):
         torch.Size([2, 16, 20, 24])
     """
 
+    @given_python_numbers
     def __init__(
         self, in_channels: int, out_channels: int = 512, sizes: Sequence[int] = (1, 2, 3, 6)
     ) -> None:
@@ -97,6 +98,7 @@ class ASPP(nn.Module):
         torch.Size([2, 16, 20, 24])
     """
 
+    @given_python_numbers
     def __init__(
         self,
         in_channels: int,

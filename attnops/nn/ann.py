@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_shape, check_tensors
+from .._checks import check_choice, check_shape, check_tensors, given_python_numbers
 from ._order import Ordered
 from .functional import (
     as_matrix,
@@ -117,6 +117,7 @@ class APNB(Ordered):
         torch.Size([2, 64, 24, 32])
     """
 
+    @given_python_numbers
     def __init__(
         self,
         in_channels: int,
@@ -192,6 +193,7 @@ class AFNB(Ordered):
         torch.Size([2, 64, 24, 32])
     """
 
+    @given_python_numbers
     def __init__(
         self,
         low_channels: int,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, group_norm, interpolate
 
-from .._checks import check_shape, check_tensors
+from .._checks import check_shape, check_tensors, given_python_numbers
 from ..group_attention import group_attention
 from ._order import Ordered
 from .functional import (
@@ -53,6 +53,7 @@ class CGNL(Ordered):
         torch.Size([2, 32, 20, 24])
     """
 
+    @given_python_numbers
     def __init__(
         self, channels: int, planes: int, groups: int = 8, use_scale: bool = False
     ) -> None:
@@ -134,6 +135,7 @@ class GALDBlock(Ordered):
         torch.Size([2, 32, 33, 40])
     """
 
+    @given_python_numbers
     def __init__(
         self, channels: int = 512, planes: int = 256, residual_weight: float = 2.0
     ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_shape, check_tensors
+from .._checks import check_choice, check_shape, check_tensors, given_python_numbers
 from ..local_attention import BORDERS, checked_window, local_attention
 from ..reference.local_attention import local_scores
 from ..upsample_gate import upsample_gate
@@ -50,6 +50,7 @@ class LocalDistribution(Ordered):
         torch.Size([2, 16, 33, 40])
     """
 
+    @given_python_numbers
     def __init__(self, channels: int, residual_weight: float = 1.0) -> None:
         super().__init__()
         self.channels = channels
@@ -99,6 +100,7 @@ class DynamicLocalDistribution(nn.Module):
         torch.Size([2, 16, 20, 24])
     """
 
+    @given_python_numbers
     def __init__(
         self,
         channels: int = 512,

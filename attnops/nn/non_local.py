@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from .._checks import check_choice, check_shape, check_tensors
+from .._checks import check_choice, check_shape, check_tensors, given_python_numbers
 from ._projection import FORMS, Projection
 
 
@@ -36,6 +36,7 @@ class NonLocal(nn.Module):
         torch.Size([2, 64, 12, 16])
     """
 
+    @given_python_numbers
     def __init__(
         self,
         in_channels: int,

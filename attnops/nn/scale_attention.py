@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from .._checks import check_choice, check_shape, check_tensors
+from .._checks import check_choice, check_shape, check_tensors, given_python_numbers
 from ..merge_scales import REDUCTIONS, merge_scales
 
 SOURCES = ("concat", "first")
@@ -52,6 +52,7 @@ class ScaleAttention(nn.Module):
         torch.Size([2, 21, 41, 41])
     """
 
+    @given_python_numbers
     def __init__(
         self,
         in_channels: int,

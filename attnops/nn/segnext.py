@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from .._checks import check_choice, check_shape, check_tensors
+from .._checks import check_choice, check_shape, check_tensors, given_python_numbers
 from ..nmf import GRADIENTS, nmf
 from ..strip_conv import strip_conv
 from ._order import Ordered
@@ -47,6 +47,7 @@ class MSCA(Ordered):
         torch.Size([2, 16, 24, 32])
     """
 
+    @given_python_numbers
     def __init__(
         self, channels: int, local_kernel: int = 5, strips: Sequence[int] = (7, 11, 21)
     ) -> None:
@@ -123,6 +124,7 @@ class Hamburger(Ordered):
         torch.Size([2, 64, 16, 16])
     """
 
+    @given_python_numbers
     def __init__(
         self,
         channels: int,

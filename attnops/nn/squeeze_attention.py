@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d
 
-from .._checks import check_choice, check_shape, check_tensors
+from .._checks import check_choice, check_shape, check_tensors, given_python_numbers
 from ..upsample_gate import ACTIVATIONS, upsample_gate
 
 
@@ -44,6 +44,7 @@ class SqueezeAttention(nn.Module):
         torch.Size([2, 21, 32, 40])
     """
 
+    @given_python_numbers
     def __init__(
         self,
         in_channels: int,

@@ -156,3 +156,52 @@ def test_default_scale_under_jit_trace():
     with pytest.warns(torch.jit.TracerWarning):
         traced = torch.jit.trace(attend, (q, k, v), check_trace=False)
     torch.testing.assert_close(traced(q, k, v), attend(q, k, v))
+
+
+def module_calls():
+    """Every module: built with converted numbers, and the inputs that it is called with."""
+    nn = attnops.nn
+    x, big = torch.randn(1, 16, 12, 12), torch.randn(1, 16, 48, 48)
+    return {
+        "NonLocal": (lambda n, f: nn.NonLocal(n(16), n(8)), [x]),
+        "APNB": (lambda n, f: nn.APNB(n(16), n(8), n(8), sizes=(n(1), n(3)), dropout=f(0.5)), [x]),
+        "AFNB": (
+            lambda n, f: nn.AFNB(n(16), n(16), n(8), n(8), sizes=[n(1)], dropout=f(0.25)), [x, x],
+        ),
+        "LocalDistribution": (lambda n, f: nn.LocalDistribution(n(16), f(2.5)), [big]),
+        "CGNL": (lambda n, f: nn.CGNL(n(16), n(8), n(4)), [x]),
+        "GALDBlock": (lambda n, f: nn.GALDBlock(n(16), n(8), f(0.5)), [big]),
+        "DynamicLocalDistribution": (
+            lambda n, f: nn.DynamicLocalDistribution(n(16), (n(3), n(5)), n(2)), [x, x],
+        ),
+        "PyramidPooling": (lambda n, f: nn.PyramidPooling(n(16), n(8), (n(1), n(2))), [x]),
+        "ASPP": (lambda n, f: nn.ASPP(n(16), n(8), n(8), (n(2), n(3))), [x]),
+        "MSCA": (lambda n, f: nn.MSCA(n(16), n(3), [n(5), n(7)]), [x]),
+        "Hamburger": (
+            lambda n, f: nn.Hamburger(n(16), n(4), n(2), n(3), seed=n(7), norm_groups=n(4)), [x],
+        ),
+        "SqueezeAttention": (
+            lambda n, f: nn.SqueezeAttention(n(16), n(8), n(4), n(2), pool_size=n(4)), [x],
+        ),
+        "ScaleAttention": (
+            lambda n, f: nn.ScaleAttention(n(16), n(1), n(8), f(0.5)), [[x], [x[:, :3]]],
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [(np.int64, np.float32), (np.array, np.array), (torch.tensor, torch.tensor)],
+    ids=["scalars", "arrays", "tensors"],
+)
+@pytest.mark.parametrize("name", module_calls())
+def test_modules(name, kinds):
+    """Built and working alike, and nothing of numpy stays in a module."""
+    make, inputs = module_calls()[name]
+    plain, built = make(int, float).eval(), make(*kinds).eval()
+    built.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(built(*inputs), plain(*inputs))
+    assert repr(built) == repr(plain)
+    for one, other in zip(built.modules(), plain.modules(), strict=True):
+        for key, value in vars(other).items():
+            assert type(vars(one)[key]) is type(value), key
