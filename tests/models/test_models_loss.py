@@ -123,8 +123,7 @@ def published(family, model, maps, target, training, label_smoothing=0.0):
 
     if family == "deeplab":
         return sum(
-            cross_entropy(x, subsample(target, x.shape[2:]), **options)
-            for x in maps.values()
+            cross_entropy(x, subsample(target, x.shape[2:]), **options) for x in maps.values()
         )
     if family == "sanet":
         means = maps["dense"].mean((2, 3))
