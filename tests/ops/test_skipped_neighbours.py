@@ -28,6 +28,8 @@ CASES = [
     ((1, 3), (4, 17), True),
 ]
 VALUES = [-torch.inf, torch.inf, torch.nan]
+# Values, and whether they stand in the incoming gradient instead of in the small map.
+POISONS = [*((value, False) for value in VALUES), (torch.inf, True)]
 
 
 def weights(inputs, outputs, align_corners):
@@ -161,7 +163,7 @@ def test_gates(backend, case, first, activation, layout):
         return attnops.upsample_gate(logits, x, activation, first, "none", 1.0, align_corners)
 
     shape, full = (1, 5, *small), (1, 5, *size)
-    for value, in_grad in product(VALUES, (False, True)):
+    for value, in_grad in POISONS:
         logits = poisoned(shape, value, [] if in_grad else places(shape))
         grad = poisoned(full, value, places(full) if in_grad else [])
         check(function, oracle, [torch.randn(full), logits], grad, layout)
@@ -186,7 +188,7 @@ def test_merged_maps(backend, case, reduce, layout):
         out = attnops.merge_scales([first, second], logits, reduce, align_corners)
         return out if reduce == "attention" else out + 0 * logits.sum()
 
-    for value, in_grad in product(VALUES, (False, True)):
+    for value, in_grad in POISONS:
         first = poisoned(shape, value, [] if in_grad else places(shape))
         grad = poisoned(full, value, places(full)[:2] if in_grad else [])
         inputs = [first, torch.randn(full), torch.randn(1, 2, *size)]
