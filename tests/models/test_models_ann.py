@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
+import model_checks
 import pytest
 import torch
-from model_checks import (
-    IGNORED,
-    check_autocast,
-    check_backends_agree,
-    check_compiles,
-    check_exports,
-    check_trains,
-    multiply_adds,
-    parameters,
-    shake,
-    targets,
-    tiny_resnet,
-)
+from model_checks import IGNORED, shake, targets, tiny_resnet
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, interpolate
 
@@ -49,13 +38,13 @@ def test_names():
 def test_numbers_of_parameters(name, form, with_aux, without):
     with torch.device("meta"):
         model = create_model(name, num_classes=19, form=form)
-    assert parameters(model) == (with_aux, without)
+    assert model_checks.parameters(model) == (with_aux, without)
 
 
 def test_parameters_of_the_parts():
     with torch.device("meta"):
         model = create_model("ann_r101", num_classes=19)
-    counts = {name: parameters(child)[0] for name, child in model.named_children()}
+    counts = {name: model_checks.parameters(child)[0] for name, child in model.named_children()}
     assert counts == {
         "backbone": 42_623_936,
         "fusion": 9_971_456,
@@ -74,7 +63,7 @@ def test_multiply_adds_of_the_whole_image():
     APNB's shared projection runs once where the released code runs it for key and query.
     """
     with torch.device("meta"):
-        counted = multiply_adds(create_model("ann_r101", num_classes=19), 1024, 2048)
+        counted = model_checks.multiply_adds(create_model("ann_r101", num_classes=19), 1024, 2048)
     positions, anchors = 129 * 257, 110
     aux = 9 * 1024 * 512 + 512 * 19
     products = 2 * anchors * (256 + 256)
@@ -200,24 +189,24 @@ def test_the_released_loss_leaves_easy_pixels_out():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_training_step(form):
-    check_trains(tiny(form), torch.randn(2, 3, 71, 64), targets(2, CLASSES, 71, 64))
+    model_checks.check_trains(tiny(form), torch.randn(2, 3, 71, 64), targets(2, CLASSES, 71, 64))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_backends_and_layouts_agree(form):
-    check_backends_agree(tiny(form), torch.randn(2, 3, 75, 90))
+    model_checks.check_backends_agree(tiny(form), torch.randn(2, 3, 75, 90))
 
 
 def test_autocast():
-    check_autocast(tiny(), torch.randn(2, 3, 65, 65))
+    model_checks.check_autocast(tiny(), torch.randn(2, 3, 65, 65))
 
 
 def test_export():
-    check_exports(tiny(), torch.randn(1, 3, 65, 72))
+    model_checks.check_exports(tiny(), torch.randn(1, 3, 65, 72))
 
 
 def test_compile():
-    check_compiles(tiny(), torch.randn(1, 3, 65, 72))
+    model_checks.check_compiles(tiny(), torch.randn(1, 3, 65, 72))
 
 
 def test_the_full_network_runs():

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
+import model_checks
 import pytest
 import torch
-from model_checks import (
-    IGNORED,
-    check_autocast,
-    check_backends_agree,
-    check_compiles,
-    check_exports,
-    check_trains,
-    multiply_adds,
-    parameters,
-    targets,
-)
+from model_checks import IGNORED, targets
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
@@ -37,14 +28,14 @@ def test_numbers():
     """Giga multiply-adds at 321: 50.93 + 29.00 + 13.21 of the scales, 23.80 of the attention."""
     with torch.device("meta"):
         model = create_model("deeplab_attention", num_classes=21)
-        trunk = parameters(model.backbone)[0] + parameters(model.field)[0]
+        trunk = model_checks.parameters(model.backbone)[0] + model_checks.parameters(model.field)[0]
         assert trunk == 20_483_904
-        assert trunk + parameters(model.cls)[0] == 20_505_429
-        assert parameters(model.attention)[0] == 14_157_827
-        assert multiply_adds(model, 321, 321) == pytest.approx(116.9e9, rel=1e-3)
+        assert trunk + model_checks.parameters(model.cls)[0] == 20_505_429
+        assert model_checks.parameters(model.attention)[0] == 14_157_827
+        assert model_checks.multiply_adds(model, 321, 321) == pytest.approx(116.9e9, rel=1e-3)
         for scale, giga in zip(SCALES, (50.93, 29.00, 13.21), strict=True):
             one = create_model("deeplab_attention", scales=(scale,), reduce="mean")
-            assert multiply_adds(one, 321, 321) == pytest.approx(giga * 1e9, rel=1e-3)
+            assert model_checks.multiply_adds(one, 321, 321) == pytest.approx(giga * 1e9, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +45,7 @@ def test_numbers():
 def test_numbers_of_other_attention_heads(scales, source, count):
     with torch.device("meta"):
         model = create_model("deeplab_attention", scales=scales, source=source)
-    assert parameters(model.attention)[0] == count
+    assert model_checks.parameters(model.attention)[0] == count
 
 
 def test_layers_of_the_trunk():
@@ -148,23 +139,23 @@ def test_dropout_is_elementwise_and_an_option():
 
 
 def test_training_step():
-    check_trains(tiny(), torch.randn(2, 3, 73, 64), targets(2, CLASSES, 73, 64))
+    model_checks.check_trains(tiny(), torch.randn(2, 3, 73, 64), targets(2, CLASSES, 73, 64))
 
 
 def test_backends_and_layouts_agree():
-    check_backends_agree(tiny(), torch.randn(2, 3, 75, 97))
+    model_checks.check_backends_agree(tiny(), torch.randn(2, 3, 75, 97))
 
 
 def test_autocast():
-    check_autocast(tiny(dropout=0.0), torch.randn(2, 3, 65, 65))
+    model_checks.check_autocast(tiny(dropout=0.0), torch.randn(2, 3, 65, 65))
 
 
 def test_export():
-    check_exports(tiny(), torch.randn(1, 3, 75, 96))
+    model_checks.check_exports(tiny(), torch.randn(1, 3, 75, 96))
 
 
 def test_compile():
-    check_compiles(tiny(), torch.randn(1, 3, 75, 96))
+    model_checks.check_compiles(tiny(), torch.randn(1, 3, 75, 96))
 
 
 def test_one_scale_is_the_plain_network():

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
+import model_checks
 import pytest
 import torch
-from model_checks import (
-    check_autocast,
-    check_backends_agree,
-    check_compiles,
-    check_exports,
-    check_trains,
-    multiply_adds,
-    parameters,
-    shake,
-    targets,
-    tiny_resnet,
-)
+from model_checks import shake, targets, tiny_resnet
 from torch.nn.functional import cross_entropy, interpolate, unfold
 
 pytest.importorskip("timm")
@@ -49,16 +39,18 @@ def test_names():
 def test_numbers_of_the_released_network(name, with_aux, without, giga, rounded_down):
     with torch.device("meta"):
         model = create_model(name, num_classes=19)
-        assert parameters(model) == (with_aux, without)
-        assert multiply_adds(model, 512, 512) == pytest.approx(giga * 1e9, rel=1e-3)
+        assert model_checks.parameters(model) == (with_aux, without)
+        assert model_checks.multiply_adds(model, 512, 512) == pytest.approx(giga * 1e9, rel=1e-3)
         model.backbone.maxpool.ceil_mode = False
-        assert multiply_adds(model, 512, 512) == pytest.approx(rounded_down * 1e9, rel=1e-3)
+        assert model_checks.multiply_adds(model, 512, 512) == pytest.approx(
+            rounded_down * 1e9, rel=1e-3
+        )
 
 
 def test_the_block_adds_what_the_paper_says_it_adds():
     with torch.device("meta"):
         block = create_model("galdv1_r50").head.block
-    counts = {name: parameters(child)[0] for name, child in block.named_children()}
+    counts = {name: model_checks.parameters(child)[0] for name, child in block.named_children()}
     assert counts == {"down": 6_144, "aggregation": 410_624, "distribution": 18_432}
 
 
@@ -67,15 +59,15 @@ def test_aggregations_of_the_backbones_map(ga, count):
     with torch.device("meta"):
         first = create_model("galdv1_r50", ga=ga).head.block[0]
         second = create_model("galdv2_r50", ga=ga).head.aggregation
-    assert parameters(first)[0] == parameters(second)[0] == count
+    assert model_checks.parameters(first)[0] == model_checks.parameters(second)[0] == count
 
 
 def test_the_second_version_near_its_published_size():
     """66.8 M in table VI; the text does not determine it, this reading has 65.8 M."""
     with torch.device("meta"):
         model = create_model("galdv2_r101", num_classes=19)
-    assert parameters(model)[1] == 65_839_059
-    assert parameters(model.head.distribution)[0] == 1_572_864
+    assert model_checks.parameters(model)[1] == 65_839_059
+    assert model_checks.parameters(model.head.distribution)[0] == 1_572_864
 
 
 def resized(x, size):
@@ -180,27 +172,27 @@ def test_loss(version, easy):
 @pytest.mark.parametrize("ga", AGGREGATIONS)
 def test_training_step(version, ga):
     images = torch.randn(2, 3, SIDE, 119)
-    check_trains(tiny(version, ga), images, targets(2, CLASSES, SIDE, 119))
+    model_checks.check_trains(tiny(version, ga), images, targets(2, CLASSES, SIDE, 119))
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_backends_and_layouts_agree(version):
-    check_backends_agree(tiny(version), torch.randn(1, 3, 121, 130))
+    model_checks.check_backends_agree(tiny(version), torch.randn(1, 3, 121, 130))
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_autocast(version):
-    check_autocast(tiny(version), torch.randn(2, 3, SIDE, SIDE))
+    model_checks.check_autocast(tiny(version), torch.randn(2, 3, SIDE, SIDE))
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_export(version):
-    check_exports(tiny(version), torch.randn(1, 3, SIDE, 120))
+    model_checks.check_exports(tiny(version), torch.randn(1, 3, SIDE, 120))
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_compile(version):
-    check_compiles(tiny(version), torch.randn(1, 3, SIDE, 120))
+    model_checks.check_compiles(tiny(version), torch.randn(1, 3, SIDE, 120))
 
 
 def test_the_auxiliary_head_runs_in_training_only():

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
+import model_checks
 import pytest
 import torch
-from model_checks import (
-    IGNORED,
-    check_autocast,
-    check_backends_agree,
-    check_compiles,
-    check_exports,
-    check_trains,
-    multiply_adds,
-    parameters,
-    shake,
-    targets,
-    tiny_resnet,
-)
+from model_checks import IGNORED, shake, targets, tiny_resnet
 from torch.nn.functional import binary_cross_entropy, cross_entropy, interpolate
 
 pytest.importorskip("timm")
@@ -39,9 +28,11 @@ def test_numbers_of_table_6():
     """55.5 M and 204.7 G, printed; the reading of the text that is nearest has these."""
     with torch.device("meta"):
         model = create_model("sanet_r101", num_classes=21)
-        assert parameters(model)[0] == 55_445_622
-        assert multiply_adds(model, 512, 512) == pytest.approx(205.3e9, rel=1e-3)
-    assert sum(parameters(head)[0] for head in model.heads) == pytest.approx(12.9e6, rel=2e-3)
+        assert model_checks.parameters(model)[0] == 55_445_622
+        assert model_checks.multiply_adds(model, 512, 512) == pytest.approx(205.3e9, rel=1e-3)
+    assert sum(model_checks.parameters(head)[0] for head in model.heads) == pytest.approx(
+        12.9e6, rel=2e-3
+    )
 
 
 def test_efficient_net_gives_four_stages():
@@ -110,23 +101,23 @@ def test_presence():
 
 def test_training_step():
     """S4 reaches the loss through the mask, as every head."""
-    check_trains(tiny(), torch.randn(2, 3, 97, 75), targets(2, CLASSES, 97, 75))
+    model_checks.check_trains(tiny(), torch.randn(2, 3, 97, 75), targets(2, CLASSES, 97, 75))
 
 
 def test_backends_and_layouts_agree():
-    check_backends_agree(tiny(), torch.randn(2, 3, 75, 97))
+    model_checks.check_backends_agree(tiny(), torch.randn(2, 3, 75, 97))
 
 
 def test_autocast():
-    check_autocast(tiny(), torch.randn(2, 3, 96, 96))
+    model_checks.check_autocast(tiny(), torch.randn(2, 3, 96, 96))
 
 
 def test_export():
-    check_exports(tiny(), torch.randn(1, 3, 75, 96))
+    model_checks.check_exports(tiny(), torch.randn(1, 3, 75, 96))
 
 
 def test_compile():
-    check_compiles(tiny(), torch.randn(1, 3, 75, 96))
+    model_checks.check_compiles(tiny(), torch.randn(1, 3, 75, 96))
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import itertools
 
+import model_checks
 import pytest
 import torch
-from model_checks import (
-    check_autocast,
-    check_backends_agree,
-    check_compiles,
-    check_exports,
-    check_trains,
-    published_keys,
-    shake,
-    targets,
-)
+from model_checks import shake, targets
 from torch import Tensor, nn
 from torch.nn.functional import (
     batch_norm,
@@ -56,14 +48,14 @@ def numbered(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("name", "keys", "style"), FILES)
 def test_published_checkpoints_go_there_and_back(name, keys, style):
-    state = numbered(published_keys(keys))
+    state = numbered(model_checks.published_keys(keys))
     model = create_model(name, num_classes=150)
     report = load_checkpoint(model, {"state_dict": {f"module.{k}": v for k, v in state.items()}})
     assert report.style == style
     assert set(report.loaded) == set(state)
     assert set(report.loaded.values()) == set(model.state_dict())
     back = export_checkpoint(model, style)
-    assert {k: list(v.shape) for k, v in back.items()} == published_keys(keys)
+    assert {k: list(v.shape) for k, v in back.items()} == model_checks.published_keys(keys)
     assert all(torch.equal(back[key], state[key]) for key in state)
 
 
@@ -79,7 +71,7 @@ def test_published_checkpoints_go_there_and_back(name, keys, style):
     ],
 )
 def test_what_does_not_fit_is_refused_and_changes_nothing(change, message):
-    state = numbered(published_keys("segnext_tiny_mmseg"))
+    state = numbered(model_checks.published_keys("segnext_tiny_mmseg"))
     change(state)
     model = create_model("segnext_t", num_classes=150)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -216,12 +208,12 @@ def test_variants():
 @pytest.mark.parametrize("decoder", ["ham", "nl", "cc", "ema", "msca", "mlp"])
 def test_training_step_of_every_decoder(decoder):
     model = tiny(decoder=decoder, drop_path_rate=0.0)
-    check_trains(model, torch.randn(2, 3, 65, 70), targets(2, CLASSES, 65, 70))
+    model_checks.check_trains(model, torch.randn(2, 3, 65, 70), targets(2, CLASSES, 65, 70))
 
 
 @pytest.mark.parametrize("decoder", ["ham", "nl", "cc", "ema", "msca", "mlp"])
 def test_backends_and_layouts_agree(decoder):
-    check_backends_agree(tiny(decoder=decoder), torch.randn(1, 3, 65, 72))
+    model_checks.check_backends_agree(tiny(decoder=decoder), torch.randn(1, 3, 65, 72))
 
 
 def test_dropped_branches_leave_the_input():
@@ -235,15 +227,15 @@ def test_dropped_branches_leave_the_input():
 
 
 def test_autocast():
-    check_autocast(tiny(drop_path_rate=0.0), torch.randn(2, 3, 64, 72))
+    model_checks.check_autocast(tiny(drop_path_rate=0.0), torch.randn(2, 3, 64, 72))
 
 
 def test_export():
-    check_exports(tiny(), torch.randn(1, 3, 65, 72))
+    model_checks.check_exports(tiny(), torch.randn(1, 3, 65, 72))
 
 
 def test_compile():
-    check_compiles(tiny(), torch.randn(1, 3, 65, 72))
+    model_checks.check_compiles(tiny(), torch.randn(1, 3, 65, 72))
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
+import harness
 import pytest
 import torch
-from harness import (
-    DTYPES,
-    LAYOUTS,
-    assert_layout,
-    check_autocast,
-    check_compiles,
-    check_empty,
-    check_exports,
-    check_op,
-    check_runs_are_bit_equal,
-    in_layout,
-    skip_unsupported,
-)
+from harness import DTYPES, LAYOUTS, check_op, in_layout, skip_unsupported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,7 +64,7 @@ def test_agrees_with_float64(backend, device, case, dtype):
         arranged = [in_layout(x, layout) for x in inputs]
         found = check_op(fused(groups), plain(groups), arranged, grad_layout=layout)
         for x in found:
-            assert_layout(x, layout)
+            harness.assert_layout(x, layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -105,7 +94,7 @@ def test_any_shape(pytestconfig, batch, groups, width, size, layout):
 def test_threads_do_not_matter(backend, device, threads):
     inputs = operands(device, torch.float32, 2, 24, 33, 40)
     check_op(fused(8), plain(8), inputs)
-    check_runs_are_bit_equal(fused(8), inputs)
+    harness.check_runs_are_bit_equal(fused(8), inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -131,7 +120,7 @@ def test_nan_and_infinity_propagate_to_the_group_alone(backend, device, layout):
 
 @pytest.mark.parametrize("dims", [(0, 4, 5, 6), (2, 4, 0, 6)], ids=str)
 def test_empty(backend, device, dims):
-    check_empty(fused(2), operands(device, torch.float32, *dims), dims)
+    harness.check_empty(fused(2), operands(device, torch.float32, *dims), dims)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -156,12 +145,12 @@ def test_compiles_whole_with_dynamic_shapes(backend, device):
         operands(device, torch.float32, 2, 4, 7, 9),
         [in_layout(x, "channels_last") for x in second],
     ]
-    check_compiles(fused(2), plain(2), draws)
+    harness.check_compiles(fused(2), plain(2), draws)
 
 
 def test_exports_with_dynamic_shapes(backend, device):
     height, width = torch.export.Dim("height", min=2), torch.export.Dim("width", min=2)
-    check_exports(
+    harness.check_exports(
         fused(2),
         plain(2),
         tuple(operands(device, torch.float32, 2, 4, 7, 9)),
@@ -171,7 +160,7 @@ def test_exports_with_dynamic_shapes(backend, device):
 
 
 def test_autocast_computes_in_the_autocast_dtype(backend, device):
-    check_autocast(fused(2), operands(device, torch.float32, 1, 8, 5, 7), backend)
+    harness.check_autocast(fused(2), operands(device, torch.float32, 1, 8, 5, 7), backend)
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
+import harness
 import pytest
 import torch
-from harness import (
-    DTYPES,
-    LAYOUTS,
-    assert_layout,
-    check_autocast,
-    check_compiles,
-    check_empty,
-    check_exports,
-    check_op,
-    check_runs_are_bit_equal,
-    in_layout,
-    skip_unsupported,
-)
+from harness import DTYPES, LAYOUTS, check_op, in_layout, skip_unsupported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import unfold
@@ -95,7 +84,7 @@ def test_agrees_with_float64(backend, device, case, dtype, border):
         found = check_op(fused(*options), plain(*options), arranged, grad_layout=layout)
         if shape[1] > 1:
             for x in found:
-                assert_layout(x, layout)
+                harness.assert_layout(x, layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -144,7 +133,7 @@ def test_threads_do_not_matter(backend, device, threads):
     shape = (2, 20, 18, 33, 35) if backend == "cpu" else (2, 4, 3, 13, 15)  # others: no threads
     inputs = operands(device, torch.float32, *shape)
     check_op(fused(5, 3, 0.2), plain(5, 3, 0.2), inputs)
-    check_runs_are_bit_equal(fused(5, 3, 0.2), inputs)
+    harness.check_runs_are_bit_equal(fused(5, 3, 0.2), inputs)
 
 
 @pytest.mark.parametrize("border", BORDERS)
@@ -184,7 +173,7 @@ def test_constant_scores_average_the_window(backend, device, border):
 
 @pytest.mark.parametrize("dims", [(0, 4, 3, 5, 6), (2, 4, 3, 0, 6)], ids=str)
 def test_empty(backend, device, dims):
-    check_empty(fused(), operands(device, torch.float32, *dims), (dims[0], 3, *dims[3:]))
+    harness.check_empty(fused(), operands(device, torch.float32, *dims), (dims[0], 3, *dims[3:]))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -212,12 +201,12 @@ def test_compiles_whole_with_dynamic_shapes(backend, device):
         operands(device, torch.float32, 2, 5, 4, 7, 9),
         [in_layout(x, "channels_last") for x in operands(device, torch.float32, 3, 6, 8, 12, 8)],
     ]
-    check_compiles(fused(3, 2, 0.4), plain(3, 2, 0.4), draws)
+    harness.check_compiles(fused(3, 2, 0.4), plain(3, 2, 0.4), draws)
 
 
 def test_exports_with_dynamic_shapes(backend, device):
     height, width = torch.export.Dim("height", min=2), torch.export.Dim("width", min=2)
-    check_exports(
+    harness.check_exports(
         fused(3, 2),
         plain(3, 2),
         tuple(operands(device, torch.float32, 2, 5, 4, 7, 9)),
@@ -227,7 +216,7 @@ def test_exports_with_dynamic_shapes(backend, device):
 
 
 def test_autocast_computes_in_the_autocast_dtype(backend, device):
-    check_autocast(fused(3), operands(device, torch.float32, 1, 8, 6, 5, 7), backend)
+    harness.check_autocast(fused(3), operands(device, torch.float32, 1, 8, 6, 5, 7), backend)
 
 
 def test_double_backward_is_refused(backend, device):

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
+import harness
 import pytest
 import torch
-from harness import (
-    DTYPES,
-    LAYOUTS,
-    assert_layout,
-    check_autocast,
-    check_compiles,
-    check_empty,
-    check_op,
-    check_runs_are_bit_equal,
-    in_layout,
-    skip_unsupported,
-)
+from harness import DTYPES, LAYOUTS, check_op, in_layout, skip_unsupported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,7 +63,7 @@ def test_agrees_with_float64(backend, device, case, reduce, dtype, align_corners
         arranged = [in_layout(x, layout) for x in inputs]
         out, *_ = check_op(fused(*options), plain(*options), arranged, grad_layout=layout)
         if inputs[0].shape[2:].numel() > 1:
-            assert_layout(out, layout)
+            harness.assert_layout(out, layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -116,7 +106,7 @@ def test_logits_may_set_the_size_alone(backend, device, reduce):
 def test_threads_do_not_matter(backend, device, threads):
     inputs = operands(device, torch.float32, 2, 9, ((33, 40), (17, 20)), (33, 40))
     check_op(fused("attention"), plain("attention"), inputs)
-    check_runs_are_bit_equal(fused("attention"), inputs)
+    harness.check_runs_are_bit_equal(fused("attention"), inputs)
 
 
 def test_equal_maps_send_the_gradient_to_the_first(backend, device):
@@ -138,7 +128,7 @@ def test_nan_propagates(backend, device, reduce):
 
 def test_empty(backend, device):
     inputs = operands(device, torch.float32, 0, 4, ((5, 6), (2, 3)), (5, 6))
-    check_empty(fused("attention"), inputs, (0, 4, 5, 6))
+    harness.check_empty(fused("attention"), inputs, (0, 4, 5, 6))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -166,7 +156,7 @@ def test_compiles_whole_with_dynamic_shapes(backend, device):
         operands(device, torch.float32, 2, 5, ((7, 9), (3, 4)), (7, 9)),
         [in_layout(x, "channels_last") for x in second],
     ]
-    check_compiles(fused("attention"), plain("attention"), draws)
+    harness.check_compiles(fused("attention"), plain("attention"), draws)
 
 
 def test_exports(backend, device):
@@ -181,7 +171,7 @@ def test_exports(backend, device):
 
 def test_autocast_computes_in_the_autocast_dtype(backend, device):
     inputs = operands(device, torch.float32, 1, 8, ((5, 7), (2, 3)), (5, 7))
-    check_autocast(fused("attention"), inputs, backend)
+    harness.check_autocast(fused("attention"), inputs, backend)
 
 
 MAPS = [torch.ones(2, 4, 5, 6), torch.ones(2, 4, 2, 3)]

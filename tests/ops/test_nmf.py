@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
+import harness
 import pytest
 import torch
-from harness import (
-    DTYPES,
-    check_compiles,
-    check_exports,
-    check_op,
-    check_runs_are_bit_equal,
-    skip_unsupported,
-)
+from harness import DTYPES, check_op, skip_unsupported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -178,7 +172,7 @@ def test_strided_inputs_and_gradients(backend, device):
 def test_threads_do_not_matter(backend, device, threads):
     inputs = operands(device, torch.float32, 2, 40, 333, 16)
     check_op(product(attnops.nmf, 3), product(reference.nmf, 3), inputs)
-    check_runs_are_bit_equal(product(attnops.nmf, 3), inputs)
+    harness.check_runs_are_bit_equal(product(attnops.nmf, 3), inputs)
 
 
 def test_no_steps_returns_a_copy_of_the_bases(backend, device):
@@ -252,12 +246,12 @@ def test_compiles_whole_with_dynamic_shapes(backend, device):
         operands(device, torch.float32, 2, 6, 10, 3),
         operands(device, torch.float32, 3, 8, 21, 4),
     ]
-    check_compiles(product(attnops.nmf, 2), product(reference.nmf, 2), draws)
+    harness.check_compiles(product(attnops.nmf, 2), product(reference.nmf, 2), draws)
 
 
 def test_exports_with_dynamic_shapes(backend, device):
     positions = torch.export.Dim("positions", min=2)
-    check_exports(
+    harness.check_exports(
         product(attnops.nmf, 2),
         product(reference.nmf, 2),
         tuple(operands(device, torch.float32, 2, 6, 10, 3)),

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
+import harness
 import pytest
 import torch
-from harness import (
-    DTYPES,
-    LAYOUTS,
-    assert_layout,
-    check_autocast,
-    check_compiles,
-    check_empty,
-    check_exports,
-    check_op,
-    check_runs_are_bit_equal,
-    in_layout,
-    skip_unsupported,
-)
+from harness import DTYPES, LAYOUTS, check_op, in_layout, skip_unsupported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,8 +70,8 @@ def test_agrees_with_float64(backend, device, case, dtype):
     for layout in ("contiguous", "channels_last"):
         inputs = [in_layout(x, layout), *parameters]
         out, grad_x, *_ = check_op(fused, plain, inputs, grad_layout=layout)
-        assert_layout(out, layout)
-        assert_layout(grad_x, layout)
+        harness.assert_layout(out, layout)
+        harness.assert_layout(grad_x, layout)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -141,7 +130,7 @@ def test_any_shape(pytestconfig, batch, channels, size, kernel, strips, layout):
 def test_threads_do_not_matter(backend, device, threads):
     inputs = operands(device, torch.float32, (2, 9, 30, 33), 5, (7, 11))
     check_op(fused, plain, inputs)
-    check_runs_are_bit_equal(fused, inputs)
+    harness.check_runs_are_bit_equal(fused, inputs)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -157,7 +146,7 @@ def test_nan_and_infinity_propagate_to_the_cross_alone(backend, device, layout):
 
 @pytest.mark.parametrize("dims", [(0, 4, 5, 6), (2, 4, 0, 6)], ids=str)
 def test_empty(backend, device, dims):
-    check_empty(fused, operands(device, torch.float32, dims, 3, (5,)), dims)
+    harness.check_empty(fused, operands(device, torch.float32, dims, 3, (5,)), dims)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -181,13 +170,13 @@ def test_gradcheck(backend, device, layout):
 def test_compiles_whole_with_dynamic_shapes(backend, device):
     x, *parameters = operands(device, torch.float32, (2, 5, 7, 9), 3, (5,))
     second = in_layout(torch.randn(3, 5, 12, 8, device=device), "channels_last")
-    check_compiles(fused, plain, [[x, *parameters], [second, *parameters]])
+    harness.check_compiles(fused, plain, [[x, *parameters], [second, *parameters]])
 
 
 def test_exports_with_dynamic_shapes(backend, device):
     height, width = torch.export.Dim("height", min=2), torch.export.Dim("width", min=2)
     x, *parameters = operands(device, torch.float32, (2, 5, 7, 9), 3, (5,))
-    check_exports(
+    harness.check_exports(
         fused,
         plain,
         (x, *parameters),
@@ -198,7 +187,7 @@ def test_exports_with_dynamic_shapes(backend, device):
 
 def test_autocast_computes_in_the_autocast_dtype(backend, device):
     inputs = operands(device, torch.float32, (1, 8, 6, 7), 3, (5,))
-    check_autocast(fused, inputs, backend)
+    harness.check_autocast(fused, inputs, backend)
 
 
 def test_double_backward_is_refused(backend, device):

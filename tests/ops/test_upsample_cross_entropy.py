@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
+import harness
 import pytest
 import torch
-from harness import (
-    DTYPES,
-    LAYOUTS,
-    assert_layout,
-    check_op,
-    check_runs_are_bit_equal,
-    in_layout,
-    skip_unsupported,
-)
+from harness import DTYPES, LAYOUTS, check_op, in_layout, skip_unsupported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, interpolate
@@ -73,7 +66,7 @@ def test_agrees_with_float64(backend, device, case, reduction, dtype, align_corn
             fused(target, **options), plain(target, **options), [in_layout(logits, layout)]
         )
         if case[0][2:] != (1, 1):
-            assert_layout(found[1], layout)
+            harness.assert_layout(found[1], layout)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -159,7 +152,7 @@ def test_nothing_valid(backend, device, options):
 def test_threads_do_not_matter(backend, device, threads):
     logits, target = operands(device, torch.float32, (2, 11, 9, 13), (50, 61))
     check_op(fused(target), plain(target), [logits])
-    check_runs_are_bit_equal(fused(target, reduction="none"), [logits])
+    harness.check_runs_are_bit_equal(fused(target, reduction="none"), [logits])
 
 
 def test_large_logits_do_not_overflow(backend, device):

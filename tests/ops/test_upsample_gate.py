@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
+import harness
 import pytest
 import torch
-from harness import (
-    DTYPES,
-    LAYOUTS,
-    assert_layout,
-    check_autocast,
-    check_compiles,
-    check_empty,
-    check_exports,
-    check_op,
-    check_runs_are_bit_equal,
-    in_layout,
-    skip_unsupported,
-)
+from harness import DTYPES, LAYOUTS, check_op, in_layout, skip_unsupported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -61,7 +50,7 @@ def test_agrees_with_float64(backend, device, size, dtype, align_corners):
         arranged = [in_layout(x, layout) for x in inputs]
         found = check_op(fused(**options), plain(**options), arranged, grad_layout=layout)
         for x in found[:2]:  # the gradient of the logits takes the layout of x
-            assert_layout(x, layout)
+            harness.assert_layout(x, layout)
 
 
 @pytest.mark.parametrize("align_corners", [False, True], ids=["", "aligned"])
@@ -123,7 +112,7 @@ def test_threads_do_not_matter(backend, device, threads):
     large = (33, 40) if backend == "cpu" else (9, 11)  # other backends have no threads
     inputs = operands(device, torch.float32, 2, 9, (5, 7), large)
     check_op(fused(), plain(), inputs)
-    check_runs_are_bit_equal(fused(), inputs)
+    harness.check_runs_are_bit_equal(fused(), inputs)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -151,7 +140,7 @@ def test_saturated_gates(backend, device):
     "dims", [(0, 4, (2, 2), (5, 6)), (2, 4, (2, 3), (0, 6)), (2, 0, (2, 3), (4, 6))], ids=str
 )
 def test_empty(backend, device, dims):
-    check_empty(fused(), operands(device, torch.float32, *dims), (*dims[:2], *dims[3]))
+    harness.check_empty(fused(), operands(device, torch.float32, *dims), (*dims[:2], *dims[3]))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -178,12 +167,12 @@ def test_compiles_whole_with_dynamic_shapes(backend, device):
         operands(device, torch.float32, 2, 5, (2, 3), (7, 9)),
         [in_layout(x, "channels_last") for x in second],
     ]
-    check_compiles(fused(), plain(), draws)
+    harness.check_compiles(fused(), plain(), draws)
 
 
 def test_exports_with_dynamic_shapes(backend, device):
     dims = [torch.export.Dim(name, min=2) for name in ("height", "width", "h", "w")]
-    check_exports(
+    harness.check_exports(
         fused(),
         plain(),
         tuple(operands(device, torch.float32, 2, 5, (3, 4), (7, 9))),
@@ -193,7 +182,7 @@ def test_exports_with_dynamic_shapes(backend, device):
 
 
 def test_autocast_computes_in_the_autocast_dtype(backend, device):
-    check_autocast(fused(), operands(device, torch.float32, 1, 8, (2, 3), (5, 7)), backend)
+    harness.check_autocast(fused(), operands(device, torch.float32, 1, 8, (2, 3), (5, 7)), backend)
 
 
 def test_double_backward_is_refused(backend, device):
