@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_map
 from . import _dispatch, _transforms
 
 _library = torch.library.Library("attnops", "DEF")
+OPS: list[Op] = []  # all that were made
 _TAGS = (torch.Tag.needs_exact_strides,)  # implementations rely on the layouts the fakes promise
 
 _AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
@@ -112,7 +113,8 @@ class Op:
         self._setup = setup
         self._gradient = gradient
         self._restore = restore
-        self._forward_arguments = forward_arguments
+        self.forward_arguments = forward_arguments
+        OPS.append(self)
         _dispatch.add_op(name, differentiable=backward is not None)
         arguments, returns = forward.split(" -> ")
         _library.define(f"{name}{arguments} -> {returns[:-1]}, Tensor)", tags=_TAGS)
@@ -193,7 +195,7 @@ class Op:
     def _implementation_of(self, trace: Tensor, args: list[Any]) -> _dispatch.Implementation:
         found = _dispatch.implementation_of(self.name, trace.stride(0))
         if found is None:
-            given = self._forward_arguments(*args)
+            given = self.forward_arguments(*args)
             found = _dispatch.select_again(self.name, args[0].device, *given)
         return found
 

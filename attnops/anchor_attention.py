@@ -11,11 +11,13 @@ from torch import Tensor
 from ._checks import autocast, check_number, check_shape, check_tensors
 from ._layout import dense, empty_map, is_channels_inner
 from ._op import Op
+from ._overridable import overridable
 
 NAME = "anchor_attention"
 MAX_FUSED_ANCHORS = 512
 
 
+@overridable
 def anchor_attention(
     query: Tensor,
     key: Tensor,

@@ -11,11 +11,13 @@ from torch import Tensor
 from ._checks import autocast, check_shape, check_tensors
 from ._layout import dense, empty_map, in_strides_of, is_channels_inner
 from ._op import Op
+from ._overridable import overridable
 from .strip_conv import check_depthwise_weight
 
 NAME = "depthwise_gelu"
 
 
+@overridable
 def depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Exact (erf) GELU of a zero-padded depthwise convolution, in one pass.
 

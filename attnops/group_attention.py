@@ -11,10 +11,12 @@ from torch import Tensor
 from ._checks import autocast, check_integer, check_shape, check_tensors
 from ._layout import dense, empty_map, is_channels_inner
 from ._op import Op
+from ._overridable import overridable
 
 NAME = "group_attention"
 
 
+@overridable
 def group_attention(theta: Tensor, phi: Tensor, g: Tensor, groups: int) -> Tensor:
     """Scale each group of channels of `theta` by the inner product of the same group of phi and g.
 

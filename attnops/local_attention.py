@@ -11,11 +11,13 @@ from torch import Tensor
 from ._checks import autocast, check_choice, check_number, check_pair, check_shape, check_tensors
 from ._layout import dense, empty_map, is_channels_inner
 from ._op import Op
+from ._overridable import overridable
 
 NAME = "local_attention"
 BORDERS = ("zero", "mask")
 
 
+@overridable
 def local_attention(
     query: Tensor,
     key: Tensor,

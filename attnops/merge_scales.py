@@ -10,12 +10,14 @@ from torch import Tensor
 from ._checks import autocast, check_choice, check_flag, check_shape, check_tensors
 from ._layout import dense, empty_map, is_channels_inner
 from ._op import Op
+from ._overridable import overridable
 
 NAME = "merge_scales"
 # The codes that implementations get are the positions here.
 REDUCTIONS = ("attention", "mean", "max")
 
 
+@overridable
 def merge_scales(
     scores: Sequence[Tensor],
     attention_logits: Tensor | None = None,

@@ -11,6 +11,7 @@ from torch import Tensor
 from ._checks import check_choice, check_integer, check_number, check_shape, check_tensors
 from ._layout import dense, empty_map, is_channels_inner
 from ._op import Op
+from ._overridable import overridable
 
 NAME = "nmf"
 GRADIENTS = ("unrolled", "one_step")
@@ -20,6 +21,7 @@ GRADIENTS = ("unrolled", "one_step")
 RECORD_NOTHING, RECORD_LAST, RECORD_ALL = range(3)
 
 
+@overridable
 def nmf(
     x: Tensor,
     bases: Tensor,
@@ -145,8 +147,9 @@ def _forward_arguments(
     past_coef: Tensor,
     *options: Any,
 ) -> tuple[Any, ...]:
-    one_step = options[-1]
-    return x, bases, past_bases.shape[0], *options, RECORD_LAST if one_step else RECORD_ALL
+    one_step = options[-1]  # whose gradient is that of the last update alone
+    steps, record = (0, RECORD_LAST) if one_step else (past_bases.shape[0], RECORD_ALL)
+    return x, bases, steps, *options, record
 
 
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:

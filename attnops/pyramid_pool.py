@@ -11,10 +11,12 @@ from torch import Tensor
 from ._checks import check_choice, check_integers, check_shape, check_tensors
 from ._layout import dense, empty_map, is_channels_inner
 from ._op import Op
+from ._overridable import overridable
 
 NAME = "pyramid_pool"
 
 
+@overridable
 def pyramid_pool(x: Tensor, sizes: Sequence[int] = (1, 3, 6, 8), reduce: str = "mean") -> Tensor:
     """Pool a map to every grid of a pyramid, in one pass over the map.
 

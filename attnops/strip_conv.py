@@ -11,12 +11,14 @@ from torch import Tensor
 from ._checks import autocast, check_shape, check_tensors
 from ._layout import dense, empty_map, is_channels_inner
 from ._op import Op
+from ._overridable import overridable
 
 NAME = "strip_conv"
 
 Convolution = tuple[Tensor, Tensor | None]
 
 
+@overridable
 def strip_conv(
     x: Tensor,
     weight: Tensor,

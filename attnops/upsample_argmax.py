@@ -11,10 +11,12 @@ from torch import Tensor
 from ._checks import check_flag, check_pair, check_shape, check_tensors
 from ._layout import dense
 from ._op import Op
+from ._overridable import overridable
 
 NAME = "upsample_argmax"
 
 
+@overridable
 def upsample_argmax(
     logits: Tensor, size: Sequence[int] | int, align_corners: bool = False
 ) -> Tensor:

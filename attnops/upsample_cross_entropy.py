@@ -18,6 +18,7 @@ from ._checks import (
 )
 from ._layout import dense, empty_map, is_channels_inner
 from ._op import Op
+from ._overridable import overridable
 from ._transforms import is_in_function_transform
 from .merge_scales import resize_map
 from .reference._labels import int64_labels
@@ -37,6 +38,7 @@ _LABELS = (
 )
 
 
+@overridable
 def upsample_cross_entropy(
     logits: Tensor,
     target: Tensor,

@@ -10,6 +10,7 @@ from torch import Tensor
 from ._checks import autocast, check_choice, check_flag, check_number, check_shape, check_tensors
 from ._layout import dense, empty_map, is_channels_inner
 from ._op import Op
+from ._overridable import overridable
 
 NAME = "upsample_gate"
 # The codes that implementations get are the positions here.
@@ -17,6 +18,7 @@ ACTIVATIONS = ("identity", "sigmoid", "relu")
 RESIDUALS = ("none", "input", "gate")
 
 
+@overridable
 def upsample_gate(
     logits: Tensor,
     x: Tensor,

@@ -37,8 +37,9 @@ def load(device: str) -> None:
     try:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
+        reason = error.__cause__ or error
         raise ImportError(
-            f"{path} could not be loaded: {error.__cause__ or error}. It is damaged, or was built for another "
+            f"{path} could not be loaded: {reason}. It is damaged, or was built for another "
             f"processor, system or PyTorch: {REMEDY}"
         ) from error
 
