@@ -26,6 +26,12 @@ def check_tensors(op: str, **tensors: Tensor) -> None:
     first_name = first = None
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
+            if isinstance(tensor, torch.fx.Proxy):
+                raise TypeError(
+                    f"{op}: {name} has no shape to check in torch.fx.symbolic_trace. Use "
+                    "torch.export, or a torch.fx.Tracer whose is_leaf_module accepts modules of "
+                    "attnops"
+                )
             raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
         if tensor.dtype not in FLOAT_DTYPES:
             raise TypeError(

@@ -77,6 +77,23 @@ def test_symbolic_tracing_records_ops_as_calls():
     assert torch.equal(traced(*arguments), Heads()(*arguments))
 
 
+def test_symbolic_tracing_of_modules():
+    """They look at shapes; as leaves they are recorded, and without that the error says so."""
+    model = nn.Sequential(attnops.nn.MSCA(4, strips=(3,)), nn.ReLU()).eval()
+    with pytest.raises(TypeError, match=r"torch\.export, or a torch\.fx\.Tracer.*is_leaf_module"):
+        fx.symbolic_trace(model)
+
+    class Tracer(fx.Tracer):
+        def is_leaf_module(self, module, name):
+            return type(module).__module__.startswith("attnops") or super().is_leaf_module(
+                module, name
+            )
+
+    traced = fx.GraphModule(model, Tracer().trace(model))
+    x = torch.randn(1, 4, 5, 6)
+    torch.testing.assert_close(traced(x), model(x))
+
+
 def test_subclasses_of_tensors_may_override():
     class Seen(Tensor):
         functions = []  # noqa: RUF012
