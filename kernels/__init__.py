@@ -11,29 +11,29 @@ import triton  # noqa: F401  (its absence is the reason that the loader reports)
 
 from .. import _dispatch
 
-# Folders: <op>/forward.py has `forward` and `refuse`, <op>/backward.py has `backward`.
-OPS = (
-    "anchor_attention",
-    "depthwise_gelu",
-    "group_attention",
-    "local_attention",
-    "merge_scales",
-    "nmf",
-    "pyramid_pool",
-    "strip_conv",
-    "upsample_argmax",
-    "upsample_cross_entropy",
-    "upsample_gate",
-)
-WITHOUT_BACKWARD = ("upsample_argmax",)
+# The folders, and whether they have a backward: <op>/forward.py has `forward` and `refuse`,
+# <op>/backward.py has `backward`.
+OPS = {
+    "anchor_attention": True,
+    "depthwise_gelu": True,
+    "group_attention": True,
+    "local_attention": True,
+    "merge_scales": True,
+    "nmf": True,
+    "pyramid_pool": True,
+    "strip_conv": True,
+    "upsample_argmax": False,
+    "upsample_cross_entropy": True,
+    "upsample_gate": True,
+}
 
 
 def register_all() -> None:
     """Register every op that has Triton kernels with the contract."""
-    for op in OPS:
+    for op, has_backward in OPS.items():
         forward = import_module(f"{__name__}.{op}.forward")
         backward = None
-        if op not in WITHOUT_BACKWARD:
+        if has_backward:
             backward = import_module(f"{__name__}.{op}.backward").backward
         _dispatch.register(
             op, "triton", forward=forward.forward, backward=backward, refuse=forward.refuse

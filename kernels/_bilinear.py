@@ -20,7 +20,7 @@ def resize_scale(inputs, outputs, align_corners):
 
 
 @triton.jit
-def resize_taps(b_output, inputs, outputs, align_corners):
+def resize_pair(b_output, inputs, outputs, align_corners):
     """first, second and w of every output."""
     scale = resize_scale(inputs, outputs, align_corners)
     b_index = b_output.to(tl.float32)

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._bilinear import readers_begin, readers_end, resize_taps
+from ._bilinear import readers_begin, readers_end, resize_pair
 
 
 @triton.jit
@@ -38,20 +38,15 @@ def class_offsets(b_class, area, INNER: tl.constexpr):
 
 
 @triton.jit
-def corner_offsets(
-    b_row,
-    b_column,
-    classes,
-    height,
-    width,
-    small_height,
-    small_width,
-    align_corners,
-    INNER: tl.constexpr,
-):
-    """Of pixels [POSITIONS]: offsets of their four neighbours, two weights; [POSITIONS, 1] each."""
-    b_top, b_bottom, b_down = resize_taps(b_row, small_height, height, align_corners)
-    b_left, b_right, b_across = resize_taps(b_column, small_width, width, align_corners)
+def corner_offsets(b_pixel, classes, sizes, align_corners, INNER: tl.constexpr):
+    """Of pixels [POSITIONS]: offsets of their four neighbours, two weights; [POSITIONS, 1] each.
+
+    sizes: height and width of the result, then of the map.
+    """
+    height, width, small_height, small_width = sizes
+    b_row, b_column = b_pixel // width, b_pixel % width
+    b_top, b_bottom, b_down = resize_pair(b_row, small_height, height, align_corners)
+    b_left, b_right, b_across = resize_pair(b_column, small_width, width, align_corners)
     return (
         pixel_offsets(b_top * small_width + b_left, classes, INNER),
         pixel_offsets(b_top * small_width + b_right, classes, INNER),
@@ -63,13 +58,23 @@ def corner_offsets(
 
 
 @triton.jit
+def owned_pixels(area, POSITIONS: tl.constexpr):
+    """Item and pixels of a program of a grid over the pixels of all items, and which there are."""
+    tiles = tl.cdiv(area, POSITIONS)
+    b_pixel = (tl.program_id(0) % tiles) * POSITIONS + tl.arange(0, POSITIONS)
+    return (tl.program_id(0) // tiles).to(tl.int64), b_pixel, b_pixel < area
+
+
+@triton.jit
 def load_wide(p_values, mask):
     return tl.load(p_values, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def resized(p_scores, b_tl, b_tr, b_bl, b_br, b_down, b_across, mask):
-    """Scores [POSITIONS, CLASSES] at pixels; p_scores [1, CLASSES] points at the classes."""
+def resized(p_scores, corners, mask):
+    """Scores [POSITIONS, CLASSES] at pixels; p_scores [1, CLASSES] points at the classes, corners
+    are those of `corner_offsets`."""
+    b_tl, b_tr, b_bl, b_br, b_down, b_across = corners
     b_left = mix(load_wide(p_scores + b_tl, mask), load_wide(p_scores + b_bl, mask), b_down)
     b_right = mix(load_wide(p_scores + b_tr, mask), load_wide(p_scores + b_br, mask), b_down)
     return mix(b_left, b_right, b_across)
@@ -85,9 +90,9 @@ def reader_range(b_source, inputs, outputs, align_corners):
     b_end = readers_end(b_source, inputs, outputs, align_corners)
     # The bounds are loose by a few outputs, each of which would cost a whole step of a loop.
     for _ in tl.static_range(3):
-        _, b_second, _ = resize_taps(b_begin, inputs, outputs, align_corners)
+        _, b_second, _ = resize_pair(b_begin, inputs, outputs, align_corners)
         b_begin = tl.where((b_second < b_source) & (b_begin < b_end), b_begin + 1, b_begin)
-        b_first, _, _ = resize_taps(b_end - 1, inputs, outputs, align_corners)
+        b_first, _, _ = resize_pair(b_end - 1, inputs, outputs, align_corners)
         b_end = tl.where((b_first > b_source) & (b_begin < b_end), b_end - 1, b_end)
     return b_begin, b_end
 

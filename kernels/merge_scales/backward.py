@@ -14,11 +14,12 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
-from .._bilinear import readers_begin, readers_end, resize_taps, share_of
+from .._bilinear import readers_begin, readers_end, resize_pair, share_of
 from .._class_tiles import (
     class_offsets,
     corner_offsets,
     load_wide,
+    owned_pixels,
     pixel_offsets,
     reader_range,
     resized,
@@ -86,10 +87,7 @@ def merge_logits_backward_kernel(
     a scale, the maps out of the caches; writes 4 bytes a weight and dlogits once.
     """
     area = height * width
-    tiles = tl.cdiv(area, POSITIONS)
-    batch = (tl.program_id(0) // tiles).to(tl.int64)
-    b_pixel = (tl.program_id(0) % tiles) * POSITIONS + tl.arange(0, POSITIONS)
-    in_map = b_pixel < area
+    batch, b_pixel, in_map = owned_pixels(area, POSITIONS)
     b_pixel = tl.minimum(b_pixel, area - 1)
     b_scale = tl.arange(0, CAPACITY)
     maps = (p_0, p_1, p_2, p_3, p_4, p_5, p_6, p_7)
@@ -99,17 +97,8 @@ def merge_logits_backward_kernel(
     b_dw = tl.zeros([POSITIONS, CAPACITY], tl.float32)
     for s in tl.static_range(CAPACITY):
         if s < scales:
-            b_tl, b_tr, b_bl, b_br, b_down, b_across = corner_offsets(
-                b_pixel // width,
-                b_pixel % width,
-                classes,
-                height,
-                width,
-                heights[s],
-                widths[s],
-                align_corners,
-                INNER,
-            )
+            sizes = (height, width, heights[s], widths[s])
+            corners = corner_offsets(b_pixel, classes, sizes, align_corners, INNER)
             small_area = heights[s] * widths[s]
             p_item = maps[s] + batch * classes * small_area
             b_sum = tl.zeros([POSITIONS, CLASSES], tl.float32)
@@ -117,7 +106,7 @@ def merge_logits_backward_kernel(
                 b_class = start + tl.arange(0, CLASSES)
                 mask = in_map[:, None] & (b_class < classes)[None, :]
                 p_scores = p_item + class_offsets(b_class, small_area, INNER)
-                b_score = resized(p_scores, b_tl, b_tr, b_bl, b_br, b_down, b_across, mask)
+                b_score = resized(p_scores, corners, mask)
                 b_grad = load_wide(p_grads + class_offsets(b_class, area, INNER), mask)
                 b_sum += b_grad * b_score
             b_dw = tl.where((b_scale == s)[None, :], tl.sum(b_sum, axis=1)[:, None], b_dw)
@@ -190,12 +179,12 @@ def merge_map_backward_kernel(
     b_sum = tl.zeros([POSITIONS, CLASSES], tl.float32)
     for y in range(first_row, last_row):
         at = row * 0 + y  # a tensor for the interpreter too
-        top, bottom, down = resize_taps(at, small_height, height, align_corners)
+        top, bottom, down = resize_pair(at, small_height, height, align_corners)
         share_y = share_of(top, bottom, down, row) * share_of_mean
         readers = tl.where((top == row) | (bottom == row), most, 0)
         for step in range(readers):
             b_x = b_begin + step
-            b_first, b_second, b_across = resize_taps(b_x, small_width, width, align_corners)
+            b_first, b_second, b_across = resize_pair(b_x, small_width, width, align_corners)
             b_reads = (b_x < b_end) & ((b_first == b_source) | (b_second == b_source))
             b_share = share_y * share_of(b_first, b_second, b_across, b_source)
             b_pixel = at * width + b_x

@@ -121,21 +121,12 @@ def merge_kernel(
     b_winner = tl.zeros([POSITIONS, CLASSES], tl.int32)
     for s in tl.static_range(CAPACITY):
         if s < scales:
-            b_tl, b_tr, b_bl, b_br, b_down, b_across = corner_offsets(
-                b_pixel // width,
-                b_pixel % width,
-                classes,
-                height,
-                width,
-                heights[s],
-                widths[s],
-                align_corners,
-                INNER,
-            )
+            sizes = (height, width, heights[s], widths[s])
+            corners = corner_offsets(b_pixel, classes, sizes, align_corners, INNER)
             small_area = heights[s] * widths[s]
             p_scores = maps[s] + batch * classes * small_area
             p_scores += class_offsets(b_class, small_area, INNER)
-            b_score = resized(p_scores, b_tl, b_tr, b_bl, b_br, b_down, b_across, mask)
+            b_score = resized(p_scores, corners, mask)
             b_chosen = (tl.arange(0, CAPACITY) == s)[None, :]
             b_weight = tl.sum(tl.where(b_chosen, b_weights, 0.0), axis=1)[:, None]
             b_sum += tl.where(reduce == 0, b_weight, 1.0) * b_score

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from ..._layout import is_channels_inner
-from .._class_tiles import class_offsets, corner_offsets, refuse_map, resized
+from .._class_tiles import class_offsets, corner_offsets, owned_pixels, refuse_map, resized
 from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, refuse_tensor, run
 
 UNSPECIALIZED = ["classes", "height", "width", "small_height", "small_width", "align_corners"]
@@ -51,23 +51,11 @@ def argmax_kernel(
     Reads the logits out of the caches, four a pixel and class; writes 8 bytes a pixel.
     """
     area = height * width
-    tiles = tl.cdiv(area, POSITIONS)
-    batch = (tl.program_id(0) // tiles).to(tl.int64)
-    b_pixel = (tl.program_id(0) % tiles) * POSITIONS + tl.arange(0, POSITIONS)
+    batch, b_pixel, in_map = owned_pixels(area, POSITIONS)
     b_lane = tl.arange(0, CLASSES)
-    in_map = b_pixel < area
+    sizes = (height, width, small_height, small_width)
     b_place = tl.minimum(b_pixel, area - 1)
-    b_tl, b_tr, b_bl, b_br, b_down, b_across = corner_offsets(
-        b_place // width,
-        b_place % width,
-        classes,
-        height,
-        width,
-        small_height,
-        small_width,
-        align_corners,
-        INNER,
-    )
+    corners = corner_offsets(b_place, classes, sizes, align_corners, INNER)
     small_area = small_height * small_width
     p_item = p_logits + batch * classes * small_area
     b_best = tl.full([POSITIONS, CLASSES], -float("inf"), tl.float32)
@@ -76,7 +64,7 @@ def argmax_kernel(
         b_class = start + b_lane
         mask = in_map[:, None] & (b_class < classes)[None, :]
         p_scores = p_item + class_offsets(b_class, small_area, INNER)
-        b_logit = resized(p_scores, b_tl, b_tr, b_bl, b_br, b_down, b_across, mask)
+        b_logit = resized(p_scores, corners, mask)
         b_better = (b_logit > b_best) | ((b_logit != b_logit) & (b_best == b_best))
         b_better = b_better & mask
         b_best = tl.where(b_better, b_logit, b_best)

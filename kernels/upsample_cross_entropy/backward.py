@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
-from .._bilinear import readers_begin, readers_end, resize_taps, share_of
+from .._bilinear import readers_begin, readers_end, resize_pair, share_of
 from .._class_tiles import class_offsets, load_wide, mix, pixel_offsets, reader_range
 from .._launch import TRITON_DTYPES, AotCase, aligned_storage, device_guard, run
 from .forward import UNSPECIALIZED, tile_launch
@@ -99,7 +99,7 @@ def cross_entropy_backward_kernel(
     b_sum = tl.zeros([POSITIONS, CLASSES], tl.float32)
     for y in range(first_row, last_row):
         at = row * 0 + y  # a tensor for the interpreter too
-        top, bottom, down = resize_taps(at, small_height, height, align_corners)
+        top, bottom, down = resize_pair(at, small_height, height, align_corners)
         share_y = share_of(top, bottom, down, row)
         b_left = mix(
             neighbour(top, row, b_al, b_cl, b_bl), neighbour(bottom, row, b_al, b_cl, b_bl), down
@@ -114,7 +114,7 @@ def cross_entropy_backward_kernel(
         readers = tl.where((top == row) | (bottom == row), most, 0)
         for step in range(readers):
             b_x = b_begin + step
-            b_first, b_second, b_across = resize_taps(b_x, small_width, width, align_corners)
+            b_first, b_second, b_across = resize_pair(b_x, small_width, width, align_corners)
             b_reads = in_map & (b_x < b_end) & ((b_first == b_source) | (b_second == b_source))
             b_share = share_y * share_of(b_first, b_second, b_across, b_source)
             b_grad = tl.load(p_grad + place + b_x, mask=b_reads, other=0.0)

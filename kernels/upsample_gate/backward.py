@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
-from .._bilinear import readers_begin, readers_end, resize_taps, share_of
+from .._bilinear import readers_begin, readers_end, resize_pair, share_of
 from .._launch import TRITON_DTYPES, AotCase, on_device, run
 from .._tiles import owned_block, tile_offsets
 from .forward import UNSPECIALIZED, activate, integers, resized_logits, tile_launch
@@ -77,7 +77,7 @@ def gate_rows_backward_kernel(
     end = readers_end(source, small_height, height, align_corners)
     for row in range(begin, end):
         b_row = tl.zeros([POSITIONS], tl.int32) + row
-        top, bottom, weight = resize_taps(b_row, small_height, height, align_corners)
+        top, bottom, weight = resize_pair(b_row, small_height, height, align_corners)
         share = share_of(top, bottom, weight, source)
         owned = (top == source)[:, None]
         reads = mask & ((top == source) | (bottom == source))[:, None]
@@ -141,7 +141,7 @@ def gate_columns_backward_kernel(
     for start in range(begin, end, POSITIONS):
         b_column = start + tl.arange(0, POSITIONS)
         mask = (b_column < end)[:, None] & in_channels[None, :]
-        left, right, weight = resize_taps(b_column, small_width, width, align_corners)
+        left, right, weight = resize_pair(b_column, small_width, width, align_corners)
         share = share_of(left, right, weight, source)
         mask = mask & ((left == source) | (right == source))[:, None]
         b_pixel = (pixel // small_width) * width + b_column

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
-from .._bilinear import resize_taps
+from .._bilinear import resize_pair
 from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, refuse_tensor, run
 from .._tiles import owned_block, tile_offsets
 
@@ -65,8 +65,8 @@ def resized_logits(
     sizes: height, width, small_height and small_width.
     """
     height, width, small_height, small_width = sizes
-    top, bottom, down = resize_taps(b_row, small_height, height, align_corners)
-    left, right, across = resize_taps(b_column, small_width, width, align_corners)
+    top, bottom, down = resize_pair(b_row, small_height, height, align_corners)
+    left, right, across = resize_pair(b_column, small_width, width, align_corners)
     top, bottom = top * small_width, bottom * small_width
     area = small_height * small_width
     b_tl = load_logits(p_item, top + left, b_channel, mask, channels, area, first, INNER)
