@@ -78,18 +78,10 @@ def nmf_coef_kernel(
     p_next += item * positions * rank
     b_offset = b_position.to(tl.int64)[:, None] * rank + b_rank[None, :]
 
-    b_p = project_positions(
-        p_x + item * channels * positions,
-        p_bases + item * channels * rank,
-        b_position,
-        positions,
-        channels,
-        rank,
-        POSITIONS,
-        CHUNK,
-        RANK,
-        INNER,
-    )
+    p_x += item * channels * positions
+    p_bases += item * channels * rank
+    grams = (p_gram + item * parts * (RANK * RANK), RANK * RANK, parts)
+    b_p = project_positions(p_x, p_bases, b_position, positions, channels, rank, CHUNK, RANK, INNER)
     if begins:
         scores = tl.where(in_rank, b_p * inv_t, float("-inf"))
         weight = tl.exp(scores - tl.max(scores, axis=1)[:, None])
@@ -98,20 +90,7 @@ def nmf_coef_kernel(
         tl.debug_barrier()  # rows are read again below, by other threads
     else:
         b_coef = tl.load(p_coef + b_offset, mask=mask, other=0.0)
-    b_q = multiply_square(
-        p_coef,
-        p_gram + item * parts * (RANK * RANK),
-        RANK * RANK,
-        parts,
-        b_position,
-        positions,
-        rank,
-        POSITIONS,
-        CHUNK,
-        RANK,
-        PARTS,
-        False,
-    )
+    b_q = multiply_square(p_coef, grams, b_position, positions, rank, CHUNK, RANK, PARTS, False)
     tl.store(p_next + b_offset, tl.div_rn(b_coef * b_p, b_q + eps), mask=mask)
 
 
@@ -163,6 +142,7 @@ def nmf_bases_kernel(
     p_bases += item * channels * rank
     p_next += item * channels * rank
     p_sums += item * splits * rows * RANK
+    squares = (p_sums + square_row * RANK, rows * RANK, splits)
     if keep == 0:
         for row in range(begin, end, CHUNK):
             b_row = row + tl.arange(0, CHUNK)
@@ -172,18 +152,7 @@ def nmf_bases_kernel(
                 p_sums, rows * RANK, splits, b_row[:, None] * RANK + b_rank[None, :], PARTS
             )
             b_q = multiply_square(
-                p_bases,
-                p_sums + square_row * RANK,
-                rows * RANK,
-                splits,
-                b_row,
-                channels,
-                rank,
-                CHUNK,
-                CHUNK,
-                RANK,
-                PARTS,
-                False,
+                p_bases, squares, b_row, channels, rank, CHUNK, RANK, PARTS, False
             )
             b_bases = tl.load(p_bases + b_offset, mask=mask, other=0.0)
             tl.store(p_next + b_offset, tl.div_rn(b_bases * b_p, b_q + eps), mask=mask)

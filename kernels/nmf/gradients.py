@@ -96,51 +96,21 @@ def nmf_coef_backward_kernel(
     p_coef += item * positions * rank
     p_next += item * positions * rank
     p_dq += item * positions * rank
-    p_gram += item * parts * (RANK * RANK)
+    p_factor += item * channels * rank
+    p_bases += item * channels * rank
+    grams = (p_gram + item * parts * (RANK * RANK), RANK * RANK, parts)
+    dgrams = (p_dgram + item * parts * (RANK * RANK), RANK * RANK, parts)
     b_offset_item = item * positions * rank + b_offset
 
     b_dnext = tl.load(p_dnext + b_offset_item, mask=mask, other=0.0)
     if ends == 0:
         b_dnext += project_positions(
-            p_x,
-            p_factor + item * channels * rank,
-            b_position,
-            positions,
-            channels,
-            rank,
-            POSITIONS,
-            CHUNK,
-            RANK,
-            INNER,
+            p_x, p_factor, b_position, positions, channels, rank, CHUNK, RANK, INNER
         )
         b_dnext += multiply_square(
-            p_next,
-            p_dgram + item * parts * (RANK * RANK),
-            RANK * RANK,
-            parts,
-            b_position,
-            positions,
-            rank,
-            POSITIONS,
-            CHUNK,
-            RANK,
-            PARTS,
-            True,
+            p_next, dgrams, b_position, positions, rank, CHUNK, RANK, PARTS, True
         )
-    b_q = multiply_square(
-        p_coef,
-        p_gram,
-        RANK * RANK,
-        parts,
-        b_position,
-        positions,
-        rank,
-        POSITIONS,
-        CHUNK,
-        RANK,
-        PARTS,
-        False,
-    )
+    b_q = multiply_square(p_coef, grams, b_position, positions, rank, CHUNK, RANK, PARTS, False)
     b_scaled = tl.div_rn(b_dnext, tl.where(mask, b_q + eps, 1.0))
     b_coef = tl.load(p_coef + b_offset, mask=mask, other=0.0)
     b_dp = b_scaled * b_coef
@@ -148,32 +118,12 @@ def nmf_coef_backward_kernel(
         b_next = tl.load(p_next + b_offset, mask=mask, other=0.0)
         tl.store(p_dq + b_offset, -(b_scaled * b_next), mask=mask)
         b_p = project_positions(
-            p_x,
-            p_bases + item * channels * rank,
-            b_position,
-            positions,
-            channels,
-            rank,
-            POSITIONS,
-            CHUNK,
-            RANK,
-            INNER,
+            p_x, p_bases, b_position, positions, channels, rank, CHUNK, RANK, INNER
         )
         tl.debug_barrier()  # rows of dQ are read by other threads than have written them
         b_dcoef = b_scaled * b_p
         b_dcoef += multiply_square(
-            p_dq,
-            p_gram,
-            RANK * RANK,
-            parts,
-            b_position,
-            positions,
-            rank,
-            POSITIONS,
-            CHUNK,
-            RANK,
-            PARTS,
-            False,
+            p_dq, grams, b_position, positions, rank, CHUNK, RANK, PARTS, False
         )
         if begins:
             delta = tl.sum(b_coef * b_dcoef, axis=1)
@@ -243,6 +193,8 @@ def nmf_bases_backward_kernel(
     p_dq += item * channels * rank
     p_dsums += item * splits * rows * RANK
     p_sums += item * splits * rows * RANK
+    squares = (p_sums + square_row * RANK, stride, splits)
+    dsquares = (p_dsums + square_row * RANK, stride, splits)
     for row in range(begin, end, CHUNK):
         b_row = row + tl.arange(0, CHUNK)
         mask = (b_row < channels)[:, None] & (b_rank < rank)[None, :]
@@ -251,33 +203,11 @@ def nmf_bases_backward_kernel(
         b_dnext = tl.load(p_dnext + b_offset, mask=mask, other=0.0)
         b_dnext += sum_tables(p_dsums, stride, splits, b_sum_offset, PARTS)
         b_dnext += multiply_square(
-            p_next,
-            p_dsums + square_row * RANK,
-            stride,
-            splits,
-            b_row,
-            channels,
-            rank,
-            CHUNK,
-            CHUNK,
-            RANK,
-            PARTS,
-            True,
+            p_next, dsquares, b_row, channels, rank, CHUNK, RANK, PARTS, True
         )
         if finish == 0:
             b_q = multiply_square(
-                p_bases,
-                p_sums + square_row * RANK,
-                stride,
-                splits,
-                b_row,
-                channels,
-                rank,
-                CHUNK,
-                CHUNK,
-                RANK,
-                PARTS,
-                False,
+                p_bases, squares, b_row, channels, rank, CHUNK, RANK, PARTS, False
             )
             b_scaled = tl.div_rn(b_dnext, tl.where(mask, b_q + eps, 1.0))
             b_bases = tl.load(p_bases + b_offset, mask=mask, other=0.0)
@@ -287,18 +217,7 @@ def nmf_bases_backward_kernel(
             tl.debug_barrier()  # rows of dQ are read by other threads than have written them
             b_dnext = b_scaled * sum_tables(p_sums, stride, splits, b_sum_offset, PARTS)
             b_dnext += multiply_square(
-                p_dq,
-                p_sums + square_row * RANK,
-                stride,
-                splits,
-                b_row,
-                channels,
-                rank,
-                CHUNK,
-                CHUNK,
-                RANK,
-                PARTS,
-                False,
+                p_dq, squares, b_row, channels, rank, CHUNK, RANK, PARTS, False
             )
         tl.store(p_dnext + b_offset, b_dnext, mask=mask)
     if finish == 0:

@@ -36,7 +36,6 @@ def project_positions(
     positions,
     channels,
     rank,
-    POSITIONS: tl.constexpr,
     CHUNK: tl.constexpr,
     RANK: tl.constexpr,
     INNER: tl.constexpr,
@@ -54,7 +53,7 @@ def project_positions(
     p_rows = p_bases + b_channel[:, None] * rank + b_rank[None, :]
     in_map = (b_position < positions)[:, None]
     in_rank = (b_rank < rank)[None, :]
-    acc = tl.zeros([POSITIONS, RANK], dtype=tl.float32)
+    acc = tl.zeros([b_position.shape[0], RANK], dtype=tl.float32)
     for start in range(0, channels, CHUNK):
         inside = start + b_channel < channels
         b_x = tl.load(p_tile, mask=in_map & inside[None, :], other=0.0)  # [POSITIONS, CHUNK]
@@ -71,13 +70,10 @@ def project_positions(
 @triton.jit
 def multiply_square(
     p_rows,
-    p_squares,
-    stride,
-    count,
+    squares,
     b_row,
     row_count,
     rank,
-    ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
     RANK: tl.constexpr,
     PARTS: tl.constexpr,
@@ -85,12 +81,14 @@ def multiply_square(
 ):
     """rows M, with SYMMETRIC rows (M + M^T): [ROWS, RANK]; M is the sum of the squares.
 
-    p_rows [row_count, rank]; p_squares: `count` tables [RANK, RANK], `stride` elements apart.
+    p_rows [row_count, rank]; squares: where the first of some tables [RANK, RANK] is, the elements
+    from one to the next, and how many there are.
     """
+    p_squares, stride, count = squares
     b_k = tl.arange(0, CHUNK)
     b_rank = tl.arange(0, RANK)
     in_rows = (b_row < row_count)[:, None]
-    acc = tl.zeros([ROWS, RANK], dtype=tl.float32)
+    acc = tl.zeros([b_row.shape[0], RANK], dtype=tl.float32)
     for start in range(0, rank, CHUNK):
         b_inner = start + b_k
         p_tile = p_rows + b_row.to(tl.int64)[:, None] * rank + b_inner[None, :]
