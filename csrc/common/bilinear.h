@@ -15,7 +15,7 @@ namespace attnops {
 // second weighs nothing, both are the first one, a half each: a neighbour of weight 0 is not read,
 // and nothing is multiplied by 0, which would make NaN of infinity.
 template <class T>
-struct Taps {
+struct ResizePair {
   int64_t first, second;
   T weight;
 };
@@ -28,8 +28,8 @@ ATTNOPS_HOST_DEVICE T resize_scale(int64_t inputs, int64_t outputs, bool align_c
 }
 
 template <class T>
-ATTNOPS_HOST_DEVICE Taps<T> resize_taps(int64_t output, int64_t inputs, int64_t outputs, T scale,
-                                        bool align_corners) {
+ATTNOPS_HOST_DEVICE ResizePair<T> resize_pair(int64_t output, int64_t inputs, int64_t outputs,
+                                              T scale, bool align_corners) {
   if (inputs == outputs) return {output, output, T(0.5)};
   // Rounded once, as compilers with fused multiply-adds make it of PyTorch's formula: rounding the
   // product as well costs up to half a unit of the position, which is large beside the weight.

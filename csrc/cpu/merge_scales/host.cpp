@@ -1,4 +1,4 @@
-// Host entries of merge_scales: tables of taps, outputs and the split of work over threads.
+// Host entries of merge_scales: tables of the resize, outputs and the split of work over threads.
 #include "host.h"
 
 #include <algorithm>
@@ -145,7 +145,7 @@ std::tuple<Tensor, Tensor> merge_scales_backward(Tensor grad, std::vector<Tensor
     for (int64_t i = worker; i < count; i += workers) {
       const Unit& unit = units[i];
       const ResizeAxis& axis = maps.shape.maps[unit.scale].rows;
-      // Taps never move back, so the readers of a run of rows are a run of outputs.
+      // Inputs never move back, so the readers of a run of rows are a run of outputs.
       const int64_t begin =
           std::lower_bound(axis.second, axis.second + axis.outputs, unit.first) - axis.second;
       const int64_t end =

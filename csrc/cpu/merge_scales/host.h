@@ -1,4 +1,16 @@
-// What the host code and the vector code of merging score maps share.
+// Merging score maps of several resolutions:
+//
+//   out = sum over s of w_s v_s, the mean of v_s, or their maximum; v_s = resize(scores[s])
+//   dlogits_s = w_s (dw_s - sum over t of w_t dw_t), dw_s = <grad, v_s>    dv_s = w_s grad
+//
+// with w the softmax of the logits over scales. Threads take runs of output rows, and in the
+// backward runs of rows of a map with all output rows that read them, so every gradient is gathered
+// by one worker in a fixed order. For an output row the two rows of a map that it reads are blended
+// to [w][classes], which the first-level cache holds, and every pixel blends two columns of that
+// and adds the result to its own; no resized map exists.
+//
+// host.cpp makes the tables of the resize and deals out rows; resize/class_rows.h blends rows and
+// gathers gradients; kernels.cpp merges a row. Here: what host and kernels share.
 #pragma once
 
 #include <cstdint>

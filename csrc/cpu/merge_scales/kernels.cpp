@@ -1,11 +1,4 @@
-// Merging resized score maps; compiled once per instruction set.
-//
-//   out = sum over s of w_s v_s, the mean of v_s, or their maximum; v_s = resize(scores[s])
-//   dlogits_s = w_s (dw_s - sum over t of w_t dw_t), dw_s = <grad, v_s>    dv_s = w_s grad
-//
-// Vectors run along the classes. Output rows are made one after the other: for every map the two
-// rows that it reads are blended to [w][lanes], and every pixel blends two columns of that and adds
-// the result to its own; no resized map exists.
+// Merging resized score maps, vectors along the classes; compiled once per instruction set.
 #include "cpu/resize/class_rows.h"
 #include "host.h"
 

@@ -1,4 +1,4 @@
-// The taps of every output along one axis of a bilinear resize, as tables.
+// The pair of every output along one axis of a bilinear resize, as tables.
 #pragma once
 
 #include <cstdint>

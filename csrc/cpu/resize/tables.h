@@ -29,10 +29,10 @@ class ResizeTables {
   void fill(int64_t outputs, bool align_corners) {
     const T scale = resize_scale<T>(inputs_, outputs, align_corners);
     for (int64_t i = 0; i < outputs; ++i) {
-      const Taps<T> taps = resize_taps<T>(i, inputs_, outputs, scale, align_corners);
-      first_[i] = taps.first;
-      second_[i] = taps.second;
-      weight_[i] = taps.weight;
+      const ResizePair<T> pair = resize_pair<T>(i, inputs_, outputs, scale, align_corners);
+      first_[i] = pair.first;
+      second_[i] = pair.second;
+      weight_[i] = pair.weight;
     }
   }
 

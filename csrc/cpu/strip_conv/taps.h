@@ -19,6 +19,8 @@
 // taps, so that a pixel of right is loaded once for up to kRun products.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/common/vec.h"
 #include "host.h"
 
@@ -30,6 +32,15 @@ constexpr int kMostTaps = 7;  // of 32 registers
 #else
 constexpr int kMostTaps = 5;  // of 16
 #endif
+
+// Calls body(std::integral_constant<int, count>()) for a count of 1 to kMostTaps - 1.
+template <int kCount = 1, class Body>
+ATTNOPS_INLINE void for_rest(int64_t count, const Body& body) {
+  if constexpr (kCount < kMostTaps) {
+    if (count == kCount) return body(std::integral_constant<int, kCount>());
+    for_rest<kCount + 1>(count, body);
+  }
+}
 
 // Terms are added up in chains of about this many products, then the chains: fewer roundings of
 // large sums.
@@ -75,22 +86,10 @@ ATTNOPS_INLINE void add_term(const Term<C>& term, int64_t column,
   };
   for (; rest >= kMostTaps; advance(kMostTaps))
     add_taps<C, kAlongRows, kMostTaps>(rows, column, taps, sums);
-  switch (rest) {
-    case 1:
-      return add_taps<C, kAlongRows, 1>(rows, column, taps, sums);
-    case 2:
-      return add_taps<C, kAlongRows, 2>(rows, column, taps, sums);
-    case 3:
-      return add_taps<C, kAlongRows, 3>(rows, column, taps, sums);
-    case 4:
-      return add_taps<C, kAlongRows, 4>(rows, column, taps, sums);
-    case 5:
-      if (kMostTaps > 5) return add_taps<C, kAlongRows, 5>(rows, column, taps, sums);
-      return;
-    case 6:
-      if (kMostTaps > 6) return add_taps<C, kAlongRows, 6>(rows, column, taps, sums);
-      return;
-  }
+  for_rest(
+      rest, [&](auto taken) __attribute__((always_inline)) {
+        add_taps<C, kAlongRows, decltype(taken)::value>(rows, column, taps, sums);
+      });
 }
 
 // Results of one row (along columns) or kSlide rows (along rows), pixels [begin, end) rounded up to
@@ -218,22 +217,10 @@ static void sum_taps(const Factors<C>& f, int64_t taps, double* sums, int64_t st
   int64_t tap = 0;
   for (; tap + kMostTaps <= taps; tap += kMostTaps)
     add_sums<C, kAlongRows, kMostTaps>(f, tap, sums, step);
-  switch (taps - tap) {
-    case 1:
-      return add_sums<C, kAlongRows, 1>(f, tap, sums, step);
-    case 2:
-      return add_sums<C, kAlongRows, 2>(f, tap, sums, step);
-    case 3:
-      return add_sums<C, kAlongRows, 3>(f, tap, sums, step);
-    case 4:
-      return add_sums<C, kAlongRows, 4>(f, tap, sums, step);
-    case 5:
-      if (kMostTaps > 5) return add_sums<C, kAlongRows, 5>(f, tap, sums, step);
-      return;
-    case 6:
-      if (kMostTaps > 6) return add_sums<C, kAlongRows, 6>(f, tap, sums, step);
-      return;
-  }
+  for_rest(
+      taps - tap, [&](auto taken) __attribute__((always_inline)) {
+        add_sums<C, kAlongRows, decltype(taken)::value>(f, tap, sums, step);
+      });
 }
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

@@ -1,4 +1,5 @@
-// Host entries of upsample_argmax and upsample_cross_entropy: tables of taps, outputs, threads.
+// Host entries of upsample_argmax and upsample_cross_entropy: tables of the resize, outputs,
+// threads.
 #include "host.h"
 
 #include <algorithm>
@@ -13,13 +14,13 @@
 namespace attnops::cpu {
 namespace {
 
-const ClassKernels& kernels_for(DType dtype) { ATTNOPS_SELECT_KERNELS(class_kernels, dtype); }
+const ClassesKernels& kernels_for(DType dtype) { ATTNOPS_SELECT_KERNELS(classes_kernels, dtype); }
 
 struct Logits {
-  const ClassKernels& kernels;
+  const ClassesKernels& kernels;
   int64_t batch, height, width, item_bytes;
   ResizeTables rows, columns;
-  ClassMap map;
+  ClassesShape map;
 
   Logits(const Tensor& logits, int64_t out_height, int64_t out_width, bool align_corners,
          int64_t ignore_index)
@@ -122,7 +123,7 @@ Tensor upsample_cross_entropy_backward(Tensor grad, std::optional<Tensor> grad_l
     for (int64_t unit = units * worker / workers; unit < units * (worker + 1) / workers; ++unit) {
       const int64_t b = unit / per_item, first = unit % per_item * rows;
       const int64_t last = std::min(inputs, first + rows);
-      // Taps never move back, so the readers of a run of rows are a run of outputs.
+      // Inputs never move back, so the readers of a run of rows are a run of outputs.
       const int64_t begin =
           std::lower_bound(axis.second, axis.second + height, first) - axis.second;
       const int64_t end = std::lower_bound(axis.first, axis.first + height, last) - axis.first;

@@ -1,8 +1,5 @@
-// Labels and cross-entropy of bilinearly resized logits; compiled once per instruction set.
-//
-// Vectors run along the classes. For an output row the two rows of logits that it reads are blended
-// to [w][lanes], lanes being the classes padded to whole vectors; every pixel then blends two of
-// its columns and is finished: no resized map exists.
+// Labels and cross-entropy of bilinearly resized logits, vectors along the classes; compiled once
+// per instruction set.
 #include "cpu/resize/class_rows.h"
 #include "host.h"
 
@@ -21,7 +18,7 @@ double log_of(double x) {
 }
 
 template <class S>
-struct ClassEntries {
+struct ClassesEntries {
   using C = Compute<S>;
   using V = typename Vec<C>::V;
   using I = typename Vec<C>::I;
@@ -40,7 +37,7 @@ struct ClassEntries {
     RowGradients<S> gradients;
     C* pixel;
 
-    Worker(const ClassMap& s, int64_t held, void* scratch)
+    Worker(const ClassesShape& s, int64_t held, void* scratch)
         : arena(scratch),
           lanes(lanes_for<C>(s.classes)),
           rows(arena, s, kNothing),
@@ -48,7 +45,7 @@ struct ClassEntries {
           pixel(arena.take<C>(lanes)) {}
   };
 
-  static int64_t scratch_bytes(const ClassMap& s, int64_t held) {
+  static int64_t scratch_bytes(const ClassesShape& s, int64_t held) {
     return Worker(s, held, nullptr).arena.bytes();
   }
 
@@ -64,7 +61,7 @@ struct ClassEntries {
     return load(lanes);
   }
 
-  static void labels(const ClassMap& s, const void* logits, int64_t* out, int64_t begin,
+  static void labels(const ClassesShape& s, const void* logits, int64_t* out, int64_t begin,
                      int64_t end, void* scratch) {
     Worker worker(s, 0, scratch);
     worker.rows.start(static_cast<const S*>(logits));
@@ -79,7 +76,7 @@ struct ClassEntries {
   }
 
   template <bool kFinite>
-  static void label_row(const ClassMap& s, const C* blend, int64_t lanes, int64_t* out) {
+  static void label_row(const ClassesShape& s, const C* blend, int64_t lanes, int64_t* out) {
     I lane;
     for (int64_t i = 0; i < kW; ++i) lane[i] = static_cast<typename Vec<C>::Int>(i);
     const int64_t width = s.columns.outputs;
@@ -125,7 +122,7 @@ struct ClassEntries {
     return kFinite ? larger : larger | ((I)(v != v) & (I)(than == than));
   }
 
-  static void losses(const ClassMap& s, const void* logits, const int64_t* target, void* loss_,
+  static void losses(const ClassesShape& s, const void* logits, const int64_t* target, void* loss_,
                      void* largest_, void* rest_, int64_t begin, int64_t end, void* scratch) {
     Worker worker(s, 0, scratch);
     worker.rows.start(static_cast<const S*>(logits));
@@ -166,7 +163,7 @@ struct ClassEntries {
     }
   }
 
-  static void gradients(const ClassMap& s, const void* grad_, const void* grad_lse_,
+  static void gradients(const ClassesShape& s, const void* grad_, const void* grad_lse_,
                         const void* logits, const int64_t* target, const void* largest_,
                         const void* rest_, void* dlogits, int64_t first, int64_t last,
                         int64_t begin, int64_t end, void* scratch) {
@@ -203,11 +200,11 @@ struct ClassEntries {
     worker.gradients.write(static_cast<S*>(dlogits));
   }
 
-  static constexpr ClassKernels kernels = {scratch_bytes, labels, losses, gradients};
+  static constexpr ClassesKernels kernels = {scratch_bytes, labels, losses, gradients};
 };
 
 }  // namespace
 
-ATTNOPS_DEFINE_KERNELS(ClassKernels, class_kernels, ClassEntries)
+ATTNOPS_DEFINE_KERNELS(ClassesKernels, classes_kernels, ClassesEntries)
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

@@ -10,10 +10,10 @@ namespace attnops::cpu::ATTNOPS_ISA {
 
 // Offsets, in elements of C, of rows with `lanes` channels (padded) a pixel.
 template <class C>
-struct ChannelBuffers {
+struct ChannelsLastBuffers {
   int64_t lanes, row, sum, sums, total;
 
-  ChannelBuffers(const GateShape& s, bool backward, int64_t count) {
+  ChannelsLastBuffers(const GateShape& s, bool backward, int64_t count) {
     lanes = round_up(count, kWidth<C>);
     row = 0;
     sum = row + s.columns.inputs * lanes;
@@ -44,10 +44,10 @@ static void blend_rows(const GateShape& s, const S* logits, int64_t y, int64_t c
 }
 
 template <class S>
-static void gate_rows(const GateShape& s, const S* x, const S* logits, S* out, int64_t begin,
-                      int64_t end, Compute<S>* scratch) {
+static void gate_channels_last(const GateShape& s, const S* x, const S* logits, S* out,
+                               int64_t begin, int64_t end, Compute<S>* scratch) {
   using C = Compute<S>;
-  const ChannelBuffers<C> at(s, false, s.channels);
+  const ChannelsLastBuffers<C> at(s, false, s.channels);
   const Blend<C> blend(s);
   const int64_t width = s.columns.outputs;
   for (int64_t y = begin; y < end; ++y) {
@@ -71,11 +71,12 @@ static void gate_rows(const GateShape& s, const S* x, const S* logits, S* out, i
 }
 
 template <class S>
-static void gate_channels_backward(const GateShape& s, const S* grad, const S* x, const S* logits,
-                                   S* dx, S* dlogits, int64_t count, Compute<S>* scratch) {
+static void gate_channels_last_backward(const GateShape& s, const S* grad, const S* x,
+                                        const S* logits, S* dx, S* dlogits, int64_t count,
+                                        Compute<S>* scratch) {
   using C = Compute<S>;
   using V = typename Vec<C>::V;
-  const ChannelBuffers<C> at(s, true, count);
+  const ChannelsLastBuffers<C> at(s, true, count);
   const Blend<C> blend(s);
   const int64_t width = s.columns.outputs, row_elements = s.columns.inputs * at.lanes;
   C *row = scratch + at.row, *sum = scratch + at.sum, *sums = scratch + at.sums;

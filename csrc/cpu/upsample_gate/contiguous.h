@@ -10,11 +10,11 @@
 namespace attnops::cpu::ATTNOPS_ISA {
 
 template <class C>
-struct PlaneBuffers {
+struct ContiguousBuffers {
   int64_t width;                       // of the output, padded to whole vectors
   int64_t rows[2], line, sums, total;  // offsets in elements
 
-  PlaneBuffers(const GateShape& s, bool backward) {
+  ContiguousBuffers(const GateShape& s, bool backward) {
     width = round_up(s.columns.outputs, kWidth<C>);
     rows[0] = round_up(s.rows.inputs * s.columns.inputs, kWidth<C>);  // behind the logits
     rows[1] = rows[0] + width;
@@ -67,10 +67,10 @@ class ResizedRows {
 };
 
 template <class S>
-static void gate_planes(const GateShape& s, const S* x, const S* logits, S* out, int64_t count,
-                        Compute<S>* scratch) {
+static void gate_contiguous(const GateShape& s, const S* x, const S* logits, S* out, int64_t count,
+                            Compute<S>* scratch) {
   using C = Compute<S>;
-  const PlaneBuffers<C> at(s, false);
+  const ContiguousBuffers<C> at(s, false);
   const Blend<C> blend(s);
   const int64_t width = s.columns.outputs;
   for (int64_t p = 0; p < count; ++p) {
@@ -120,11 +120,11 @@ static void fold_sums(const GateShape& s, const Compute<S>* sums, int64_t padded
 }
 
 template <class S>
-static void gate_planes_backward(const GateShape& s, const S* grad, const S* x, const S* logits,
-                                 S* dx, S* dlogits, int64_t count, Compute<S>* scratch) {
+static void gate_contiguous_backward(const GateShape& s, const S* grad, const S* x, const S* logits,
+                                     S* dx, S* dlogits, int64_t count, Compute<S>* scratch) {
   using C = Compute<S>;
   using V = typename Vec<C>::V;
-  const PlaneBuffers<C> at(s, true);
+  const ContiguousBuffers<C> at(s, true);
   const Blend<C> blend(s);
   const int64_t width = s.columns.outputs, small = s.rows.inputs * s.columns.inputs;
   C* sums = scratch + at.sums;

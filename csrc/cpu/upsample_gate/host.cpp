@@ -1,4 +1,5 @@
-// Host entries of the upsampled gate: tables of taps, outputs and the split of work over threads.
+// Host entries of the upsampled gate: tables of the resize, outputs and the split of work over
+// threads.
 #include "host.h"
 
 #include <algorithm>
@@ -66,24 +67,26 @@ Tensor upsample_gate(Tensor x, Tensor logits, int64_t activation, bool activatio
   if (!gate.channels_last) {
     for_each_run(gate.batch * gate.channels, kernels.scratch_bytes(gate.shape, false, false, 1),
                  [&](int64_t begin, int64_t end, void* scratch) {
-                   kernels.forward_planes(gate.shape, source + begin * plane, gates + begin * small,
-                                          target + begin * plane, end - begin, scratch);
+                   kernels.forward_contiguous(gate.shape, source + begin * plane,
+                                              gates + begin * small, target + begin * plane,
+                                              end - begin, scratch);
                  });
     return out;
   }
   // Rows of all items one after the other; a run that crosses items is done item by item.
-  for_each_run(
-      gate.batch * gate.height, kernels.scratch_bytes(gate.shape, false, true, gate.channels),
-      [&](int64_t begin, int64_t end, void* scratch) {
-        for (int64_t at = begin; at < end;) {
-          const int64_t item = at / gate.height, first = at % gate.height;
-          const int64_t last = std::min(gate.height, first + end - at);
-          const int64_t skipped = item * gate.channels;
-          kernels.forward_rows(gate.shape, source + skipped * plane, gates + skipped * small,
-                               target + skipped * plane, first, last, scratch);
-          at += last - first;
-        }
-      });
+  for_each_run(gate.batch * gate.height,
+               kernels.scratch_bytes(gate.shape, false, true, gate.channels),
+               [&](int64_t begin, int64_t end, void* scratch) {
+                 for (int64_t at = begin; at < end;) {
+                   const int64_t item = at / gate.height, first = at % gate.height;
+                   const int64_t last = std::min(gate.height, first + end - at);
+                   const int64_t skipped = item * gate.channels;
+                   kernels.forward_channels_last(gate.shape, source + skipped * plane,
+                                                 gates + skipped * small, target + skipped * plane,
+                                                 first, last, scratch);
+                   at += last - first;
+                 }
+               });
   return out;
 }
 
@@ -106,10 +109,10 @@ std::tuple<Tensor, Tensor> upsample_gate_backward(Tensor grad, Tensor x, Tensor 
   if (!gate.channels_last) {
     for_each_run(gate.batch * gate.channels, kernels.scratch_bytes(gate.shape, true, false, 1),
                  [&](int64_t begin, int64_t end, void* scratch) {
-                   kernels.backward_planes(gate.shape, incoming + begin * plane,
-                                           source + begin * plane, gates + begin * small,
-                                           target + begin * plane, dgates + begin * small,
-                                           end - begin, scratch);
+                   kernels.backward_contiguous(gate.shape, incoming + begin * plane,
+                                               source + begin * plane, gates + begin * small,
+                                               target + begin * plane, dgates + begin * small,
+                                               end - begin, scratch);
                  });
     return {dx, dlogits};
   }
@@ -126,9 +129,9 @@ std::tuple<Tensor, Tensor> upsample_gate_backward(Tensor grad, Tensor x, Tensor 
                    const int64_t item = unit / per_item, channel = unit % per_item * lanes;
                    const int64_t big = item * gate.channels * plane + channel * element;
                    const int64_t little = item * gate.channels * small + channel * element;
-                   kernels.backward_channels(gate.shape, incoming + big, source + big,
-                                             gates + little, target + big, dgates + little,
-                                             std::min(lanes, gate.channels - channel), scratch);
+                   kernels.backward_channels_last(
+                       gate.shape, incoming + big, source + big, gates + little, target + big,
+                       dgates + little, std::min(lanes, gate.channels - channel), scratch);
                  }
                });
   return {dx, dlogits};

@@ -1,4 +1,16 @@
-// What the host code and the vector code of the upsampled gate share.
+// The upsampled gate: g = resize(activation(logits)) or activation(resize(logits)), and
+//
+//   out = g x + input_weight x, g x + g or g x
+//   dx = grad g + input_weight grad, or grad g    dg = grad x + grad, or grad x
+//   dlogits = resize^T(dg), times the activation's derivative before or after it
+//
+// Contiguous maps are dealt out as planes, vectors along the rows; channels_last ones as output
+// rows (forward) or groups of channels (backward), vectors along the channels. A row of the gate is
+// a blend of two rows of logits, which the first-level cache holds; x is read and out written once,
+// no resized map exists. A logit's gradient is one worker's, in a fixed order.
+//
+// host.cpp makes the tables of the resize and deals out; blend.h is the arithmetic; contiguous.h
+// and channels_last.h do either layout; kernels.cpp lists them. Here: what host and kernels share.
 #pragma once
 
 #include <cstdint>
@@ -27,14 +39,15 @@ struct GateShape {
 // aligned to 64 bytes.
 struct GateKernels {
   int64_t (*scratch_bytes)(const GateShape&, bool backward, bool channels_last, int64_t count);
-  void (*forward_planes)(const GateShape&, const void* x, const void* logits, void* out,
-                         int64_t count, void* scratch);
-  void (*forward_rows)(const GateShape&, const void* x, const void* logits, void* out,
-                       int64_t begin, int64_t end, void* scratch);
-  void (*backward_planes)(const GateShape&, const void* grad, const void* x, const void* logits,
-                          void* dx, void* dlogits, int64_t count, void* scratch);
-  void (*backward_channels)(const GateShape&, const void* grad, const void* x, const void* logits,
-                            void* dx, void* dlogits, int64_t count, void* scratch);
+  void (*forward_contiguous)(const GateShape&, const void* x, const void* logits, void* out,
+                             int64_t count, void* scratch);
+  void (*forward_channels_last)(const GateShape&, const void* x, const void* logits, void* out,
+                                int64_t begin, int64_t end, void* scratch);
+  void (*backward_contiguous)(const GateShape&, const void* grad, const void* x, const void* logits,
+                              void* dx, void* dlogits, int64_t count, void* scratch);
+  void (*backward_channels_last)(const GateShape&, const void* grad, const void* x,
+                                 const void* logits, void* dx, void* dlogits, int64_t count,
+                                 void* scratch);
 };
 
 ATTNOPS_DECLARE_KERNELS(GateKernels, gate_kernels)

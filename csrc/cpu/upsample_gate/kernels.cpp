@@ -1,5 +1,4 @@
-// The upsampled gate; compiled once per instruction set. The kernels are in gate_*.h, this file
-// puts them into tables by element type.
+// The entry points of the upsampled gate; compiled once per instruction set.
 #include "channels_last.h"
 #include "contiguous.h"
 
@@ -12,36 +11,36 @@ struct GateEntries {
 
   static int64_t scratch_bytes(const GateShape& s, bool backward, bool channels_last,
                                int64_t count) {
-    const int64_t elements = channels_last ? ChannelBuffers<C>(s, backward, count).total
-                                           : PlaneBuffers<C>(s, backward).total;
+    const int64_t elements = channels_last ? ChannelsLastBuffers<C>(s, backward, count).total
+                                           : ContiguousBuffers<C>(s, backward).total;
     return round_up(elements * static_cast<int64_t>(sizeof(C)), 64);
   }
-  static void forward_planes(const GateShape& s, const void* x, const void* logits, void* out,
-                             int64_t count, void* scratch) {
-    gate_planes(s, static_cast<const S*>(x), static_cast<const S*>(logits), static_cast<S*>(out),
-                count, static_cast<C*>(scratch));
+  static void forward_contiguous(const GateShape& s, const void* x, const void* logits, void* out,
+                                 int64_t count, void* scratch) {
+    gate_contiguous(s, static_cast<const S*>(x), static_cast<const S*>(logits),
+                    static_cast<S*>(out), count, static_cast<C*>(scratch));
   }
-  static void forward_rows(const GateShape& s, const void* x, const void* logits, void* out,
-                           int64_t begin, int64_t end, void* scratch) {
-    gate_rows(s, static_cast<const S*>(x), static_cast<const S*>(logits), static_cast<S*>(out),
-              begin, end, static_cast<C*>(scratch));
+  static void forward_channels_last(const GateShape& s, const void* x, const void* logits,
+                                    void* out, int64_t begin, int64_t end, void* scratch) {
+    gate_channels_last(s, static_cast<const S*>(x), static_cast<const S*>(logits),
+                       static_cast<S*>(out), begin, end, static_cast<C*>(scratch));
   }
-  static void backward_planes(const GateShape& s, const void* grad, const void* x,
-                              const void* logits, void* dx, void* dlogits, int64_t count,
-                              void* scratch) {
-    gate_planes_backward(s, static_cast<const S*>(grad), static_cast<const S*>(x),
-                         static_cast<const S*>(logits), static_cast<S*>(dx),
-                         static_cast<S*>(dlogits), count, static_cast<C*>(scratch));
+  static void backward_contiguous(const GateShape& s, const void* grad, const void* x,
+                                  const void* logits, void* dx, void* dlogits, int64_t count,
+                                  void* scratch) {
+    gate_contiguous_backward(s, static_cast<const S*>(grad), static_cast<const S*>(x),
+                             static_cast<const S*>(logits), static_cast<S*>(dx),
+                             static_cast<S*>(dlogits), count, static_cast<C*>(scratch));
   }
-  static void backward_channels(const GateShape& s, const void* grad, const void* x,
-                                const void* logits, void* dx, void* dlogits, int64_t count,
-                                void* scratch) {
-    gate_channels_backward(s, static_cast<const S*>(grad), static_cast<const S*>(x),
-                           static_cast<const S*>(logits), static_cast<S*>(dx),
-                           static_cast<S*>(dlogits), count, static_cast<C*>(scratch));
+  static void backward_channels_last(const GateShape& s, const void* grad, const void* x,
+                                     const void* logits, void* dx, void* dlogits, int64_t count,
+                                     void* scratch) {
+    gate_channels_last_backward(s, static_cast<const S*>(grad), static_cast<const S*>(x),
+                                static_cast<const S*>(logits), static_cast<S*>(dx),
+                                static_cast<S*>(dlogits), count, static_cast<C*>(scratch));
   }
-  static constexpr GateKernels kernels = {scratch_bytes, forward_planes, forward_rows,
-                                          backward_planes, backward_channels};
+  static constexpr GateKernels kernels = {scratch_bytes, forward_contiguous, forward_channels_last,
+                                          backward_contiguous, backward_channels_last};
 };
 
 }  // namespace
