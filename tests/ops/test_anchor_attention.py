@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from draws import drawn, integers, layouts, one_of, shapes
 from harness import DTYPES, LAYOUTS, check_op, in_layout, skip_unsupported
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import attnops
 from attnops import reference
@@ -89,24 +88,17 @@ def test_tokens_with_channels_innermost(backend, device):
     assert out.transpose(1, 2).is_contiguous()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(
-    batch=st.integers(1, 3),
-    key_channels=st.integers(1, 70),
-    value_channels=st.integers(1, 70),
-    positions=st.integers(1, 300),
-    anchors=st.integers(1, 130),
-    layout=st.sampled_from(["contiguous", "channels_last"]),
-    scale=st.sampled_from([None, 0.0, 1.0, -0.5]),
+@drawn(
+    60,
+    shape=shapes(3, 70, 70, 300),
+    anchors=integers(1, 130),
+    layout=layouts,
+    scale=one_of([None, 0.0, 1.0, -0.5]),
 )
-def test_any_shape(
-    pytestconfig, batch, key_channels, value_channels, positions, anchors, layout, scale
-):
-    torch.manual_seed(positions)
+def test_any_shape(pytestconfig, shape, anchors, layout, scale):
+    torch.manual_seed(sum(shape))
     device = pytestconfig.getoption("--device")
-    query, *rest = operands(
-        device, torch.float32, batch, key_channels, value_channels, positions, 1, anchors=anchors
-    )
+    query, *rest = operands(device, torch.float32, *shape, 1, anchors=anchors)
     inputs = [in_layout(query, layout), *rest]
     check_op(fused(scale), plain(scale), inputs, grad_layout=layout)
 

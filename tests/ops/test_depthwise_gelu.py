@@ -5,9 +5,8 @@ from __future__ import annotations
 import harness
 import pytest
 import torch
+from draws import drawn, kernels, layouts, shapes
 from harness import DTYPES, LAYOUTS, check_op, in_layout, skip_unsupported
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import attnops
 from attnops import reference
@@ -54,18 +53,11 @@ def test_layouts(backend, device, layout, grad_layout):
     check_op(fused, plain, inputs, grad_layout=grad_layout)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    batch=st.integers(1, 2),
-    channels=st.integers(1, 70),
-    size=st.tuples(*[st.integers(1, 40)] * 2),
-    kernel=st.tuples(*[st.sampled_from([1, 3, 5, 7])] * 2),
-    layout=st.sampled_from(["contiguous", "channels_last"]),
-)
-def test_any_shape(pytestconfig, batch, channels, size, kernel, layout):
-    torch.manual_seed(channels)
+@drawn(40, shape=shapes(2, 70, 40, 40), kernel_size=kernels, layout=layouts)
+def test_any_shape(pytestconfig, shape, kernel_size, layout):
+    torch.manual_seed(sum(shape))
     device = pytestconfig.getoption("--device")
-    x, *rest = operands(device, torch.float32, (batch, channels, *size), kernel)
+    x, *rest = operands(device, torch.float32, shape, kernel_size)
     check_op(fused, plain, [in_layout(x, layout), *rest], grad_layout=layout)
 
 

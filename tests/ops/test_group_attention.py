@@ -5,9 +5,8 @@ from __future__ import annotations
 import harness
 import pytest
 import torch
+from draws import drawn, integers, layouts, shapes
 from harness import DTYPES, LAYOUTS, check_op, in_layout, skip_unsupported
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import attnops
 from attnops import reference
@@ -75,13 +74,13 @@ def test_layouts(backend, device, layout, grad_layout):
     check_op(fused(3), plain(3), inputs, grad_layout=grad_layout)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    batch=st.integers(1, 3),
-    groups=st.integers(1, 9),
-    width=st.integers(1, 9),
-    size=st.tuples(*[st.integers(1, 40)] * 2),
-    layout=st.sampled_from(["contiguous", "channels_last"]),
+@drawn(
+    40,
+    batch=integers(1, 3),
+    groups=integers(1, 9),
+    width=integers(1, 9),
+    size=shapes(40, 40),
+    layout=layouts,
 )
 def test_any_shape(pytestconfig, batch, groups, width, size, layout):
     torch.manual_seed(groups)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import harness
 import pytest
 import torch
+from draws import drawn, kernels, layouts, one_of, shapes
 from harness import DTYPES, LAYOUTS, check_op, in_layout, skip_unsupported
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn.functional import unfold
 
 import attnops
@@ -95,37 +94,20 @@ def test_layouts(backend, device, layout, grad_layout):
     check_op(fused(3, 2), plain(3, 2), inputs, grad_layout=grad_layout)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    batch=st.integers(1, 2),
-    key_channels=st.integers(1, 40),
-    value_channels=st.integers(1, 40),
-    height=st.integers(1, 12),
-    width=st.integers(1, 40),
-    kernel=st.tuples(*[st.sampled_from([1, 3, 5, 7])] * 2),
-    dilation=st.tuples(*[st.integers(1, 6)] * 2),
-    border=st.sampled_from(BORDERS),
-    layout=st.sampled_from(["contiguous", "channels_last"]),
-    scale=st.sampled_from([0.0, 0.2, -0.5]),
+@drawn(
+    40,
+    shape=shapes(2, 40, 40, 12, 40),
+    kernel_size=kernels,
+    dilation=shapes(6, 6),
+    border=one_of(BORDERS),
+    layout=layouts,
+    scale=one_of([0.0, 0.2, -0.5]),
 )
-def test_any_shape(
-    pytestconfig,
-    batch,
-    key_channels,
-    value_channels,
-    height,
-    width,
-    kernel,
-    dilation,
-    border,
-    layout,
-    scale,
-):
-    torch.manual_seed(height * width)
+def test_any_shape(pytestconfig, shape, kernel_size, dilation, border, layout, scale):
+    torch.manual_seed(sum(shape))
     device = pytestconfig.getoption("--device")
-    shape = (batch, key_channels, value_channels, height, width)
     inputs = [in_layout(x, layout) for x in operands(device, torch.float32, *shape)]
-    options = (kernel, dilation, scale, border)
+    options = (kernel_size, dilation, scale, border)
     check_op(fused(*options), plain(*options), inputs, grad_layout=layout)
 
 

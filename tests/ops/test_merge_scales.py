@@ -5,9 +5,8 @@ from __future__ import annotations
 import harness
 import pytest
 import torch
+from draws import booleans, drawn, layouts, lists, one_of, shapes
 from harness import DTYPES, LAYOUTS, check_op, in_layout, skip_unsupported
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import attnops
 from attnops import reference
@@ -74,21 +73,20 @@ def test_layouts(backend, device, layout, grad_layout):
     check_op(fused("attention"), plain("attention"), inputs, grad_layout=grad_layout)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    batch=st.integers(1, 2),
-    classes=st.integers(1, 40),
-    sizes=st.lists(st.tuples(*[st.integers(1, 30)] * 2), min_size=1, max_size=4),
-    size=st.tuples(*[st.integers(1, 30)] * 2),
-    reduce=st.sampled_from(REDUCTIONS),
-    align_corners=st.booleans(),
-    layout=st.sampled_from(["contiguous", "channels_last"]),
+@drawn(
+    40,
+    shape=shapes(2, 40),
+    sizes=lists(shapes(30, 30), 1, 4),
+    size=shapes(30, 30),
+    reduce=one_of(REDUCTIONS),
+    align_corners=booleans(),
+    layout=layouts,
 )
-def test_any_shape(pytestconfig, batch, classes, sizes, size, reduce, align_corners, layout):
-    torch.manual_seed(classes)
+def test_any_shape(pytestconfig, shape, sizes, size, reduce, align_corners, layout):
+    torch.manual_seed(sum(shape))
     device = pytestconfig.getoption("--device")
     attention = reduce == "attention"
-    inputs = operands(device, torch.float32, batch, classes, sizes, size, attention)
+    inputs = operands(device, torch.float32, *shape, sizes, size, attention)
     arranged = [in_layout(x, layout) for x in inputs]
     options = (reduce, align_corners)
     check_op(fused(*options), plain(*options), arranged, grad_layout=layout)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import harness
 import pytest
 import torch
+from draws import booleans, drawn, integers, one_of, shapes
 from harness import DTYPES, check_op, skip_unsupported
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import attnops
 from attnops import reference
@@ -130,20 +129,17 @@ def test_one_step_gives_the_bases_no_gradient(backend, device):
     assert all(g is None or not g.any() for g in through_bases)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(
-    batch=st.integers(1, 2),
-    channels=st.integers(1, 70),
-    positions=st.integers(1, 150),
-    rank=st.integers(1, 64),
-    steps=st.integers(0, 3),
-    is_inner=st.booleans(),
-    grad=st.sampled_from(GRADIENTS),
+@drawn(
+    30,
+    shape=shapes(2, 70, 150, 64),
+    steps=integers(0, 3),
+    is_inner=booleans(),
+    grad=one_of(GRADIENTS),
 )
-def test_any_shape(pytestconfig, batch, channels, positions, rank, steps, is_inner, grad):
-    torch.manual_seed(positions)
+def test_any_shape(pytestconfig, shape, steps, is_inner, grad):
+    torch.manual_seed(sum(shape))
     device = pytestconfig.getoption("--device")
-    x, bases = operands(device, torch.float32, batch, channels, positions, rank)
+    x, bases = operands(device, torch.float32, *shape)
     x = inner(x) if is_inner else x
     if grad == "unrolled":
         check_op(product(attnops.nmf, steps), product(reference.nmf, steps), [x, bases])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from draws import drawn, integers, layouts, lists, one_of, shapes
 from harness import DTYPES, LAYOUTS, check_op, in_layout, skip_unsupported
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import attnops
 from attnops import reference
@@ -71,20 +70,17 @@ def test_strided_gradients(backend, device, reduce):
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(
-    batch=st.integers(1, 3),
-    channels=st.integers(1, 35),
-    height=st.integers(1, 40),
-    width=st.integers(1, 40),
-    sizes=st.lists(st.integers(1, 13), min_size=1, max_size=5),
-    reduce=st.sampled_from(["mean", "max"]),
-    layout=st.sampled_from(["contiguous", "channels_last"]),
+@drawn(
+    60,
+    shape=shapes(3, 35, 40, 40),
+    sizes=lists(integers(1, 13), 1, 5),
+    reduce=one_of(["mean", "max"]),
+    layout=layouts,
 )
-def test_any_shape(pytestconfig, batch, channels, height, width, sizes, reduce, layout):
-    torch.manual_seed(height)
+def test_any_shape(pytestconfig, shape, sizes, reduce, layout):
+    torch.manual_seed(sum(shape))
     device = pytestconfig.getoption("--device")
-    x = torch.randn(batch, channels, height, width, device=device)
+    x = torch.randn(shape, device=device)
     check_op(
         lambda x: attnops.pyramid_pool(x, sizes, reduce),
         lambda x: reference.pyramid_pool(x, sizes, reduce),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from draws import booleans, drawn, layouts, shapes
 from harness import DTYPES, LAYOUTS, in_layout, skip_unsupported
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
 import attnops
@@ -64,19 +63,13 @@ def test_layouts(backend, device, layout):
     check(in_layout(logits, layout), (20, 30), False)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(
-    batch=st.integers(1, 2),
-    classes=st.integers(1, 40),
-    small=st.tuples(*[st.integers(1, 20)] * 2),
-    size=st.tuples(*[st.integers(1, 60)] * 2),
-    align_corners=st.booleans(),
-    layout=st.sampled_from(["contiguous", "channels_last"]),
+@drawn(
+    60, shape=shapes(2, 40, 20, 20), size=shapes(60, 60), align_corners=booleans(), layout=layouts
 )
-def test_any_shape(pytestconfig, batch, classes, small, size, align_corners, layout):
-    torch.manual_seed(classes)
+def test_any_shape(pytestconfig, shape, size, align_corners, layout):
+    torch.manual_seed(sum(shape))
     device = pytestconfig.getoption("--device")
-    logits = torch.randn(batch, classes, *small, device=device)
+    logits = torch.randn(shape, device=device)
     check(in_layout(logits, layout), size, align_corners)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import harness
 import pytest
 import torch
+from draws import booleans, drawn, layouts, shapes
 from harness import DTYPES, LAYOUTS, check_op, in_layout, skip_unsupported
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, interpolate
 
 import attnops
@@ -91,19 +90,13 @@ def test_targets_of_other_integer_types(backend, device, dtype):
     assert torch.equal(found, attnops.upsample_cross_entropy(logits, target))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    batch=st.integers(1, 2),
-    classes=st.integers(1, 40),
-    small=st.tuples(*[st.integers(1, 12)] * 2),
-    size=st.tuples(*[st.integers(1, 40)] * 2),
-    align_corners=st.booleans(),
-    layout=st.sampled_from(["contiguous", "channels_last"]),
+@drawn(
+    40, shape=shapes(2, 40, 12, 12), size=shapes(40, 40), align_corners=booleans(), layout=layouts
 )
-def test_any_shape(pytestconfig, batch, classes, small, size, align_corners, layout):
-    torch.manual_seed(classes)
+def test_any_shape(pytestconfig, shape, size, align_corners, layout):
+    torch.manual_seed(sum(shape))
     device = pytestconfig.getoption("--device")
-    logits, target = operands(device, torch.float32, (batch, classes, *small), size)
+    logits, target = operands(device, torch.float32, shape, size)
     options = {"reduction": "sum", "align_corners": align_corners}
     inputs = [in_layout(logits, layout)]
     check_op(fused(target, **options), plain(target, **options), inputs)

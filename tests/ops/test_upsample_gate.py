@@ -5,8 +5,8 @@ from __future__ import annotations
 import harness
 import pytest
 import torch
+from draws import booleans, drawn, layouts, one_of, shapes
 from harness import DTYPES, LAYOUTS, check_op, in_layout, skip_unsupported
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import attnops
@@ -76,34 +76,18 @@ def test_layouts(backend, device, layout, grad_layout):
     check_op(fused(), plain(), inputs, grad_layout=grad_layout)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(
-    batch=st.integers(1, 2),
-    channels=st.integers(1, 40),
-    small=st.tuples(*[st.integers(1, 40)] * 2),
-    large=st.tuples(*[st.integers(1, 40)] * 2),
-    activation=st.sampled_from(ACTIVATIONS),
-    activation_first=st.booleans(),
-    residual=st.sampled_from(RESIDUALS),
-    align_corners=st.booleans(),
-    layout=st.sampled_from(["contiguous", "channels_last"]),
+@drawn(
+    60,
+    channels=shapes(2, 40),
+    small=shapes(40, 40),
+    large=shapes(40, 40),
+    options=st.tuples(one_of(ACTIVATIONS), booleans(), one_of(RESIDUALS), st.just(1.5), booleans()),
+    layout=layouts,
 )
-def test_any_shape(
-    pytestconfig,
-    batch,
-    channels,
-    small,
-    large,
-    activation,
-    activation_first,
-    residual,
-    align_corners,
-    layout,
-):
-    torch.manual_seed(channels)
+def test_any_shape(pytestconfig, channels, small, large, options, layout):
+    torch.manual_seed(sum(channels))
     device = pytestconfig.getoption("--device")
-    inputs = operands(device, torch.float32, batch, channels, small, large)
-    options = (activation, activation_first, residual, 1.5, align_corners)
+    inputs = operands(device, torch.float32, *channels, small, large)
     arranged = [in_layout(x, layout) for x in inputs]
     check_op(fused(*options), plain(*options), arranged, grad_layout=layout)
 
