@@ -13,7 +13,7 @@ from attnops import reference
 
 OP = "depthwise_gelu"
 pytestmark = pytest.mark.usefixtures("without_onednn")
-CASES = [  # (B, C, H, W), kernel
+CASES = [  # (B, C, H, W), kernel_size
     ((2, 5, 9, 11), 3),
     ((1, 16, 24, 37), 3),
     ((1, 33, 3, 2), 7),
@@ -24,9 +24,9 @@ CASES = [  # (B, C, H, W), kernel
 fused, plain = attnops.depthwise_gelu, reference.depthwise_gelu
 
 
-def operands(device, dtype, shape, kernel):
-    kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
-    tensors = torch.randn(shape), torch.randn(shape[1], 1, *kernel) / 3, torch.randn(shape[1])
+def operands(device, dtype, shape, kernel_size):
+    kernel_size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+    tensors = torch.randn(shape), torch.randn(shape[1], 1, *kernel_size) / 3, torch.randn(shape[1])
     return [t.to(device, dtype) for t in tensors]
 
 

@@ -14,7 +14,7 @@ from attnops import reference
 
 OP = "local_attention"
 BORDERS = ("zero", "mask")
-CASES = [  # (B, Ck, Cv, H, W), kernel, dilation
+CASES = [  # (B, Ck, Cv, H, W), kernel_size, dilation
     ((2, 5, 7, 9, 11), 3, 1),
     ((1, 16, 16, 20, 37), 5, 3),
     ((1, 3, 9, 6, 5), 7, 6),  # the window is larger than the map
@@ -42,15 +42,15 @@ def plain(*options, **named):
     return lambda q, k, v: reference.local_attention(q, k, v, *options, **named)
 
 
-def by_unfold(query, key, value, kernel, dilation, scale, border):
+def by_unfold(query, key, value, kernel_size, dilation, scale, border):
     """GALD's equations with unfold: an independent formulation of the definition."""
-    kernel, dilation = ((p, p) if isinstance(p, int) else p for p in (kernel, dilation))
-    padding = [d * (k // 2) for k, d in zip(kernel, dilation, strict=True)]
+    kernel_size, dilation = ((p, p) if isinstance(p, int) else p for p in (kernel_size, dilation))
+    padding = [d * (k // 2) for k, d in zip(kernel_size, dilation, strict=True)]
     batch, _, height, width = query.shape
-    count = kernel[0] * kernel[1]
+    count = kernel_size[0] * kernel_size[1]
 
     def windows(x):
-        columns = unfold(x, kernel, dilation, padding)
+        columns = unfold(x, kernel_size, dilation, padding)
         return columns.view(batch, x.shape[1], count, height, width)
 
     scores = scale * torch.einsum("bchw,bcnhw->bnhw", query, windows(key))
@@ -63,10 +63,10 @@ def by_unfold(query, key, value, kernel, dilation, scale, border):
 @pytest.mark.parametrize("border", BORDERS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_reference_is_the_published_attention(case, border):
-    shape, kernel, dilation = case
+    shape, kernel_size, dilation = case
     inputs = operands("cpu", torch.float64, *shape)
-    found = reference.local_attention(*inputs, kernel, dilation, 0.6, border)
-    wanted = by_unfold(*inputs, kernel, dilation, 0.6, border)
+    found = reference.local_attention(*inputs, kernel_size, dilation, 0.6, border)
+    wanted = by_unfold(*inputs, kernel_size, dilation, 0.6, border)
     torch.testing.assert_close(found, wanted)
 
 
@@ -75,8 +75,8 @@ def test_reference_is_the_published_attention(case, border):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_float64(backend, device, case, dtype, border):
     skip_unsupported(backend, dtype)
-    shape, kernel, dilation = case
-    options = (kernel, dilation, shape[1] ** -0.5, border)
+    shape, kernel_size, dilation = case
+    options = (kernel_size, dilation, shape[1] ** -0.5, border)
     inputs = operands(device, dtype, *shape)
     for layout in ("contiguous", "channels_last"):
         arranged = [in_layout(x, layout) for x in inputs]

@@ -13,7 +13,7 @@ from attnops import reference
 
 OP = "strip_conv"
 pytestmark = pytest.mark.usefixtures("without_onednn")
-CASES = [  # (B, C, H, W), local kernel, strips
+CASES = [  # (B, C, H, W), kernel_size, strips
     ((2, 5, 9, 11), 5, (7, 11, 21)),  # maps smaller than most kernels
     ((1, 16, 24, 37), 5, (7, 11, 21)),
     ((1, 33, 3, 2), 7, (31, 3)),
@@ -24,11 +24,11 @@ CASES = [  # (B, C, H, W), local kernel, strips
 ]
 
 
-def operands(device, dtype, shape, kernel, strips):
+def operands(device, dtype, shape, kernel_size, strips):
     """x, then weights and biases in the order of `arranged`."""
     channels = shape[1]
-    kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
-    sides = [kernel]
+    kernel_size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+    sides = [kernel_size]
     for k in strips:
         row, column = (k, k) if isinstance(k, int) else k
         sides += [(1, row), (column, 1)]
