@@ -70,8 +70,8 @@ def cannot_run(item: pytest.Item) -> bool:
 
 def is_of_backend(item: pytest.Item, backend: str) -> bool:
     """A test of an op, on `backend` or on the one that the op chooses."""
-    is_op = hasattr(getattr(item, "module", None), "OP")
-    return is_op and parameters_of(item).get("backend", backend) == backend
+    names = {parameters_of(item).get(name, backend) for name in ("backend", "backend_name")}
+    return hasattr(getattr(item, "module", None), "OP") and names == {backend}
 
 
 def values_of(item: pytest.Item) -> dict[str, int]:

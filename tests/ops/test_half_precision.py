@@ -16,6 +16,7 @@ from torch import Tensor
 import attnops
 from attnops import reference
 
+OP = "every op but those that multiply matrices"
 FORMS = ((torch.float16, "contiguous"), (torch.bfloat16, "channels_last"))
 BACKENDS = ("cpu", "triton", "cuda")
 LABELS = torch.randint(5, (2, 9, 11), generator=torch.Generator().manual_seed(0))
