@@ -25,3 +25,11 @@ def tile_offsets(b_pixel, b_channel, channels, area, INNER: tl.constexpr):
     if INNER:
         return b_pixel.to(tl.int64)[:, None] * channels + b_channel[None, :]
     return b_channel.to(tl.int64)[None, :] * area + b_pixel[:, None]
+
+
+@triton.jit
+def tile_pointers(p_map, b_pixel, b_channel, channels, area, INNER: tl.constexpr):
+    """Pointers [POSITIONS, CHANNELS] into an item; for loops that move them on."""
+    if INNER:
+        return p_map + b_pixel.to(tl.int64)[:, None] * channels + b_channel[None, :]
+    return p_map + b_channel.to(tl.int64)[None, :] * area + b_pixel[:, None]

@@ -104,18 +104,10 @@ def score_gradient_kernel(
     b_anchor = tl.arange(0, ANCHORS)
     p_key += batch * key_rows * ANCHORS
     p_value += batch * value_rows * ANCHORS
+    p_query += batch * key_channels * positions
 
     acc = accumulate_scores(
-        p_query + batch * key_channels * positions,
-        p_key,
-        b_position,
-        positions,
-        key_channels,
-        POSITIONS,
-        CHANNELS,
-        ANCHORS,
-        INNER,
-        PRECISION,
+        p_query, p_key, b_position, positions, key_channels, CHANNELS, ANCHORS, INNER, PRECISION
     )
     inside = b_position < positions
     b_lse = tl.load(p_lse + batch * positions + b_position, mask=inside, other=0.0)
@@ -131,17 +123,9 @@ def score_gradient_kernel(
     b_slab = b_row[:, None] * ANCHORS + b_anchor[None, :]
     tl.store(p_weight + slab + b_slab, b_weight)
 
+    p_grad += batch * value_channels * positions
     dweight = accumulate_scores(
-        p_grad + batch * value_channels * positions,
-        p_value,
-        b_position,
-        positions,
-        value_channels,
-        POSITIONS,
-        CHANNELS,
-        ANCHORS,
-        INNER,
-        PRECISION,
+        p_grad, p_value, b_position, positions, value_channels, CHANNELS, ANCHORS, INNER, PRECISION
     )
     weight = b_weight.to(tl.float32)
     delta = tl.sum(weight * dweight, axis=1)
@@ -155,19 +139,9 @@ def score_gradient_kernel(
     if add:
         b_dbias += tl.load(p_tile_bias)
     tl.store(p_tile_bias, b_dbias)
-    store_products(
-        b_dscore,
-        p_key,
-        p_dquery + batch * key_channels * positions,
-        scale,
-        b_position,
-        positions,
-        key_channels,
-        CHANNELS,
-        ANCHORS,
-        INNER,
-        PRECISION,
-    )
+    p_dquery += batch * key_channels * positions
+    own = (b_position, positions, key_channels)
+    store_products(b_dscore, p_key, p_dquery, scale, own, CHANNELS, ANCHORS, INNER, PRECISION)
 
 
 def score_launch(dtype: str, anchors: int, multiple: int, precision: str, inner: bool) -> Launch:

@@ -74,17 +74,10 @@ def anchor_attention_forward_kernel(
     b_position = start + tl.arange(0, POSITIONS)
     b_anchor = tl.arange(0, ANCHORS)
 
+    p_query += batch * key_channels * positions
+    p_key += batch * key_rows * ANCHORS
     acc = accumulate_scores(
-        p_query + batch * key_channels * positions,
-        p_key + batch * key_rows * ANCHORS,
-        b_position,
-        positions,
-        key_channels,
-        POSITIONS,
-        CHANNELS,
-        ANCHORS,
-        INNER,
-        PRECISION,
+        p_query, p_key, b_position, positions, key_channels, CHANNELS, ANCHORS, INNER, PRECISION
     )
     b_bias = tl.load(p_bias + batch * ANCHORS + b_anchor)
     scores = acc * scale + b_bias[None, :]
@@ -97,19 +90,11 @@ def anchor_attention_forward_kernel(
         mask=b_position < positions,
     )
     weight = weight * (1.0 / total)[:, None]
-    store_products(
-        weight.to(p_out.dtype.element_ty),
-        p_value + batch * value_rows * ANCHORS,
-        p_out + batch * value_channels * positions,
-        1.0,
-        b_position,
-        positions,
-        value_channels,
-        CHANNELS,
-        ANCHORS,
-        INNER,
-        PRECISION,
-    )
+    b_weight = weight.to(p_out.dtype.element_ty)
+    p_value += batch * value_rows * ANCHORS
+    p_out += batch * value_channels * positions
+    tile = (b_position, positions, value_channels)
+    store_products(b_weight, p_value, p_out, 1.0, tile, CHANNELS, ANCHORS, INNER, PRECISION)
 
 
 FEW_POSITIONS = 32768  # below, tiles of 128 positions are fewer than two per multiprocessor

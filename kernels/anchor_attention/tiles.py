@@ -11,6 +11,7 @@ import triton.language as tl
 
 from .._launch import TRITON_DTYPES, AotCase, Launch, round_up, run
 from .._multiples import FACTORS, known_factor
+from .._tiles import tile_pointers
 
 MAX_ANCHORS = 512
 ANCHOR_CLASSES = (128, 256, 512)  # padded anchor counts that kernels are compiled for
@@ -85,7 +86,6 @@ def accumulate_scores(
     b_position,
     positions,
     channels,
-    POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
     ANCHORS: tl.constexpr,
     INNER: tl.constexpr,
@@ -97,13 +97,10 @@ def accumulate_scores(
     """
     b_channel = tl.arange(0, CHANNELS)
     b_anchor = tl.arange(0, ANCHORS)
-    if INNER:
-        p_tile = p_map + b_position.to(tl.int64)[:, None] * channels + b_channel[None, :]
-    else:
-        p_tile = p_map + b_channel.to(tl.int64)[None, :] * positions + b_position[:, None]
+    p_tile = tile_pointers(p_map, b_position, b_channel, channels, positions, INNER)
     p_rows = p_packed + b_channel[:, None] * ANCHORS + b_anchor[None, :]
     in_map = (b_position < positions)[:, None]
-    acc = tl.zeros([POSITIONS, ANCHORS], dtype=tl.float32)
+    acc = tl.zeros([b_position.shape[0], ANCHORS], dtype=tl.float32)
     for start in range(0, channels, CHANNELS):
         mask = in_map & (start + b_channel < channels)[None, :]
         b_map = tl.load(p_tile, mask=mask, other=0.0)  # [POSITIONS, CHANNELS]
@@ -123,9 +120,7 @@ def store_products(
     p_packed,
     p_map,
     factor,
-    b_position,
-    positions,
-    channels,
+    tile,
     CHANNELS: tl.constexpr,
     ANCHORS: tl.constexpr,
     INNER: tl.constexpr,
@@ -134,13 +129,12 @@ def store_products(
     """Writes factor * weight packed^T for all channels; b_weight [POSITIONS, ANCHORS].
 
     p_packed [rows, ANCHORS], p_map [channels, positions] (INNER: channel index fastest).
+    tile: the positions [POSITIONS], positions, channels.
     """
+    b_position, positions, channels = tile
     b_channel = tl.arange(0, CHANNELS)
     b_anchor = tl.arange(0, ANCHORS)
-    if INNER:
-        p_tile = p_map + b_position.to(tl.int64)[:, None] * channels + b_channel[None, :]
-    else:
-        p_tile = p_map + b_channel.to(tl.int64)[None, :] * positions + b_position[:, None]
+    p_tile = tile_pointers(p_map, b_position, b_channel, channels, positions, INNER)
     p_rows = p_packed + b_channel[:, None] * ANCHORS + b_anchor[None, :]
     in_map = (b_position < positions)[:, None]
     for start in range(0, channels, CHANNELS):

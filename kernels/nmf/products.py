@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .._tiles import tile_pointers
+
 
 @triton.jit
 def sum_tables(p_tables, stride, count, b_offset, PARTS: tl.constexpr):
@@ -46,10 +48,7 @@ def project_positions(
     """
     b_channel = tl.arange(0, CHUNK)
     b_rank = tl.arange(0, RANK)
-    if INNER:
-        p_tile = p_x + b_position.to(tl.int64)[:, None] * channels + b_channel[None, :]
-    else:
-        p_tile = p_x + b_channel.to(tl.int64)[None, :] * positions + b_position[:, None]
+    p_tile = tile_pointers(p_x, b_position, b_channel, channels, positions, INNER)
     p_rows = p_bases + b_channel[:, None] * rank + b_rank[None, :]
     in_map = (b_position < positions)[:, None]
     in_rank = (b_rank < rank)[None, :]
