@@ -107,10 +107,10 @@ def _fake(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    kernel: list[int],
+    kernel_size: list[int],
     dilation: list[int],
     scale: float,
-    mask: bool,
+    mask_border: bool,
 ) -> tuple[Tensor, Tensor]:
     batch, _, height, width = query.shape
     out = empty_map(value.shape, query, is_channels_inner(query))
@@ -158,7 +158,7 @@ def _gradient(
     return *call(grads[0], *saved, *kept), *nothing
 
 
-_OPTIONS = "int[] kernel, int[] dilation, float scale, bool mask"
+_OPTIONS = "int[] kernel_size, int[] dilation, float scale, bool mask_border"
 _op = Op(
     NAME,
     forward=f"(Tensor query, Tensor key, Tensor value, {_OPTIONS}) -> (Tensor, Tensor)",

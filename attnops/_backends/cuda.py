@@ -14,7 +14,7 @@ from .library import load, register_ops
 _MAX_LEVELS, _MAX_BINS_AN_AXIS = 16, 64
 _MAX_PIXELS, _MAX_PLANES = 2**31 - 1 - 4096, 2**31 - 1
 # Windows whose tiles fit the shared memory (csrc/cuda/local_attention/plan.h).
-_MAX_KERNEL, _MAX_TAPS = 63, 441
+_MAX_KERNEL, _MAX_NEIGHBOURS = 63, 441
 # Kernels whose tiles fit the shared memory (csrc/cuda/strip_conv/plan.h).
 _MAX_LOCAL_SIDE, _MAX_STRIPS, _MAX_STRIP_SIDE = 11, 8, 63
 
@@ -39,12 +39,12 @@ def _refuse_pyramid_pool(x: Tensor, sizes: list[int], *args: Any) -> str | None:
 
 
 def _refuse_local_attention(
-    query: Tensor, key: Tensor, value: Tensor, kernel: list[int], *args: Any
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: list[int], *args: Any
 ) -> str | None:
-    if max(kernel) > _MAX_KERNEL or kernel[0] * kernel[1] > _MAX_TAPS:
+    if max(kernel_size) > _MAX_KERNEL or kernel_size[0] * kernel_size[1] > _MAX_NEIGHBOURS:
         return (
-            f"it takes windows of up to {_MAX_KERNEL} an axis and {_MAX_TAPS} in all, got "
-            f"{kernel[0]}x{kernel[1]}"
+            f"it takes windows of up to {_MAX_KERNEL} an axis and {_MAX_NEIGHBOURS} in all, got "
+            f"{kernel_size[0]}x{kernel_size[1]}"
         )
     if query.shape[2] * query.shape[3] >= 2**31:
         return f"it indexes maps of less than 2^31 pixels, got {tuple(query.shape)}"
@@ -55,16 +55,16 @@ def _refuse_strip_conv(
     x: Tensor,
     taps: Tensor,
     biases: Tensor,
-    kernel: list[int],
+    kernel_size: list[int],
     rows: list[int],
     columns: list[int],
 ) -> str | None:
     longest = max([*rows, *columns], default=0)
-    if max(kernel) > _MAX_LOCAL_SIDE or len(rows) > _MAX_STRIPS or longest > _MAX_STRIP_SIDE:
+    if max(kernel_size) > _MAX_LOCAL_SIDE or len(rows) > _MAX_STRIPS or longest > _MAX_STRIP_SIDE:
         return (
             f"it takes local kernels of up to {_MAX_LOCAL_SIDE} an axis and {_MAX_STRIPS} strips "
-            f"of up to {_MAX_STRIP_SIDE}, got {kernel[0]}x{kernel[1]} and rows {tuple(rows)}, "
-            f"columns {tuple(columns)}"
+            f"of up to {_MAX_STRIP_SIDE}, got {kernel_size[0]}x{kernel_size[1]} and rows "
+            f"{tuple(rows)}, columns {tuple(columns)}"
         )
     if x.shape[2] * x.shape[3] > _MAX_PIXELS:
         return f"it indexes maps of up to {_MAX_PIXELS} pixels, got {tuple(x.shape)}"

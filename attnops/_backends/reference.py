@@ -110,19 +110,19 @@ def _map_gradients(
 def _local_attention(
     query: Tensor, key: Tensor, value: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    *window, mask = options
+    *window, mask_border = options
     wide = [widened(x) for x in (query, key, value)]
-    out = local_attention(*wide, *window, BORDERS[int(mask)]).to(query.dtype)
-    scores = local_scores(*wide[:2], *window, BORDERS[int(mask)])
+    out = local_attention(*wide, *window, BORDERS[int(mask_border)]).to(query.dtype)
+    scores = local_scores(*wide[:2], *window, BORDERS[int(mask_border)])
     return dense(out, is_channels_inner(query)), scores.logsumexp(dim=1)
 
 
 def _local_attention_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, lse: Tensor, *options: Any
 ) -> tuple[Tensor, ...]:
-    *window, mask = options
+    *window, mask_border = options
     return _map_gradients(
-        lambda *maps: local_attention(*maps, *window, BORDERS[int(mask)]),
+        lambda *maps: local_attention(*maps, *window, BORDERS[int(mask_border)]),
         (query, key, value),
         grad,
         query,
@@ -173,11 +173,11 @@ def _group_attention_backward(
 
 
 def _strip_parameters(
-    taps: Tensor, biases: Tensor, kernel: list[int], rows: list[int], columns: list[int]
+    taps: Tensor, biases: Tensor, kernel_size: list[int], rows: list[int], columns: list[int]
 ) -> tuple[Any, ...]:
     """weight, bias and strips of `strip_conv` from the packed parameters of the op."""
     channels = taps.shape[0]
-    shapes = [kernel]
+    shapes = [kernel_size]
     for row, column in zip(rows, columns, strict=True):
         shapes += [[1, row], [column, 1]]
     parts = taps.split([h * w for h, w in shapes], dim=1)

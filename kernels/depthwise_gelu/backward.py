@@ -18,16 +18,16 @@ def backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dx like x, dweight like weight, dbias [C]."""
-    kernel = weight.shape[2:]
-    count = kernel[0] * kernel[1]
+    kernel_size = weight.shape[2:]
+    count = kernel_size[0] * kernel_size[1]
     launch = launch_of(x)
     dx = empty_map(x.shape, x, is_channels_inner(x))
     dz = torch.empty_like(x, dtype=torch.float32)
     with on_device(grad, x) as (grad, x):
         run_gelu(x, weight, bias, grad, dz)
-        convolve(dz, dx, by_tap(weight), None, kernel, True, launch)
+        convolve(dz, dx, by_tap(weight), None, kernel_size, True, launch)
         sums = TapSums(x, count + 1, launch)
-        sums.add(dz, x, kernel, 0, count)
+        sums.add(dz, x, kernel_size, 0, count)
         totals = sums.totals(x.dtype)
     dweight = totals[:, :count].contiguous().view(weight.shape)
     return dx, dweight, totals[:, count].contiguous()

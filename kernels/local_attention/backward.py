@@ -157,10 +157,10 @@ def backward(
     key: torch.Tensor,
     value: torch.Tensor,
     lse: torch.Tensor,
-    kernel: list[int],
+    kernel_size: list[int],
     dilation: list[int],
     scale: float,
-    mask: bool,
+    mask_border: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dquery, dkey [B, Ck, H, W] and dvalue [B, Cv, H, W] in the layout of query."""
     batch, key_channels, height, width = query.shape
@@ -168,7 +168,7 @@ def backward(
     dquery, dkey, dvalue = (empty_map(x.shape, query, inner) for x in (query, key, value))
     statistics = query.new_empty((3, batch, height, width), dtype=torch.float32)
     multiple = multiple_of((query, value), inner)
-    launch = window_launch(capacity_for(*kernel), inner, multiple, backward=True)
+    launch = window_launch(capacity_for(*kernel_size), inner, multiple, backward=True)
     sizes = (
         scale,
         height * width,
@@ -176,9 +176,9 @@ def backward(
         width,
         key_channels,
         value.shape[1],
-        *kernel,
+        *kernel_size,
         *clipped_steps(height, width, dilation),
-        int(mask),
+        int(mask_border),
     )
     programs = batch * triton.cdiv(height * width, launch.constants["POSITIONS"])
     with on_device(grad, query, key, value) as maps:

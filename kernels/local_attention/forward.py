@@ -85,17 +85,17 @@ def forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    kernel: list[int],
+    kernel_size: list[int],
     dilation: list[int],
     scale: float,
-    mask: bool,
+    mask_border: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """out [B, Cv, H, W] in the layout of query [B, Ck, H, W], lse [B, H, W] float32."""
     batch, key_channels, height, width = query.shape
     inner = is_channels_inner(query)
     out = empty_map(value.shape, query, inner)
     lse = query.new_empty((batch, height, width), dtype=torch.float32)
-    launch = window_launch(capacity_for(*kernel), inner, multiple_of((query, value), inner))
+    launch = window_launch(capacity_for(*kernel_size), inner, multiple_of((query, value), inner))
     with on_device(query, key, value) as (query, key, value):
         run(
             local_attention_kernel,
@@ -111,9 +111,9 @@ def forward(
             width,
             key_channels,
             value.shape[1],
-            *kernel,
+            *kernel_size,
             *clipped_steps(height, width, dilation),
-            int(mask),
+            int(mask_border),
             launch=launch,
         )
     return out, lse
@@ -128,19 +128,18 @@ def refuse(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    kernel: list[int],
+    kernel_size: list[int],
     dilation: list[int],
     scale: float,
-    mask: bool,
+    mask_border: bool,
 ) -> str | None:
     """The reason why these kernels cannot run an input, None if they can."""
-    if kernel[0] * kernel[1] > MAX_NEIGHBOURS:
-        return (
-            f"triton: {kernel[0]}x{kernel[1]} neighbours: the kernels hold up to {MAX_NEIGHBOURS}"
-        )
+    rows, columns = kernel_size
+    if rows * columns > MAX_NEIGHBOURS:
+        return f"triton: {rows}x{columns} neighbours: the kernels hold up to {MAX_NEIGHBOURS}"
     batch, _, height, width = query.shape
     # Offsets to neighbours far outside the map must fit as well.
-    if batch * height * width >= 2**31 or height * width * max(kernel) >= 2**31:
+    if batch * height * width >= 2**31 or height * width * max(kernel_size) >= 2**31:
         return "triton: B*H*W, and H*W times the kernel, must be below 2**31"
     return refuse_tensor(query)
 

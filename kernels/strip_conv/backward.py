@@ -24,13 +24,13 @@ def backward(
     x: torch.Tensor,
     taps: torch.Tensor,
     biases: torch.Tensor,
-    kernel: list[int],
+    kernel_size: list[int],
     rows: list[int],
     columns: list[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dx like x, dtaps like taps, dbiases like biases."""
     launch = launch_of(x)
-    groups = groups_of(kernel, rows, columns)
+    groups = groups_of(kernel_size, rows, columns)
     count, bias_count = taps.shape[1], biases.shape[1]
     dx = empty_map(x.shape, x, is_channels_inner(x))
     with on_device(grad, x) as (grad, x):
@@ -39,7 +39,7 @@ def backward(
         dlocal = grad
         if groups:
             local = torch.empty_like(x, dtype=torch.float32)
-            convolve(x, local, taps, biases, kernel, False, launch)
+            convolve(x, local, taps, biases, kernel_size, False, launch)
         for strips in groups:
             maps = strips.spread(local, taps, biases, False, launch)
             dmaps = strips.spread(grad, taps, biases, True, launch)
@@ -50,7 +50,7 @@ def backward(
                 sums.add(dmaps[i], local, (1, row), tap, bias)
                 sums.add(grad, maps[i], (column, 1), tap + row, bias + 1)
                 tap, bias = tap + row + column, bias + 2
-        sums.add(dlocal, x, kernel, 0, count)
-        convolve(dlocal, dx, taps, None, kernel, True, launch)
+        sums.add(dlocal, x, kernel_size, 0, count)
+        convolve(dlocal, dx, taps, None, kernel_size, True, launch)
         totals = sums.totals(x.dtype)
     return dx, totals[:, :count].contiguous(), totals[:, count:].contiguous()

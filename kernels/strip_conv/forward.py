@@ -218,10 +218,10 @@ class Strips:
         )
 
 
-def groups_of(kernel: list[int], rows: list[int], columns: list[int]) -> list[Strips]:
+def groups_of(kernel_size: list[int], rows: list[int], columns: list[int]) -> list[Strips]:
     """The strips, three at a time."""
     groups = []
-    tap, bias = kernel[0] * kernel[1], 1
+    tap, bias = kernel_size[0] * kernel_size[1], 1
     for i in range(0, len(rows), GROUP.value):
         strips = Strips(rows[i : i + GROUP.value], columns[i : i + GROUP.value], tap, bias)
         groups.append(strips)
@@ -234,18 +234,18 @@ def forward(
     x: torch.Tensor,
     taps: torch.Tensor,
     biases: torch.Tensor,
-    kernel: list[int],
+    kernel_size: list[int],
     rows: list[int],
     columns: list[int],
 ) -> tuple[torch.Tensor]:
     """out [B, C, H, W] in the layout of x, for taps [C, T] and biases [C, 1 + 2 * strips]."""
     launch = depthwise.launch_of(x)
-    groups = groups_of(kernel, rows, columns)
+    groups = groups_of(kernel_size, rows, columns)
     out = empty_map(x.shape, x, is_channels_inner(x))
     with on_device(x) as (x,):
         taps, biases = depthwise.by_tap(taps), depthwise.by_tap(biases)
         local = torch.empty_like(x, dtype=torch.float32) if groups else out
-        depthwise.convolve(x, local, taps, biases, kernel, False, launch)
+        depthwise.convolve(x, local, taps, biases, kernel_size, False, launch)
         base = local
         for strips in groups:
             target = out if strips is groups[-1] else torch.empty_like(local)
