@@ -22,7 +22,7 @@ class StripWork {
     const int64_t groups = m.channels_last ? m.batch * ((m.channels + lanes - 1) / lanes)
                                            : (m.batch * m.channels + lanes - 1) / lanes;
     const int64_t tiles = (m.width + most - 1) / most;
-    columns_ = ((m.width + tiles - 1) / tiles + lanes - 1) / lanes * lanes;
+    const int64_t columns = ((m.width + tiles - 1) / tiles + lanes - 1) / lanes * lanes;
     const int64_t blocks = (m.height + kPieceRows - 1) / kPieceRows;
     const int64_t total = groups * tiles * blocks, workers = std::min(thread_count(), total);
     for (int64_t worker = 0; worker < workers; ++worker) {
@@ -31,8 +31,8 @@ class StripWork {
         const int64_t first = at % blocks, last = std::min(blocks, first + end - at);
         const int64_t tile = at / blocks % tiles;
         pieces_.push_back({at / blocks / tiles, first * kPieceRows,
-                           std::min(m.height, last * kPieceRows), tile * columns_,
-                           std::min(m.width, (tile + 1) * columns_)});
+                           std::min(m.height, last * kPieceRows), tile * columns,
+                           std::min(m.width, (tile + 1) * columns)});
         at += last - first;
       }
       ends_.push_back(static_cast<int64_t>(pieces_.size()));
@@ -40,7 +40,6 @@ class StripWork {
   }
 
   const std::vector<StripPiece>& pieces() const { return pieces_; }
-  int64_t columns() const { return columns_; }  // of the widest piece
 
   // Calls body(index of the piece, piece, scratch) for all pieces.
   template <class Body>
@@ -54,7 +53,6 @@ class StripWork {
   }
 
  private:
-  int64_t columns_;
   std::vector<StripPiece> pieces_;
   std::vector<int64_t> ends_;  // pieces of worker w end at ends_[w]
 };
