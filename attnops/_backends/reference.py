@@ -13,6 +13,7 @@ from .._layout import dense, is_channels_inner
 from .._op import recording_gradients
 from ..local_attention import BORDERS
 from ..nmf import RECORD_LAST, RECORD_NOTHING
+from ..reference._resize import on_finite_values
 from ..reference.anchor_attention import anchor_attention, anchor_scores
 from ..reference.depthwise_gelu import depthwise_gelu
 from ..reference.group_attention import group_affinity, group_attention
@@ -148,14 +149,16 @@ def _gate(
 
 
 def _upsample_gate(x: Tensor, logits: Tensor, *options: Any) -> tuple[Tensor]:
-    out = _gate(*options)(widened(x), widened(logits)).to(x.dtype)
+    with on_finite_values(logits):
+        out = _gate(*options)(widened(x), widened(logits)).to(x.dtype)
     return (dense(out, is_channels_inner(x)),)
 
 
 def _upsample_gate_backward(
     grad: Tensor, x: Tensor, logits: Tensor, *options: Any
 ) -> tuple[Tensor, ...]:
-    return _map_gradients(_gate(*options), (x, logits), grad, x)
+    with on_finite_values(grad, x, logits):
+        return _map_gradients(_gate(*options), (x, logits), grad, x)
 
 
 def _group_attention(theta: Tensor, phi: Tensor, g: Tensor, groups: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._layout import dense, is_channels_inner
 from .._op import recording_gradients
 from ..merge_scales import REDUCTIONS
-from ..reference._resize import resize
+from ..reference._resize import on_finite_values, resize
 from ..reference.merge_scales import merge_at
 from ..reference.upsample_argmax import upsample_argmax
 from .precision import as_leaves, gradients_of, widened
@@ -25,7 +25,8 @@ def merge_forward(
     align_corners: bool,
 ) -> tuple[Tensor]:
     maps = [widened(s) for s in scores]
-    out = merge_at(maps, widened(logits), (height, width), REDUCTIONS[reduce], align_corners)
+    with on_finite_values(*maps):
+        out = merge_at(maps, widened(logits), (height, width), REDUCTIONS[reduce], align_corners)
     return (dense(out.to(scores[0].dtype), is_channels_inner(scores[0])),)
 
 
@@ -33,7 +34,7 @@ def merge_backward(
     grad: Tensor, scores: list[Tensor], logits: Tensor | None, reduce: int, align_corners: bool
 ) -> tuple[Tensor, Tensor]:
     inner, dtype = is_channels_inner(scores[0]), scores[0].dtype
-    with recording_gradients():
+    with recording_gradients(), on_finite_values(grad, logits, *scores):
         inputs = as_leaves(*scores, *(() if logits is None else (logits,)))
         maps, rest = inputs[: len(scores)], inputs[len(scores) :]
         weights = rest[0] if rest else None
@@ -47,7 +48,8 @@ def merge_backward(
 
 
 def argmax_forward(logits: Tensor, height: int, width: int, align_corners: bool) -> tuple[Tensor]:
-    return (upsample_argmax(widened(logits), (height, width), align_corners),)
+    with on_finite_values(logits):
+        return (upsample_argmax(widened(logits), (height, width), align_corners),)
 
 
 def _losses(
@@ -69,7 +71,8 @@ def _losses(
 
 
 def cross_entropy_forward(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    return _losses(widened(logits), *args)
+    with on_finite_values(logits):
+        return _losses(widened(logits), *args)
 
 
 def cross_entropy_backward(
@@ -81,7 +84,7 @@ def cross_entropy_backward(
     ignore_index: int,
     align_corners: bool,
 ) -> Tensor:
-    with recording_gradients():
+    with recording_gradients(), on_finite_values(grad, grad_lse, logits):
         inputs = as_leaves(logits)
         outputs = _losses(inputs[0], target, ignore_index, align_corners)
         grads = (grad, torch.zeros_like(grad) if grad_lse is None else grad_lse)
