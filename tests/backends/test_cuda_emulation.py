@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from emulation import toolchain
 from emulation.exchange import DTYPES, Failed
-from emulation.faults import BARRIER, barriers, faulty_csrc
+from emulation.faults import BARRIER, WITHOUT_BARRIER, barriers, faulty_programs, is_caught
 from emulation.pyramid_pool import Problem, backward, forward
 from emulation.toolchain import build
 from harness import check_results
@@ -44,7 +45,7 @@ PROBLEMS = [
     for misalign in (0, 1)
 ]
 PROBLEMS += [
-    Problem((1, 2, 9, 70), sizes, use_max, channels_last)
+    Problem((1, 2, 9, 70), sizes, use_max, channels_last=channels_last)
     for sizes in ((64,), (5,), (1, 2, 3, 6), (4, 4, 4), (1,) * 15 + (49,), tuple(range(1, 11)))
     for use_max, channels_last in ((False, False), (True, True))
 ]
@@ -86,8 +87,11 @@ def make_input(problem: Problem) -> Tensor:
     return ((x * 2).round() / 2 if problem.use_max else x).to(problem.dtype)
 
 
-def check(program: Path, folder: Path, problem: Problem, x: Tensor, **options: str) -> None:
+def check(
+    program: Path, folder: Path, problem: Problem, x: Tensor | None = None, **options: str
+) -> None:
     """Forward and backward of `problem` agree with PyTorch."""
+    x = make_input(problem) if x is None else x
     expected, argmax = pooled(x.double(), problem)
     grad = torch.randn(expected.shape).to(x.dtype)
     out, indices = forward(program, folder, problem, x, **options)
@@ -99,16 +103,14 @@ def check(program: Path, folder: Path, problem: Problem, x: Tensor, **options: s
 
 
 def describe(problem: Problem) -> str:
-    layout = "channels_last" if problem.channels_last else "contiguous"
-    fields = [str(problem.dtype)[6:], "max" if problem.use_max else "mean", layout]
-    fields += ["x".join(map(str, problem.shape)), "-".join(map(str, problem.sizes))]
-    return "_".join([*fields, f"sm{problem.multiprocessors}", f"off{problem.misalign}"])
+    reduce = "max" if problem.use_max else "mean"
+    return problem.describe(reduce, problem.shape, "-".join(map(str, problem.sizes)))
 
 
 @pytest.mark.parametrize("k", range(len(PROBLEMS)), ids=lambda k: describe(PROBLEMS[k]))
 def test_pyramid_pool_matches_pytorch(pool: Path, tmp_path: Path, k: int) -> None:
     problem = PROBLEMS[k]
-    check(pool, tmp_path, problem, make_input(problem), order=ORDERS[k % len(ORDERS)])
+    check(pool, tmp_path, problem, order=ORDERS[k % len(ORDERS)])
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -169,11 +171,7 @@ FAULTS = {
         "p_grad_x += plane * rows.size * width;",
         "p_grad_x += plane * rows.size * width - FAULT;",
     ),
-    "thread without barrier": (
-        KERNELS[1],
-        BARRIER,
-        f"if (threadIdx.x != 5 || !FAULT) {BARRIER}",
-    ),
+    "thread without barrier": (KERNELS[1], BARRIER, WITHOUT_BARRIER),
 }
 CONTIGUOUS = Problem((1, 3, 12, 17))
 CHANNELS_LAST = Problem((1, 8, 12, 17), channels_last=True, misalign=1)
@@ -187,17 +185,14 @@ WITH_BARRIERS = (
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Builds the copy under a sanitizer; run with ATTNOPS_FAULT set, it has that fault."""
-    csrc = faulty_csrc(tmp_path_factory.mktemp("faulty"), KERNELS, FAULTS)
-    return lambda sanitizer: build(
-        "pyramid_pool_driver.cpp", sanitizer, csrc=csrc, defines=("FLOAT32_ONLY",)
-    )
+    folder = tmp_path_factory.mktemp("faulty")
+    return faulty_programs(folder, "pyramid_pool_driver.cpp", KERNELS, FAULTS)
 
 
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_copy_without_fault_passes(faulty, tmp_path: Path, sanitizer: str) -> None:
     for problem in (CONTIGUOUS, CHANNELS_LAST, *WITH_BARRIERS):
-        check(faulty(sanitizer), tmp_path, problem, make_input(problem))
+        check(faulty(sanitizer), tmp_path, problem)
 
 
 @pytest.mark.parametrize(
@@ -214,33 +209,21 @@ def test_fault_is_reported(
     faulty, tmp_path: Path, fault: str, problem: Problem, report: str
 ) -> None:
     with pytest.raises(Failed, match=report):
-        check(faulty("address"), tmp_path, problem, make_input(problem), ATTNOPS_FAULT=fault)
-
-
-def is_caught(program: Path, folder: Path, fault: str, report: str, orders: Sequence[str]) -> bool:
-    """Whether some problem under some order of threads fails with `report` or a wrong result."""
-    for problem in WITH_BARRIERS:
-        for order in orders:
-            try:
-                check(
-                    program, folder, problem, make_input(problem), order=order, ATTNOPS_FAULT=fault
-                )
-            except AssertionError as failure:
-                if report in str(failure):
-                    return True
-    return False
+        check(faulty("address"), tmp_path, problem, ATTNOPS_FAULT=fault)
 
 
 @pytest.mark.parametrize("barrier", barriers(KERNELS))
 def test_missing_barrier_is_a_race(faulty, tmp_path: Path, barrier: str) -> None:
     """Under ThreadSanitizer, in any one order of the threads."""
-    assert is_caught(faulty("thread"), tmp_path, barrier, "data race", ["forward"])
+    run = partial(check, faulty("thread"), tmp_path)
+    assert is_caught(run, WITH_BARRIERS, barrier, "data race", ["forward"])
 
 
 @pytest.mark.parametrize("barrier", barriers(KERNELS))
 def test_missing_barrier_changes_the_result(faulty, tmp_path: Path, barrier: str) -> None:
     """In one of two opposite orders of the threads, without ThreadSanitizer."""
-    assert is_caught(faulty("address"), tmp_path, barrier, "", ["forward", "reverse"])
+    run = partial(check, faulty("address"), tmp_path)
+    assert is_caught(run, WITH_BARRIERS, barrier, "", ["forward", "reverse"])
 
 
 # The emulation itself, on small kernels.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from emulation import toolchain
 from emulation.exchange import DTYPES, Failed
-from emulation.faults import BARRIER, barriers, faulty_csrc
+from emulation.faults import BARRIER, WITHOUT_BARRIER, barriers, faulty_programs, is_caught
 from emulation.strip_conv import Problem, backward, forward
 from emulation.toolchain import build
 from harness import check_op
@@ -20,7 +21,7 @@ from attnops import reference
 
 pytestmark = pytest.mark.usefixtures("without_onednn")
 SEGNEXT = ((7, 7), (11, 11), (21, 21))
-KERNELS_AND_MAPS = [  # (B, C, H, W), local kernel, strips
+KERNELS_AND_MAPS = [  # (B, C, H, W), kernel_size, strips
     ((2, 5, 9, 11), (5, 5), SEGNEXT),  # maps smaller than most kernels
     ((1, 9, 24, 37), (5, 5), SEGNEXT),
     ((1, 3, 3, 2), (7, 7), ((31, 31), (3, 3))),  # smaller than all
@@ -71,7 +72,7 @@ def emulated(
 
 def plain(problem: Problem, x: Tensor, taps: Tensor, biases: Tensor) -> Tensor:
     """The reference, of packed parameters."""
-    sides = [problem.kernel]
+    sides = [problem.kernel_size]
     for row, column in problem.strips:
         sides += [(1, row), (column, 1)]
     weights = taps.split([h * w for h, w in sides], dim=1)
@@ -104,10 +105,7 @@ def check(
 
 
 def describe(problem: Problem) -> str:
-    fields = [str(problem.dtype)[6:], "channels_last" if problem.channels_last else "contiguous"]
-    sides = (problem.shape, problem.kernel, *problem.strips)
-    fields += ["x".join(map(str, side)) for side in sides]
-    return "_".join([*fields, f"sm{problem.multiprocessors}", f"off{problem.misalign}"])
+    return problem.describe(problem.shape, problem.kernel_size, *problem.strips)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +167,7 @@ def test_tiles_and_orders_do_not_change_a_bit(
 
 
 @pytest.mark.parametrize(
-    ("kernel", "strips_of", "fits"),
+    ("kernel_size", "strips_of", "fits"),
     [
         ((11, 11), ((63, 63),) * 8, True),
         ((1, 1), ((63, 1), (1, 63)), True),
@@ -182,14 +180,14 @@ def test_tiles_and_orders_do_not_change_a_bit(
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_kernels_are_refused_by_library_and_python_alike(
-    strips: Path, tmp_path: Path, kernel, strips_of, fits: bool, dtype: torch.dtype
+    strips: Path, tmp_path: Path, kernel_size, strips_of, fits: bool, dtype: torch.dtype
 ) -> None:
     from attnops._backends.cuda import _refuse_strip_conv
 
-    problem = Problem((1, 2, 2, 3), kernel, strips_of, dtype=dtype)
+    problem = Problem((1, 2, 2, 3), kernel_size, strips_of, dtype=dtype)
     inputs = make_inputs(problem)
     rows, columns = ([strip[k] for strip in strips_of] for k in (0, 1))
-    reason = _refuse_strip_conv(*inputs, list(kernel), rows, columns)
+    reason = _refuse_strip_conv(*inputs, list(kernel_size), rows, columns)
     if fits:
         assert reason == "it runs CUDA tensors only, got cpu"
         check(strips, tmp_path, problem, inputs)
@@ -223,11 +221,7 @@ FAULTS = {
         "if (tile.y + row + j < plan.height)",
         "if (tile.y + row + j < plan.height || FAULT)",
     ),
-    "thread without barrier": (
-        KERNELS[1],
-        BARRIER,
-        f"if (threadIdx.x != 5 || !FAULT) {BARRIER}",
-    ),
+    "thread without barrier": (KERNELS[1], BARRIER, WITHOUT_BARRIER),
 }
 SMALL = Problem((1, 3, 10, 9), (3, 3), ((3, 5), (7, 3)))
 # Together they pass every barrier where it matters: two strips, none, sums in several rounds.
@@ -241,11 +235,8 @@ WITH_BARRIERS = (
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Builds the copy under a sanitizer; run with ATTNOPS_FAULT set, it has that fault."""
-    csrc = faulty_csrc(tmp_path_factory.mktemp("faulty"), KERNELS, FAULTS)
-    return lambda sanitizer: build(
-        "strip_conv_driver.cpp", sanitizer, csrc=csrc, defines=("FLOAT32_ONLY",)
-    )
+    folder = tmp_path_factory.mktemp("faulty")
+    return faulty_programs(folder, "strip_conv_driver.cpp", KERNELS, FAULTS)
 
 
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
@@ -268,25 +259,15 @@ def test_fault_is_reported(faulty, tmp_path: Path, fault: str, report: str) -> N
         check(faulty("address"), tmp_path, SMALL, ATTNOPS_FAULT=fault)
 
 
-def is_caught(program: Path, folder: Path, fault: str, report: str, orders: Sequence[str]) -> bool:
-    """Whether some problem under some order of threads fails with `report` or a wrong result."""
-    for problem in WITH_BARRIERS:
-        for order in orders:
-            try:
-                check(program, folder, problem, order=order, ATTNOPS_FAULT=fault)
-            except AssertionError as failure:
-                if report in str(failure):
-                    return True
-    return False
-
-
 @pytest.mark.parametrize("barrier", barriers(KERNELS))
 def test_missing_barrier_is_a_race(faulty, tmp_path: Path, barrier: str) -> None:
     """Under ThreadSanitizer, in any one order of the threads."""
-    assert is_caught(faulty("thread"), tmp_path, barrier, "data race", ["forward"])
+    run = partial(check, faulty("thread"), tmp_path)
+    assert is_caught(run, WITH_BARRIERS, barrier, "data race", ["forward"])
 
 
 @pytest.mark.parametrize("barrier", barriers(KERNELS))
 def test_missing_barrier_changes_the_result(faulty, tmp_path: Path, barrier: str) -> None:
     """In one of two opposite orders of the threads, without ThreadSanitizer."""
-    assert is_caught(faulty("address"), tmp_path, barrier, "", ["forward", "reverse"])
+    run = partial(check, faulty("address"), tmp_path)
+    assert is_caught(run, WITH_BARRIERS, barrier, "", ["forward", "reverse"])

@@ -9,6 +9,7 @@
 #include <iterator>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "cuda/common/element.cuh"
 
@@ -38,21 +39,43 @@ class Array {
   std::unique_ptr<char[]> memory_;
 };
 
+// What every request starts with.
+struct Form {
+  int64_t dtype;  // 0 float32, 1 float16, 2 bfloat16, 3 float64
+  int64_t backward, channels_last;
+  int64_t multiprocessors, misalign;
+};
+
+// The next `count` values of a request.
+template <typename T>
+std::vector<T> take(const char*& bytes, size_t count) {
+  std::vector<T> values(count);
+  std::copy_n(bytes, count * sizeof(T), reinterpret_cast<char*>(values.data()));
+  bytes += count * sizeof(T);
+  return values;
+}
+
+// The exit status of a driver that cannot run a problem.
+inline int refuse(const char* what) {
+  std::cerr << "unsupported " << what << "\n";
+  return 2;
+}
+
 inline std::string read_file(const char* path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-// Calls function(T{}) with the element type of number `dtype`; false if there is none.
+// Calls function(T{}) with the element type of number `dtype`; the exit status.
 template <typename Function>
-bool with_dtype(int64_t dtype, const Function& function) {
-  if (dtype == 0) return function(float{}), true;
+int with_dtype(int64_t dtype, const Function& function) {
+  if (dtype == 0) return function(float{}), 0;
 #if !defined(FLOAT32_ONLY)
-  if (dtype == 1) return function(__half{}), true;
-  if (dtype == 2) return function(__nv_bfloat16{}), true;
-  if (dtype == 3) return function(double{}), true;
+  if (dtype == 1) return function(__half{}), 0;
+  if (dtype == 2) return function(__nv_bfloat16{}), 0;
+  if (dtype == 3) return function(double{}), 0;
 #endif
-  return false;
+  return refuse("dtype");
 }
 
 // main of a driver `NAME REQUEST RESULT`: calls run(bytes of the file REQUEST, the file RESULT),

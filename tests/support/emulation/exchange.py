@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +18,31 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 class Failed(AssertionError):
     """The emulated program ended with an error: what a sanitizer or the emulation reported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How the maps of a problem are stored, and how the device looks: kernels divide their work
+    among its `multiprocessors`, and `misalign` elements off a 16-byte boundary rule out wide
+    accesses.
+    """
+
+    channels_last: bool = False
+    dtype: torch.dtype = torch.float32
+    multiprocessors: int = 1
+    misalign: int = 0
+
+    def header(self, backward: bool, *values: int) -> bytes:
+        """Start of a request: what every one says, then `values`."""
+        form = (DTYPES.index(self.dtype), backward, self.channels_last)
+        return fields(*form, self.multiprocessors, self.misalign, *values)
+
+    def describe(self, *words: str | Sequence[int]) -> str:
+        """A name for a test of this problem."""
+        layout = "channels_last" if self.channels_last else "contiguous"
+        shown = [w if isinstance(w, str) else "x".join(map(str, w)) for w in words]
+        device = (f"sm{self.multiprocessors}", f"off{self.misalign}")
+        return "_".join([str(self.dtype)[6:], layout, *shown, *device])
 
 
 class Result:

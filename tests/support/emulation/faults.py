@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from .toolchain import ROOT
+from .toolchain import ROOT, build
 
 BARRIER = "__syncthreads();"
+# A fault of a barrier: one thread leaves it out.
+WITHOUT_BARRIER = f"if (threadIdx.x != 5 || !FAULT) {BARRIER}"
 
 
 def barriers(kernels: Sequence[str]) -> list[str]:
@@ -53,3 +55,29 @@ def faulty_csrc(
         + "  return asked && !std::strcmp(asked, fault);\n}\n"
     )
     return csrc
+
+
+def faulty_programs(
+    folder: Path, driver: str, kernels: Sequence[str], faults: Mapping[str, tuple[str, str, str]]
+) -> Callable[[str], Path]:
+    """Builds `driver` with `faulty_csrc` under a sanitizer; run with ATTNOPS_FAULT set, it has that
+    fault.
+    """
+    csrc = faulty_csrc(folder, kernels, faults)
+    return lambda sanitizer: build(driver, sanitizer, csrc=csrc, defines=("FLOAT32_ONLY",))
+
+
+def is_caught(
+    check: Callable[..., None], problems: Iterable, fault: str, report: str, orders: Sequence[str]
+) -> bool:
+    """Whether `check` of some problem under some order of threads fails, with `report` or, if that
+    is empty, in any way.
+    """
+    for problem in problems:
+        for order in orders:
+            try:
+                check(problem, order=order, ATTNOPS_FAULT=fault)
+            except AssertionError as failure:
+                if report in str(failure):
+                    return True
+    return False

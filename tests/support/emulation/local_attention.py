@@ -10,25 +10,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .exchange import DTYPES, exchange, fields, map_to_bytes, to_bytes
+from .exchange import Form, exchange, map_to_bytes, to_bytes
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A local_attention problem and how the device looks: many multiprocessors make tiles small,
-    and `misalign` elements off a 16-byte boundary rule out wide accesses.
-    """
+class Problem(Form):
+    """A local_attention problem; many multiprocessors make tiles small."""
 
     key_shape: tuple[int, int, int, int]
     value_channels: int
-    kernel: tuple[int, int] = (3, 3)
+    kernel_size: tuple[int, int] = (3, 3)
     dilation: tuple[int, int] = (1, 1)
     scale: float = 0.5
-    mask: bool = False
-    channels_last: bool = False
-    dtype: torch.dtype = torch.float32
-    multiprocessors: int = 1
-    misalign: int = 0
+    mask_border: bool = False
 
     @property
     def value_shape(self) -> tuple[int, int, int, int]:
@@ -41,11 +35,9 @@ class Problem:
 
     def request(self, backward: bool, maps: Sequence[Tensor], lse: Tensor | None = None) -> bytes:
         batch, channels, height, width = self.key_shape
-        header = fields(
-            *(DTYPES.index(self.dtype), backward, self.mask, self.channels_last),
-            *(batch, channels, self.value_channels, height, width, *self.kernel, *self.dilation),
-            *(self.multiprocessors, self.misalign),
-        )
+        shape = (batch, channels, self.value_channels, height, width)
+        window = (*self.kernel_size, *self.dilation, self.mask_border)
+        header = self.header(backward, *shape, *window)
         data = b"".join(map_to_bytes(x, self.channels_last) for x in maps)
         scale = struct.pack("<d", self.scale)
         return header + scale + data + (b"" if lse is None else to_bytes(lse))

@@ -11,14 +11,12 @@
 namespace {
 
 using namespace attnops::cuda;
-using attnops::emulation::Array;
+using namespace attnops::emulation;
 
 struct Request {
-  int64_t dtype;  // 0 float32, 1 float16, 2 bfloat16, 3 float64
-  int64_t backward, mask, channels_last;
+  Form form;
   int64_t batch, key_channels, value_channels, height, width;
-  int64_t kernel_height, kernel_width, dilation_height, dilation_width;
-  int64_t multiprocessors, misalign;
+  int64_t kernel_height, kernel_width, dilation_height, dilation_width, mask_border;
   double scale;
 };
 
@@ -29,10 +27,10 @@ void run(const Request& request, const LocalProblem& problem, const char* input,
   const size_t pixels = request.batch * request.height * request.width;
   const size_t keys = pixels * request.key_channels;
   const size_t values = pixels * request.value_channels;
-  Array<T> query(keys, request.misalign), key(keys, request.misalign);
-  Array<T> value(values, request.misalign), out(values, request.misalign);
+  Array<T> query(keys, request.form.misalign), key(keys, request.form.misalign);
+  Array<T> value(values, request.form.misalign), out(values, request.form.misalign);
   Array<Acc> lse(pixels);
-  if (!request.backward) {
+  if (!request.form.backward) {
     input = value.read(key.read(query.read(input)));
     local_forward<T>(problem, query.data(), key.data(), value.data(), out.data(), lse.data(),
                      nullptr);
@@ -40,8 +38,8 @@ void run(const Request& request, const LocalProblem& problem, const char* input,
     lse.write(file);
     return;
   }
-  Array<T> dquery(keys, request.misalign), dkey(keys, request.misalign);
-  Array<T> dvalue(values, request.misalign);
+  Array<T> dquery(keys, request.form.misalign), dkey(keys, request.form.misalign);
+  Array<T> dvalue(values, request.form.misalign);
   Array<QueryStatistics<Acc>> statistics(pixels);
   input = out.read(input);  // its gradient
   lse.read(value.read(key.read(query.read(input))));
@@ -53,8 +51,7 @@ void run(const Request& request, const LocalProblem& problem, const char* input,
 }
 
 int answer(const char* bytes, std::ostream& file) {
-  Request request;
-  std::memcpy(&request, bytes, sizeof(request));
+  const Request request = take<Request>(bytes, 1)[0];
   const LocalProblem problem{request.batch,
                              request.key_channels,
                              request.value_channels,
@@ -65,17 +62,12 @@ int answer(const char* bytes, std::ostream& file) {
                              request.dilation_height,
                              request.dilation_width,
                              request.scale,
-                             request.mask != 0,
-                             request.channels_last != 0,
-                             static_cast<int>(request.multiprocessors)};
-  if (!local_attention_supported(problem)) {
-    std::cerr << "unsupported window\n";
-    return 2;
-  }
-  const bool known = attnops::emulation::with_dtype(request.dtype, [&](auto element) {
-    run<decltype(element)>(request, problem, bytes + sizeof(request), file);
-  });
-  return known ? 0 : 2;
+                             request.mask_border != 0,
+                             request.form.channels_last != 0,
+                             static_cast<int>(request.form.multiprocessors)};
+  if (!local_attention_supported(problem)) return refuse("window");
+  return with_dtype(request.form.dtype,
+                    [&](auto element) { run<decltype(element)>(request, problem, bytes, file); });
 }
 
 }  // namespace

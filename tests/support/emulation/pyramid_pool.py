@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .exchange import DTYPES, exchange, fields, map_to_bytes, to_bytes
+from .exchange import Form, exchange, map_to_bytes, to_bytes
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A pooling problem and how the device looks: few multiprocessors make the kernels share
-    planes less, and `misalign` elements off a 16-byte boundary rule out wide accesses.
-    """
+class Problem(Form):
+    """A pooling problem; with few multiprocessors kernels share planes less."""
 
     shape: tuple[int, int, int, int]
     sizes: tuple[int, ...] = (1, 3, 6, 8)
     use_max: bool = False
-    channels_last: bool = False
-    dtype: torch.dtype = torch.float32
-    multiprocessors: int = 4
-    misalign: int = 0
+    multiprocessors: int = field(default=4, kw_only=True)
 
     @property
     def cells(self) -> int:
         return sum(n * n for n in self.sizes)
 
-    def header(self, backward: bool) -> bytes:
-        return fields(
-            *(DTYPES.index(self.dtype), backward, self.use_max, self.channels_last, *self.shape),
-            *(self.multiprocessors, self.misalign, len(self.sizes), *self.sizes),
-        )
+    def request(self, backward: bool, data: bytes) -> bytes:
+        pooling = (self.use_max, *self.shape, len(self.sizes), *self.sizes)
+        return self.header(backward, *pooling) + data
 
 
 def forward(
@@ -44,7 +37,7 @@ def forward(
     Raises:
         Failed: the kernels did something they must not.
     """
-    request = problem.header(False) + map_to_bytes(x, problem.channels_last)
+    request = problem.request(False, map_to_bytes(x, problem.channels_last))
     result = exchange(program, folder, request, **options)
     shape = (*problem.shape[:2], problem.cells)
     out = result.take(shape, x.dtype)
@@ -65,5 +58,5 @@ def backward(
         Failed: the kernels did something they must not.
     """
     data = to_bytes(grad) + (b"" if argmax is None else to_bytes(argmax))
-    result = exchange(program, folder, problem.header(True) + data, **options)
+    result = exchange(program, folder, problem.request(True, data), **options)
     return result.take_map(problem.shape, grad.dtype, problem.channels_last)

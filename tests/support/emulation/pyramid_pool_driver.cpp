@@ -11,13 +11,13 @@
 namespace {
 
 using namespace attnops::cuda;
-using attnops::emulation::Array;
+using namespace attnops::emulation;
 
 struct Request {
-  int64_t dtype;  // 0 float32, 1 float16, 2 bfloat16, 3 float64
-  int64_t backward, use_max, channels_last;
+  Form form;
+  int64_t use_max;
   int64_t batch, channels, height, width;
-  int64_t multiprocessors, misalign, levels;
+  int64_t levels;
 };
 
 template <typename T>
@@ -25,10 +25,10 @@ void run(const Request& request, const PoolProblem& problem, const char* input,
          std::ostream& file) {
   const size_t pixels = problem.planes() * problem.height * problem.width;
   const size_t cells = problem.planes() * make_levels(problem.sizes).cells;
-  Array<T> map(pixels, request.misalign);
-  Array<T> pooled(cells, request.misalign);
+  Array<T> map(pixels, request.form.misalign);
+  Array<T> pooled(cells, request.form.misalign);
   Array<int32_t> argmax(problem.use_max ? cells : 0);
-  if (request.backward) {
+  if (request.form.backward) {
     input = pooled.read(input);
     argmax.read(input);
     pool_backward<T>(problem, pooled.data(), argmax.data(), map.data(), nullptr);
@@ -45,27 +45,19 @@ void run(const Request& request, const PoolProblem& problem, const char* input,
 }
 
 int answer(const char* bytes, std::ostream& file) {
-  Request request;
-  std::memcpy(&request, bytes, sizeof(request));
-  bytes += sizeof(request);
-  std::vector<int64_t> sizes(request.levels);
-  std::memcpy(sizes.data(), bytes, sizes.size() * sizeof(int64_t));
-  bytes += sizes.size() * sizeof(int64_t);
+  const Request request = take<Request>(bytes, 1)[0];
+  const std::vector<int64_t> sizes = take<int64_t>(bytes, request.levels);
   const PoolProblem problem{request.batch,
                             request.channels,
                             static_cast<int>(request.height),
                             static_cast<int>(request.width),
                             sizes,
                             request.use_max != 0,
-                            request.channels_last != 0,
-                            static_cast<int>(request.multiprocessors)};
-  if (!levels_supported(sizes)) {
-    std::cerr << "unsupported levels\n";
-    return 2;
-  }
-  const bool known = attnops::emulation::with_dtype(
-      request.dtype, [&](auto element) { run<decltype(element)>(request, problem, bytes, file); });
-  return known ? 0 : 2;
+                            request.form.channels_last != 0,
+                            static_cast<int>(request.form.multiprocessors)};
+  if (!levels_supported(sizes)) return refuse("levels");
+  return with_dtype(request.form.dtype,
+                    [&](auto element) { run<decltype(element)>(request, problem, bytes, file); });
 }
 
 }  // namespace

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from .exchange import DTYPES, exchange, fields, map_to_bytes, to_bytes
+from .exchange import Form, exchange, map_to_bytes, to_bytes
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A strip_conv problem and how the device looks: many multiprocessors make tiles small.
+class Problem(Form):
+    """A strip_conv problem; many multiprocessors make tiles small.
 
     `strips` are pairs (length of the row, length of the column).
     """
 
     shape: tuple[int, int, int, int]
-    kernel: tuple[int, int] = (3, 3)
+    kernel_size: tuple[int, int] = (3, 3)
     strips: tuple[tuple[int, int], ...] = ((5, 5),)
-    channels_last: bool = False
-    dtype: torch.dtype = torch.float32
-    multiprocessors: int = 1
-    misalign: int = 0
 
     @property
     def taps_shape(self) -> tuple[int, int]:
-        return self.shape[1], self.kernel[0] * self.kernel[1] + sum(map(sum, self.strips))
+        return self.shape[1], math.prod(self.kernel_size) + sum(map(sum, self.strips))
 
     @property
     def biases_shape(self) -> tuple[int, int]:
@@ -38,12 +34,9 @@ class Problem:
     def request(
         self, backward: bool, maps: Sequence[Tensor], parameters: Sequence[Tensor]
     ) -> bytes:
-        header = fields(
-            *(DTYPES.index(self.dtype), backward, self.channels_last),
-            *(*self.shape, *self.kernel, len(self.strips), self.multiprocessors, self.misalign),
-            *(row for row, _ in self.strips),
-            *(column for _, column in self.strips),
-        )
+        sides = [strip[k] for k in (0, 1) for strip in self.strips]
+        numbers = (*self.shape, *self.kernel_size, len(self.strips), *sides)
+        header = self.header(backward, *numbers)
         data = [map_to_bytes(x, self.channels_last) for x in maps]
         return b"".join([header, *data, *map(to_bytes, parameters)])
 

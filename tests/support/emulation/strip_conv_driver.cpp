@@ -11,14 +11,12 @@
 namespace {
 
 using namespace attnops::cuda;
-using attnops::emulation::Array;
+using namespace attnops::emulation;
 
 struct Request {
-  int64_t dtype;  // 0 float32, 1 float16, 2 bfloat16, 3 float64
-  int64_t backward, channels_last;
+  Form form;
   int64_t batch, channels, height, width;
   int64_t kernel_height, kernel_width, strips;
-  int64_t multiprocessors, misalign;
 };
 
 template <typename T>
@@ -28,15 +26,15 @@ void run(const Request& request, const StripProblem& problem, const char* input,
   const size_t elements = request.batch * request.channels * request.height * request.width;
   const size_t all_taps = request.channels * sums.taps;
   const size_t all_biases = request.channels * (1 + 2 * request.strips);
-  Array<T> x(elements, request.misalign), taps(all_taps), biases(all_biases);
-  if (!request.backward) {
-    Array<T> out(elements, request.misalign);
+  Array<T> x(elements, request.form.misalign), taps(all_taps), biases(all_biases);
+  if (!request.form.backward) {
+    Array<T> out(elements, request.form.misalign);
     biases.read(taps.read(x.read(input)));
     strip_forward<T>(problem, x.data(), taps.data(), biases.data(), out.data(), nullptr);
     out.write(file);
     return;
   }
-  Array<T> grad(elements, request.misalign), grad_x(elements, request.misalign);
+  Array<T> grad(elements, request.form.misalign), grad_x(elements, request.form.misalign);
   Array<T> grad_taps(all_taps), grad_biases(all_biases);
   Array<accumulator_t<T>> partials(strip_partials(sums));
   biases.read(taps.read(x.read(grad.read(input))));
@@ -48,19 +46,9 @@ void run(const Request& request, const StripProblem& problem, const char* input,
 }
 
 int answer(const char* bytes, std::ostream& file) {
-  Request request;
-  std::memcpy(&request, bytes, sizeof(request));
-  bytes += sizeof(request);
-  const auto take_sides = [&] {
-    std::vector<int64_t> sides(request.strips);
-    for (int64_t& side : sides) {
-      std::memcpy(&side, bytes, sizeof(side));
-      bytes += sizeof(side);
-    }
-    return sides;
-  };
-  const std::vector<int64_t> rows = take_sides();
-  const std::vector<int64_t> columns = take_sides();
+  const Request request = take<Request>(bytes, 1)[0];
+  const std::vector<int64_t> rows = take<int64_t>(bytes, request.strips);
+  const std::vector<int64_t> columns = take<int64_t>(bytes, request.strips);
   const StripProblem problem{request.batch,
                              request.channels,
                              request.height,
@@ -69,15 +57,11 @@ int answer(const char* bytes, std::ostream& file) {
                              request.kernel_width,
                              rows,
                              columns,
-                             request.channels_last != 0,
-                             static_cast<int>(request.multiprocessors)};
-  if (!strip_conv_supported(problem)) {
-    std::cerr << "unsupported kernels\n";
-    return 2;
-  }
-  const bool known = attnops::emulation::with_dtype(
-      request.dtype, [&](auto element) { run<decltype(element)>(request, problem, bytes, file); });
-  return known ? 0 : 2;
+                             request.form.channels_last != 0,
+                             static_cast<int>(request.form.multiprocessors)};
+  if (!strip_conv_supported(problem)) return refuse("kernels");
+  return with_dtype(request.form.dtype,
+                    [&](auto element) { run<decltype(element)>(request, problem, bytes, file); });
 }
 
 }  // namespace
