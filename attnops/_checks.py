@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import numbers
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,18 +82,36 @@ def check_choice(op: str, name: str, value: object, choices: Sequence[str]) -> N
         raise ValueError(f"{op}: {name} must be {expected}, got {value!r}")
 
 
-def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors in the autocast dtype where autocast is on for their device, else unchanged.
+def cast_and_check(
+    op: str,
+    tensors: Mapping[str, Any],
+    optional: Mapping[str, Any] | None = None,
+    autocast_to: torch.dtype | None = None,
+) -> list[Any]:
+    """The tensors of a call as its op gets them: in one dtype that is supported, on one device.
 
-    As PyTorch's own rule for matrix products: float64 stays as it is.
+    Where autocast is on for their device they are cast as PyTorch casts those of matrix products:
+    float64 stays as it is.
+
+    Args:
+        op: named in messages.
+        tensors: by name.
+        optional: others, which may be None.
+        autocast_to: dtype under autocast; None: the one that autocast is on with.
+
+    Raises:
+        TypeError: not a tensor, or a dtype that is not supported.
+        ValueError: mixed dtypes or devices, or not strided.
     """
-    device = next(t.device.type for t in tensors if isinstance(t, Tensor))
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(
-        t.to(dtype) if isinstance(t, Tensor) and t.dtype in FLOAT_DTYPES[:3] else t for t in tensors
-    )
+    given = {**tensors, **(optional or {})}
+    device = next((t.device.type for t in given.values() if isinstance(t, Tensor)), "meta")
+    if device != "meta" and torch.is_autocast_enabled(device):
+        dtype = autocast_to or torch.get_autocast_dtype(device)
+        for name, tensor in given.items():
+            if isinstance(tensor, Tensor) and tensor.dtype in FLOAT_DTYPES[:3]:
+                given[name] = tensor.to(dtype)
+    check_tensors(op, **{n: t for n, t in given.items() if n in tensors or t is not None})
+    return list(given.values())
 
 
 def _python_value(value: object) -> object:

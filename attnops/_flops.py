@@ -29,8 +29,10 @@ def _anchor_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> int
     return positions * key.shape[2] * (key.shape[1] + value.shape[1])
 
 
-def _local_attention(query: Tensor, key: Tensor, value: Tensor, kernel: list[int], *_: Any) -> int:
-    return prod(kernel) * (query.numel() + value.numel())
+def _local_attention(
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: list[int], *_: Any
+) -> int:
+    return prod(kernel_size) * (query.numel() + value.numel())
 
 
 def _group_attention(theta: Tensor, *_: Any) -> int:
@@ -97,6 +99,6 @@ def register_flops(op: Op) -> None:
         return 4 * multiply_adds(*op.forward_arguments(*args[:-1]))
 
     register_flop_formula(getattr(torch.ops.attnops, op.name), get_raw=True)(forward)
-    if op.forward_arguments is not None:
+    if op.differentiable:
         packet = getattr(torch.ops.attnops, f"{op.name}_backward")
         register_flop_formula(packet, get_raw=True)(backward)

@@ -1,4 +1,5 @@
-"""Memory layouts of maps: one place decides them, for fake kernels and implementations alike.
+"""Memory layouts of maps, and the dtype of statistics: one place decides them, for fake kernels and
+implementations alike.
 
 A map `[B, C, *spatial]` is either contiguous, or *channels-inner*: for two spatial axes this is
 PyTorch's channels_last, for one axis the transpose of a contiguous `[B, N, C]`.
@@ -40,6 +41,11 @@ def empty_map(shape: Sequence[int], like: Tensor, channels_inner: bool) -> Tenso
         step = step * torch.sym_max(size, 1)
     strides[0] = step
     return like.new_empty_strided(shape, strides)
+
+
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    """What is accumulated over elements of `x`, and kept for the backward, is in this dtype."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def in_strides_of(x: Tensor, like: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,70 +69,87 @@ def recording_gradients() -> Iterator[None]:
         yield
 
 
+def _without_gradient(grad: Tensor, *args: Any) -> tuple[Any, ...]:
+    return args
+
+
+def _gradient_of_first_output(
+    grads: tuple[Tensor | None, ...], saved: list[Tensor], kept: tuple, call: Callable[..., Any]
+) -> tuple[Tensor, ...]:
+    return () if grads[0] is None else call(grads[0], *saved, *kept)
+
+
+class Direction(NamedTuple):
+    """The forward or the backward of an op.
+
+    Args:
+        schema: without name and trace, "(Tensor x, ...) -> (Tensor, ...)".
+        fake: shapes, strides and dtypes of the outputs, from the arguments.
+        prepare: brings the arguments into the layouts that implementations may rely on.
+    """
+
+    schema: str
+    fake: Callable[..., Any]
+    prepare: Callable[..., tuple[Any, ...]]
+
+
 class Op:
     """An op under construction.
 
     Args:
         name: public name.
-        forward: schema of the forward without name and trace, "(Tensor x, ...) -> (Tensor, ...)".
-        backward: schema of the backward without name and trace; None, with `backward_fake`,
-            `prepare_backward`, `setup` and `gradient`: the op has no gradient.
-        fake: shapes, strides and dtypes of the forward's outputs, from its arguments.
-        backward_fake: likewise for the backward.
-        prepare: brings the forward's arguments into the layouts that implementations may rely on.
-        prepare_backward: likewise for the backward's.
+        forward: its forward.
+        backward: its backward; None: the op has no gradient.
         restore: (arguments of the forward or the backward, its outputs) -> the outputs in the
             shapes that the fakes promise, where `prepare` changed them; None: as they are.
         forward_arguments: (arguments of the backward) -> arguments of the forward that the same
-            implementations refuse, for a backward that has to choose one itself.
-        setup: (inputs, outputs) -> (tensors to save, other values to keep) for the gradient.
-        gradient: (grads of outputs, saved tensors, kept values, call) -> a gradient per input,
-            where `call` runs the backward op on its arguments.
+            implementations refuse, for a backward that has to choose one itself; None: all but
+            the first, the incoming gradient.
+        setup: (inputs, outputs) -> (tensors to save, other values to keep) for the gradient; None
+            only without one.
+        gradient: (grads of outputs, saved tensors, kept values, call) -> gradients of the first
+            inputs, where `call` runs the backward op on its arguments; the others have none. None:
+            what the backward makes of the first output's gradient and of what `setup` returned.
     """
 
     def __init__(
         self,
         name: str,
+        forward: Direction,
+        backward: Direction | None = None,
         *,
-        forward: str,
-        fake: Callable[..., tuple[Tensor, ...]],
-        prepare: Callable[..., tuple[Any, ...]],
-        backward: str | None = None,
-        backward_fake: Callable[..., Any] | None = None,
-        prepare_backward: Callable[..., tuple[Any, ...]] | None = None,
         setup: Callable[..., tuple[tuple[Tensor, ...], tuple[Any, ...]]] | None = None,
         gradient: Callable[..., tuple[Any, ...]] | None = None,
         restore: Callable[..., tuple[Tensor, ...]] | None = None,
         forward_arguments: Callable[..., tuple[Any, ...]] | None = None,
     ) -> None:
         self.name = name
-        self._prepare = prepare
-        self._prepare_backward = prepare_backward
-        self._fake = fake
-        self._backward_fake = backward_fake
+        self._forward, self._backward = forward, backward
+        self.differentiable = backward is not None
         self._setup = setup
-        self._gradient = gradient
+        self._gradient = gradient or _gradient_of_first_output
         self._restore = restore
-        self.forward_arguments = forward_arguments
+        self.forward_arguments = forward_arguments or _without_gradient
         OPS.append(self)
-        _dispatch.add_op(name, differentiable=backward is not None)
-        arguments, returns = forward.split(" -> ")
+        _dispatch.add_op(name, differentiable=self.differentiable)
+        arguments, returns = forward.schema.split(" -> ")
         _library.define(f"{name}{arguments} -> {returns[:-1]}, Tensor)", tags=_TAGS)
         _library.impl(name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"attnops::{name}", self._run_fake, lib=_library)
         self._call = getattr(torch.ops.attnops, name).default
+        self._inputs = len(self._call._schema.arguments)
         if backward is not None:
             self._add_gradient(backward)
 
-    def _add_gradient(self, backward: str) -> None:
+    def _add_gradient(self, backward: Direction) -> None:
         qualified = f"attnops::{self.name}"
-        arguments, returns = backward.split(" -> ")
+        arguments, returns = backward.schema.split(" -> ")
         _library.define(
             f"{self.name}_backward{arguments[:-1]}, Tensor trace) -> {returns}", tags=_TAGS
         )
         _library.impl(f"{self.name}_backward", self._run_backward, "CompositeExplicitAutograd")
         torch.library.register_fake(
-            f"{qualified}_backward", lambda *args: self._backward_fake(*args[:-1]), lib=_library
+            f"{qualified}_backward", lambda *args: backward.fake(*args[:-1]), lib=_library
         )
         torch.library.register_autograd(
             qualified, self._differentiate, setup_context=self._setup_context, lib=_library
@@ -150,7 +167,7 @@ class Op:
 
     def _run_reference(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
         with _transforms.without_autocast(_first_tensor(args).device):
-            outputs = _dispatch.reference_of(self.name).forward(*self._prepare(*args))
+            outputs = _dispatch.reference_of(self.name).forward(*self._forward.prepare(*args))
             return outputs if self._restore is None else self._restore(args, outputs)
 
     def _run(self, *args: Any) -> tuple[Tensor, ...]:
@@ -160,9 +177,9 @@ class Op:
             self._refuse_tangents(args)
             implementation = _dispatch.select(self.name, device, *args)
             if first.numel() == 0:
-                outputs = self._fake(*args)
+                outputs = self._forward.fake(*args)
             else:
-                outputs = implementation.forward(*self._prepare(*args))
+                outputs = implementation.forward(*self._forward.prepare(*args))
                 if self._restore is not None:
                     outputs = self._restore(args, outputs)
             code = _dispatch.CODES[implementation.backend]
@@ -173,9 +190,9 @@ class Op:
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
             self._refuse_tangents(args)
             if args[0].numel() == 0:
-                return tree_map(Tensor.zero_, self._backward_fake(*args))
+                return tree_map(Tensor.zero_, self._backward.fake(*args))
             implementation = self._implementation_of(trace, args)
-            outputs = implementation.backward(*self._prepare_backward(*args))
+            outputs = implementation.backward(*self._backward.prepare(*args))
             if self._restore is not None:
                 outputs = self._restore(args, outputs)
             return tree_map(_fresh, outputs)
@@ -200,7 +217,7 @@ class Op:
         return found
 
     def _run_fake(self, *args: Any) -> tuple[Tensor, ...]:
-        return (*self._fake(*args), _fake_trace(_first_tensor(args)))
+        return (*self._forward.fake(*args), _fake_trace(_first_tensor(args)))
 
     def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         *outputs, trace = output
@@ -221,7 +238,8 @@ class Op:
             return self._call_backward(*args, known)
 
         found = self._gradient(grads[:-1], list(saved), ctx.kept, call)
-        return tuple([_fresh(g) for g in f] if isinstance(f, list) else _fresh(f) for f in found)
+        fresh = ([_fresh(g) for g in f] if isinstance(f, list) else _fresh(f) for f in found)
+        return *fresh, *(None,) * (self._inputs - len(found))
 
     def _refuse_batched_lists(self, grads: Iterable[Any], args: Iterable[Any]) -> None:
         """PyTorch loops over batched gradients, but not for ops that take lists."""

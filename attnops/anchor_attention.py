@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ._checks import autocast, check_number, check_shape, check_tensors
-from ._layout import dense, empty_map, is_channels_inner
-from ._op import Op
+from ._checks import cast_and_check, check_number, check_shape
+from ._layout import dense, empty_map, is_channels_inner, statistics_dtype
+from ._op import Direction, Op
 from ._overridable import overridable
 
 NAME = "anchor_attention"
@@ -57,14 +56,9 @@ def anchor_attention(
         >>> attnops.anchor_attention(x, anchors, anchors).shape
         torch.Size([2, 16, 24, 32])
     """
-    given = {"query": query, "key": key, "value": value}
-    if bias is not None:
-        given["bias"] = bias
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{NAME}: {name} must be a tensor, got {type(tensor).__name__}")
-    query, key, value, bias = autocast(query, key, value, bias)
-    check_tensors(NAME, **dict(zip(given, (query, key, value, bias), strict=False)))
+    query, key, value, bias = cast_and_check(
+        NAME, {"query": query, "key": key, "value": value}, optional={"bias": bias}
+    )
     if query.dim() < 3:
         raise ValueError(f"{NAME}: query must be [B, Ck, *spatial], got {list(query.shape)}")
     batch, channels = query.shape[:2]
@@ -87,18 +81,12 @@ def _fake(
 ) -> tuple[Tensor, Tensor]:
     batch, _, *spatial = query.shape
     out = empty_map((batch, value.shape[1], *spatial), query, is_channels_inner(query))
-    statistics = torch.float64 if query.dtype == torch.float64 else torch.float32
+    statistics = statistics_dtype(query)
     return out, query.new_empty((batch, *spatial), dtype=statistics)
 
 
 def _backward_fake(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    lse: Tensor,
-    scale: float,
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_query = empty_map(query.shape, query, is_channels_inner(query))
     grad_bias = key.new_empty((0,) if bias is None else bias.shape)
@@ -109,24 +97,16 @@ def _prepare_anchors(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(None if t is None else t.contiguous() for t in tensors)
 
 
-def _prepare(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
-) -> tuple[Any, ...]:
-    return dense(query).flatten(2), *_prepare_anchors(key, value, bias), scale
+def _prepare(query: Tensor, *args: Any) -> tuple[Any, ...]:
+    *anchors, scale = args
+    return dense(query).flatten(2), *_prepare_anchors(*anchors), scale
 
 
-def _prepare_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    lse: Tensor,
-    scale: float,
-) -> tuple[Any, ...]:
-    channels_inner = is_channels_inner(query)
-    maps = (dense(x, channels_inner).flatten(2) for x in (grad, query))
-    return *maps, *_prepare_anchors(key, value, bias), lse.contiguous().flatten(1), scale
+def _prepare_backward(grad: Tensor, query: Tensor, *args: Any) -> tuple[Any, ...]:
+    *anchors, lse, scale = args
+    inner = is_channels_inner(query)
+    maps = (dense(x, inner).flatten(2) for x in (grad, query))
+    return *maps, *_prepare_anchors(*anchors), lse.contiguous().flatten(1), scale
 
 
 def _restore(args: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -154,23 +134,26 @@ def _gradient(
     grads: tuple[Tensor | None, ...], saved: list[Tensor], kept: tuple, call: Callable[..., Any]
 ) -> tuple[Tensor | None, ...]:
     if grads[0] is None:
-        return None, None, None, None, None
+        return ()
     query, key, value, lse, *rest = saved
     bias = rest[0] if rest else None
     *found, grad_bias = call(grads[0], query, key, value, bias, lse, *kept)
-    return *found, None if bias is None else grad_bias, None
+    return *found, None if bias is None else grad_bias
 
 
 _op = Op(
     NAME,
-    forward="(Tensor query, Tensor key, Tensor value, Tensor? bias, float scale)"
-    " -> (Tensor, Tensor)",
-    backward="(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor lse,"
-    " float scale) -> (Tensor, Tensor, Tensor, Tensor)",
-    fake=_fake,
-    backward_fake=_backward_fake,
-    prepare=_prepare,
-    prepare_backward=_prepare_backward,
+    Direction(
+        "(Tensor query, Tensor key, Tensor value, Tensor? bias, float scale) -> (Tensor, Tensor)",
+        _fake,
+        _prepare,
+    ),
+    Direction(
+        "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor lse,"
+        " float scale) -> (Tensor, Tensor, Tensor, Tensor)",
+        _backward_fake,
+        _prepare_backward,
+    ),
     setup=_setup,
     gradient=_gradient,
     forward_arguments=_forward_arguments,

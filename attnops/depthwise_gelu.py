@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import autocast, check_shape, check_tensors
+from ._checks import cast_and_check, check_shape
 from ._layout import dense, empty_map, in_strides_of, is_channels_inner
-from ._op import Op
+from ._op import Direction, Op
 from ._overridable import overridable
 from .strip_conv import check_depthwise_weight
 
@@ -43,12 +43,7 @@ def depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
         >>> attnops.depthwise_gelu(torch.randn(1, 8, 24, 32), torch.randn(8, 1, 3, 3)).shape
         torch.Size([1, 8, 24, 32])
     """
-    given = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{NAME}: {name} must be a tensor, got {type(tensor).__name__}")
-    x, weight, bias = autocast(x, weight, bias)
-    check_tensors(NAME, **dict(zip(given, (x, weight, bias), strict=False)))
+    x, weight, bias = cast_and_check(NAME, {"x": x, "weight": weight}, optional={"bias": bias})
     check_shape(NAME, "x", x, ("B", "C", "H", "W"))
     channels = x.shape[1]
     if channels == 0:
@@ -88,10 +83,6 @@ def _restore(args: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor
     return grad_x, in_strides_of(grad_weight, args[2]), grad_bias
 
 
-def _forward_arguments(grad: Tensor, *args: Any) -> tuple[Any, ...]:
-    return args
-
-
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
     x, weight, bias = inputs
     return (x, weight) if bias is None else (x, weight, bias), ()
@@ -101,7 +92,7 @@ def _gradient(
     grads: tuple[Tensor | None, ...], saved: list[Tensor], kept: tuple, call: Callable[..., Any]
 ) -> tuple[Tensor | None, ...]:
     if grads[0] is None:
-        return None, None, None
+        return ()
     x, weight, *rest = saved
     bias = rest[0] if rest else None
     *found, grad_bias = call(grads[0], x, weight, bias)
@@ -110,14 +101,13 @@ def _gradient(
 
 _op = Op(
     NAME,
-    forward="(Tensor x, Tensor weight, Tensor? bias) -> (Tensor)",
-    backward="(Tensor grad, Tensor x, Tensor weight, Tensor? bias) -> (Tensor, Tensor, Tensor)",
-    fake=_fake,
-    backward_fake=_backward_fake,
-    prepare=_prepare,
-    prepare_backward=_prepare_backward,
+    Direction("(Tensor x, Tensor weight, Tensor? bias) -> (Tensor)", _fake, _prepare),
+    Direction(
+        "(Tensor grad, Tensor x, Tensor weight, Tensor? bias) -> (Tensor, Tensor, Tensor)",
+        _backward_fake,
+        _prepare_backward,
+    ),
     setup=_setup,
     gradient=_gradient,
-    forward_arguments=_forward_arguments,
     restore=_restore,
 )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ._checks import autocast, check_integer, check_shape, check_tensors
-from ._layout import dense, empty_map, is_channels_inner
-from ._op import Op
+from ._checks import cast_and_check, check_integer, check_shape
+from ._layout import dense, empty_map, is_channels_inner, statistics_dtype
+from ._op import Direction, Op
 from ._overridable import overridable
 
 NAME = "group_attention"
@@ -47,12 +45,8 @@ def group_attention(theta: Tensor, phi: Tensor, g: Tensor, groups: int) -> Tenso
         >>> attnops.group_attention(theta, phi, g, groups=8).shape
         torch.Size([2, 16, 9, 9])
     """
-    for name, tensor in (("theta", theta), ("phi", phi), ("g", g)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{NAME}: {name} must be a tensor, got {type(tensor).__name__}")
     groups = check_integer(NAME, "groups", groups)
-    theta, phi, g = autocast(theta, phi, g)
-    check_tensors(NAME, theta=theta, phi=phi, g=g)
+    theta, phi, g = cast_and_check(NAME, {"theta": theta, "phi": phi, "g": g})
     check_shape(NAME, "theta", theta, ("B", "P", "H", "W"))
     check_shape(NAME, "phi", phi, theta.shape)
     check_shape(NAME, "g", g, theta.shape)
@@ -65,7 +59,7 @@ def group_attention(theta: Tensor, phi: Tensor, g: Tensor, groups: int) -> Tenso
 
 def _fake(theta: Tensor, phi: Tensor, g: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     out = empty_map(theta.shape, theta, is_channels_inner(theta))
-    statistics = torch.float64 if theta.dtype == torch.float64 else torch.float32
+    statistics = statistics_dtype(theta)
     return out, theta.new_empty((theta.shape[0], groups), dtype=statistics)
 
 
@@ -99,24 +93,17 @@ def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple
     return (*maps, outputs[1]), (groups,)
 
 
-def _gradient(
-    grads: tuple[Tensor | None, ...], saved: list[Tensor], kept: tuple, call: Callable[..., Any]
-) -> tuple[Tensor | None, ...]:
-    if grads[0] is None:
-        return None, None, None, None
-    return *call(grads[0], *saved, *kept), None
-
-
 _op = Op(
     NAME,
-    forward="(Tensor theta, Tensor phi, Tensor g, int groups) -> (Tensor, Tensor)",
-    backward="(Tensor grad, Tensor theta, Tensor phi, Tensor g, Tensor affinity, int groups)"
-    " -> (Tensor, Tensor, Tensor)",
-    fake=_fake,
-    backward_fake=_backward_fake,
-    prepare=_prepare,
-    prepare_backward=_prepare_backward,
+    Direction(
+        "(Tensor theta, Tensor phi, Tensor g, int groups) -> (Tensor, Tensor)", _fake, _prepare
+    ),
+    Direction(
+        "(Tensor grad, Tensor theta, Tensor phi, Tensor g, Tensor affinity, int groups)"
+        " -> (Tensor, Tensor, Tensor)",
+        _backward_fake,
+        _prepare_backward,
+    ),
     setup=_setup,
-    gradient=_gradient,
     forward_arguments=_forward_arguments,
 )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ._checks import autocast, check_choice, check_number, check_pair, check_shape, check_tensors
-from ._layout import dense, empty_map, is_channels_inner
-from ._op import Op
+from ._checks import cast_and_check, check_choice, check_number, check_pair, check_shape
+from ._layout import dense, empty_map, is_channels_inner, statistics_dtype
+from ._op import Direction, Op
 from ._overridable import overridable
 
 NAME = "local_attention"
@@ -63,14 +61,10 @@ def local_attention(
         >>> attnops.local_attention(q, k, v, kernel_size=5, dilation=3).shape
         torch.Size([1, 16, 24, 32])
     """
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{NAME}: {name} must be a tensor, got {type(tensor).__name__}")
-    kernel, step = checked_window(NAME, kernel_size, dilation)
+    kernel_size, dilation = checked_window(NAME, kernel_size, dilation)
     scale = check_number(NAME, "scale", scale)
     check_choice(NAME, "border", border, BORDERS)
-    query, key, value = autocast(query, key, value)
-    check_tensors(NAME, query=query, key=key, value=value)
+    query, key, value = cast_and_check(NAME, {"query": query, "key": key, "value": value})
     check_shape(NAME, "query", query, ("B", "Ck", "H", "W"))
     batch, channels, height, width = query.shape
     check_shape(NAME, "key", key, (batch, channels, height, width))
@@ -79,7 +73,7 @@ def local_attention(
         raise ValueError(
             f"{NAME}: needs at least one channel, got Ck={channels}, Cv={value.shape[1]}"
         )
-    return _op(query, key, value, kernel, step, scale, border == "mask")[0]
+    return _op(query, key, value, kernel_size, dilation, scale, border == "mask")[0]
 
 
 def checked_window(
@@ -91,30 +85,22 @@ def checked_window(
         TypeError: not integers or pairs of them.
         ValueError: an even or non-positive kernel, a dilation below 1.
     """
-    kernel = check_pair(op, "kernel_size", kernel_size)
-    if any(k < 1 or k % 2 == 0 for k in kernel):
+    sides = check_pair(op, "kernel_size", kernel_size)
+    if any(k < 1 or k % 2 == 0 for k in sides):
         raise ValueError(
             f"{op}: kernel_size must be odd and positive, so that it has a centre; got "
             f"{kernel_size}"
         )
-    step = check_pair(op, "dilation", dilation)
-    if min(step) < 1:
+    steps = check_pair(op, "dilation", dilation)
+    if min(steps) < 1:
         raise ValueError(f"{op}: dilation must be at least 1, got {dilation}")
-    return kernel, step
+    return sides, steps
 
 
-def _fake(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kernel_size: list[int],
-    dilation: list[int],
-    scale: float,
-    mask_border: bool,
-) -> tuple[Tensor, Tensor]:
+def _fake(query: Tensor, key: Tensor, value: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     batch, _, height, width = query.shape
     out = empty_map(value.shape, query, is_channels_inner(query))
-    statistics = torch.float64 if query.dtype == torch.float64 else torch.float32
+    statistics = statistics_dtype(query)
     return out, query.new_empty((batch, height, width), dtype=statistics)
 
 
@@ -149,26 +135,18 @@ def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple
     return (query, key, value, outputs[1]), tuple(options)
 
 
-def _gradient(
-    grads: tuple[Tensor | None, ...], saved: list[Tensor], kept: tuple, call: Callable[..., Any]
-) -> tuple[Tensor | None, ...]:
-    nothing = (None,) * len(kept)
-    if grads[0] is None:
-        return None, None, None, *nothing
-    return *call(grads[0], *saved, *kept), *nothing
-
-
 _OPTIONS = "int[] kernel_size, int[] dilation, float scale, bool mask_border"
 _op = Op(
     NAME,
-    forward=f"(Tensor query, Tensor key, Tensor value, {_OPTIONS}) -> (Tensor, Tensor)",
-    backward=f"(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor lse, {_OPTIONS})"
-    " -> (Tensor, Tensor, Tensor)",
-    fake=_fake,
-    backward_fake=_backward_fake,
-    prepare=_prepare,
-    prepare_backward=_prepare_backward,
+    Direction(
+        f"(Tensor query, Tensor key, Tensor value, {_OPTIONS}) -> (Tensor, Tensor)", _fake, _prepare
+    ),
+    Direction(
+        f"(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor lse, {_OPTIONS})"
+        " -> (Tensor, Tensor, Tensor)",
+        _backward_fake,
+        _prepare_backward,
+    ),
     setup=_setup,
-    gradient=_gradient,
     forward_arguments=_forward_arguments,
 )

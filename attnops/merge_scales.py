@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ._checks import autocast, check_choice, check_flag, check_shape, check_tensors
+from ._checks import cast_and_check, check_choice, check_flag, check_shape
 from ._layout import dense, empty_map, is_channels_inner
-from ._op import Op
+from ._op import Direction, Op
 from ._overridable import overridable
 
 NAME = "merge_scales"
@@ -64,22 +64,14 @@ def merge_scales(
     check_choice(NAME, "reduce", reduce, REDUCTIONS)
     align_corners = check_flag(NAME, "align_corners", align_corners)
     given = {f"scores[{i}]": s for i, s in enumerate(scores)}
-    if attention_logits is not None:
-        given["attention_logits"] = attention_logits
-    elif reduce == "attention":
+    if attention_logits is None and reduce == "attention":
         raise ValueError(f"{NAME}: reduce='attention' needs attention_logits, got None")
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{NAME}: {name} must be a tensor, got {type(tensor).__name__}")
-    given = dict(zip(given, autocast(*given.values()), strict=True))
-    check_tensors(NAME, **given)
-    maps = list(given.values())[: len(scores)]
+    *maps, logits = cast_and_check(NAME, given, optional={"attention_logits": attention_logits})
     check_shape(NAME, "scores[0]", maps[0], ("B", "K", "h", "w"))
     for i, tensor in enumerate(maps):
         check_shape(NAME, f"scores[{i}]", tensor, (*maps[0].shape[:2], "h", "w"))
         if tensor.shape[0] and 0 in tensor.shape[1:]:
             raise ValueError(f"{NAME}: scores[{i}] is empty: {list(tensor.shape)}")
-    logits = given.get("attention_logits")
     if logits is not None:
         expected = (maps[0].shape[0], len(maps) if reduce == "attention" else "S", "H", "W")
         check_shape(NAME, "attention_logits", logits, expected)
@@ -147,15 +139,14 @@ def _gradient(
 ) -> tuple[Any, ...]:
     count, *options = kept
     scores, rest = saved[:count], saved[count:]
-    nothing = (None,) * 5
     if grads[0] is None:
-        return [None] * count, None, *nothing
+        return ([None] * count,)
     logits = rest[0] if rest else None
     packed, grad_logits = call(grads[0], scores, logits, *options)
     inner = options[-1]
     parts = packed.split([s.numel() for s in scores])
     found = [_unpacked(part, s.shape, inner) for part, s in zip(parts, scores, strict=True)]
-    return found, None if logits is None else grad_logits, *nothing
+    return found, None if logits is None else grad_logits
 
 
 def _unpacked(flat: Tensor, shape: Sequence[int], inner: bool) -> Tensor:
@@ -167,14 +158,18 @@ def _unpacked(flat: Tensor, shape: Sequence[int], inner: bool) -> Tensor:
 
 _op = Op(
     NAME,
-    forward="(Tensor[] scores, Tensor? attention_logits, SymInt height, SymInt width, int reduce,"
-    " bool align_corners, bool channels_last) -> (Tensor)",
-    backward="(Tensor grad, Tensor[] scores, Tensor? attention_logits, int reduce,"
-    " bool align_corners, bool channels_last) -> (Tensor, Tensor)",
-    fake=_fake,
-    backward_fake=_backward_fake,
-    prepare=_prepare,
-    prepare_backward=_prepare_backward,
+    Direction(
+        "(Tensor[] scores, Tensor? attention_logits, SymInt height, SymInt width, int reduce,"
+        " bool align_corners, bool channels_last) -> (Tensor)",
+        _fake,
+        _prepare,
+    ),
+    Direction(
+        "(Tensor grad, Tensor[] scores, Tensor? attention_logits, int reduce,"
+        " bool align_corners, bool channels_last) -> (Tensor, Tensor)",
+        _backward_fake,
+        _prepare_backward,
+    ),
     setup=_setup,
     gradient=_gradient,
     forward_arguments=_forward_arguments,

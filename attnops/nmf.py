@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_choice, check_integer, check_number, check_shape, check_tensors
-from ._layout import dense, empty_map, is_channels_inner
-from ._op import Op
+from ._checks import cast_and_check, check_choice, check_integer, check_number, check_shape
+from ._layout import dense, empty_map, is_channels_inner, statistics_dtype
+from ._op import Direction, Op
 from ._overridable import overridable
 
 NAME = "nmf"
@@ -66,16 +66,10 @@ def nmf(
         >>> (bases @ coef.mT).shape
         torch.Size([1, 64, 100])
     """
-    for name, tensor in (("x", x), ("bases", bases)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{NAME}: {name} must be a tensor, got {type(tensor).__name__}")
     steps = check_integer(NAME, "steps", steps, least=0)
     inv_t, eps = check_number(NAME, "inv_t", inv_t), check_number(NAME, "eps", eps)
     check_choice(NAME, "grad", grad, GRADIENTS)
-    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
-        halves = (torch.float16, torch.bfloat16)
-        x, bases = (t.float() if t.dtype in halves else t for t in (x, bases))
-    check_tensors(NAME, x=x, bases=bases)
+    x, bases = cast_and_check(NAME, {"x": x, "bases": bases}, autocast_to=torch.float32)
     check_shape(NAME, "x", x, ("B", "D", "N"))
     batch, channels, positions = x.shape
     check_shape(NAME, "bases", bases, (batch, channels, "R"))
@@ -92,15 +86,11 @@ def nmf(
     return found, coef
 
 
-def _statistics(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _fake(
     x: Tensor, bases: Tensor, steps: int, inv_t: float, eps: float, one_step: bool, record: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, channels, positions = x.shape
-    rank, dtype = bases.shape[2], _statistics(x)
+    rank, dtype = bases.shape[2], statistics_dtype(x)
     past_bases = past_coef = (0,)
     if record != RECORD_NOTHING:
         kept_bases, kept_coef = (steps, steps + 2) if record == RECORD_ALL else (1, 1)
@@ -124,29 +114,13 @@ def _prepare(x: Tensor, bases: Tensor, *options: Any) -> tuple[Any, ...]:
     return dense(x), bases.contiguous(), *options
 
 
-def _prepare_backward(
-    x: Tensor,
-    bases: Tensor,
-    grad_bases: Tensor | None,
-    grad_coef: Tensor | None,
-    past_bases: Tensor,
-    past_coef: Tensor,
-    *options: Any,
-) -> tuple[Any, ...]:
-    grads = (None if g is None else g.contiguous() for g in (grad_bases, grad_coef))
-    past = (past_bases.contiguous(), past_coef.contiguous())
-    return dense(x), bases.contiguous(), *grads, *past, *options
+def _prepare_backward(x: Tensor, *args: Any) -> tuple[Any, ...]:
+    tensors, options = args[:5], args[5:]  # bases, gradients of bases and coefficients, the past
+    return dense(x), *(None if t is None else t.contiguous() for t in tensors), *options
 
 
-def _forward_arguments(
-    x: Tensor,
-    bases: Tensor,
-    grad_bases: Tensor | None,
-    grad_coef: Tensor | None,
-    past_bases: Tensor,
-    past_coef: Tensor,
-    *options: Any,
-) -> tuple[Any, ...]:
+def _forward_arguments(x: Tensor, bases: Tensor, *args: Any) -> tuple[Any, ...]:
+    _, _, past_bases, _, *options = args
     one_step = options[-1]  # whose gradient is that of the last update alone
     steps, record = (0, RECORD_LAST) if one_step else (past_bases.shape[0], RECORD_ALL)
     return x, bases, steps, *options, record
@@ -160,30 +134,33 @@ def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple
 def _gradient(
     grads: tuple[Tensor | None, ...], saved: list[Tensor], kept: tuple, call: Callable[..., Any]
 ) -> tuple[Tensor | None, ...]:
-    nothing = (None,) * 5
     inv_t, eps, one_step = kept
     grad_bases, grad_coef = grads[:2]
     if one_step:
         grad_bases = None
     if grad_bases is None and grad_coef is None:
-        return None, None, *nothing
+        return ()
     x, bases, past_bases, past_coef = saved
     grad_x, grad_initial = call(
         x, bases, grad_bases, grad_coef, past_bases, past_coef, inv_t, eps, one_step
     )
-    return grad_x, None if one_step else grad_initial, *nothing
+    return grad_x, None if one_step else grad_initial
 
 
 _op = Op(
     NAME,
-    forward="(Tensor x, Tensor bases, int steps, float inv_t, float eps, bool one_step, int record)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    backward="(Tensor x, Tensor bases, Tensor? grad_bases, Tensor? grad_coef, Tensor past_bases,"
-    " Tensor past_coef, float inv_t, float eps, bool one_step) -> (Tensor, Tensor)",
-    fake=_fake,
-    backward_fake=_backward_fake,
-    prepare=_prepare,
-    prepare_backward=_prepare_backward,
+    Direction(
+        "(Tensor x, Tensor bases, int steps, float inv_t, float eps, bool one_step, int record)"
+        " -> (Tensor, Tensor, Tensor, Tensor)",
+        _fake,
+        _prepare,
+    ),
+    Direction(
+        "(Tensor x, Tensor bases, Tensor? grad_bases, Tensor? grad_coef, Tensor past_bases,"
+        " Tensor past_coef, float inv_t, float eps, bool one_step) -> (Tensor, Tensor)",
+        _backward_fake,
+        _prepare_backward,
+    ),
     setup=_setup,
     gradient=_gradient,
     forward_arguments=_forward_arguments,

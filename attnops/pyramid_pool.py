@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._checks import check_choice, check_integers, check_shape, check_tensors
 from ._layout import dense, empty_map, is_channels_inner
-from ._op import Op
+from ._op import Direction, Op
 from ._overridable import overridable
 
 NAME = "pyramid_pool"
@@ -81,15 +81,8 @@ def _fake(x: Tensor, sizes: list[int], use_max: bool) -> tuple[Tensor, Tensor]:
     return out, argmax
 
 
-def _backward_fake(
-    grad: Tensor,
-    argmax: Tensor,
-    height: int,
-    width: int,
-    sizes: list[int],
-    use_max: bool,
-    channels_last: bool,
-) -> Tensor:
+def _backward_fake(grad: Tensor, argmax: Tensor, height: int, width: int, *options: Any) -> Tensor:
+    channels_last = options[-1]
     return empty_map((*grad.shape[:2], height, width), grad, channels_last)
 
 
@@ -115,21 +108,19 @@ def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple
 
 def _gradient(
     grads: tuple[Tensor | None, ...], saved: list[Tensor], kept: tuple, call: Callable[..., Tensor]
-) -> tuple[Tensor | None, None, None]:
-    if grads[0] is None:
-        return None, None, None
-    return call(grads[0], *saved, *kept), None, None
+) -> tuple[Tensor, ...]:
+    return () if grads[0] is None else (call(grads[0], *saved, *kept),)
 
 
 _op = Op(
     NAME,
-    forward="(Tensor x, int[] sizes, bool use_max) -> (Tensor, Tensor)",
-    backward="(Tensor grad, Tensor argmax, SymInt height, SymInt width, int[] sizes, bool use_max,"
-    " bool channels_last) -> Tensor",
-    fake=_fake,
-    backward_fake=_backward_fake,
-    prepare=_prepare,
-    prepare_backward=_prepare_backward,
+    Direction("(Tensor x, int[] sizes, bool use_max) -> (Tensor, Tensor)", _fake, _prepare),
+    Direction(
+        "(Tensor grad, Tensor argmax, SymInt height, SymInt width, int[] sizes, bool use_max,"
+        " bool channels_last) -> Tensor",
+        _backward_fake,
+        _prepare_backward,
+    ),
     setup=_setup,
     gradient=_gradient,
     forward_arguments=_forward_arguments,

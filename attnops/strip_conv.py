@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._checks import autocast, check_shape, check_tensors
+from ._checks import cast_and_check, check_shape
 from ._layout import dense, empty_map, is_channels_inner
-from ._op import Op
+from ._op import Direction, Op
 from ._overridable import overridable
 
 NAME = "strip_conv"
@@ -59,26 +59,23 @@ def strip_conv(
         torch.Size([1, 8, 24, 32])
     """
     kernels, biases = _unpacked(weight, bias, strips)
-    given = {"x": x} | kernels | {n: b for n, b in biases.items() if b is not None}
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{NAME}: {name} must be a tensor, got {type(tensor).__name__}")
-    cast = dict(zip(given, autocast(*given.values()), strict=True))
-    check_tensors(NAME, **cast)
-    x = cast["x"]
+    x, *tensors = cast_and_check(NAME, {"x": x} | kernels, optional=biases)
+    kernels = dict(zip(kernels, tensors, strict=False))
+    biases = dict(zip(biases, tensors[len(kernels) :], strict=True))
     check_shape(NAME, "x", x, ("B", "C", "H", "W"))
     channels = x.shape[1]
     if channels == 0:
         raise ValueError(f"{NAME}: needs at least one channel, got x {list(x.shape)}")
-    for name in kernels:
-        check_depthwise_weight(NAME, name, cast[name], channels)
+    for name, kernel in kernels.items():
+        check_depthwise_weight(NAME, name, kernel, channels)
     for name, tensor in biases.items():
         if tensor is not None:
-            check_shape(NAME, name, cast[name], (channels,))
-    taps = torch.cat([cast[name].flatten(1) for name in kernels], dim=1)
+            check_shape(NAME, name, tensor, (channels,))
+    taps = torch.cat([kernel.flatten(1) for kernel in kernels.values()], dim=1)
     zero = x.new_zeros(()).expand(channels)
-    packed = torch.stack([cast.get(name, zero) for name in biases], dim=1)
-    rows, columns = ([cast[n].numel() // channels for n in list(kernels)[i::2]] for i in (1, 2))
+    packed = torch.stack([zero if b is None else b for b in biases.values()], dim=1)
+    _, *sides = (kernel.numel() // channels for kernel in kernels.values())
+    rows, columns = sides[0::2], sides[1::2]
     return _op(x, taps, packed, list(weight.shape[2:]), rows, columns)[0]
 
 
@@ -143,33 +140,18 @@ def _prepare_backward(
     return dense(grad, inner), dense(x, inner), taps.contiguous(), biases.contiguous(), *sizes
 
 
-def _forward_arguments(grad: Tensor, *args: Any) -> tuple[Any, ...]:
-    return args
-
-
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
     return inputs[:3], inputs[3:]
-
-
-def _gradient(
-    grads: tuple[Tensor | None, ...], saved: list[Tensor], kept: tuple, call: Callable[..., Any]
-) -> tuple[Tensor | None, ...]:
-    nothing = (None,) * len(kept)
-    if grads[0] is None:
-        return None, None, None, *nothing
-    return *call(grads[0], *saved, *kept), *nothing
 
 
 _PARAMETERS = "Tensor taps, Tensor biases, int[] kernel_size, int[] rows, int[] columns"
 _op = Op(
     NAME,
-    forward=f"(Tensor x, {_PARAMETERS}) -> (Tensor)",
-    backward=f"(Tensor grad, Tensor x, {_PARAMETERS}) -> (Tensor, Tensor, Tensor)",
-    fake=_fake,
-    backward_fake=_backward_fake,
-    prepare=_prepare,
-    prepare_backward=_prepare_backward,
+    Direction(f"(Tensor x, {_PARAMETERS}) -> (Tensor)", _fake, _prepare),
+    Direction(
+        f"(Tensor grad, Tensor x, {_PARAMETERS}) -> (Tensor, Tensor, Tensor)",
+        _backward_fake,
+        _prepare_backward,
+    ),
     setup=_setup,
-    gradient=_gradient,
-    forward_arguments=_forward_arguments,
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._checks import check_flag, check_pair, check_shape, check_tensors
 from ._layout import dense
-from ._op import Op
+from ._op import Direction, Op
 from ._overridable import overridable
 
 NAME = "upsample_argmax"
@@ -42,8 +42,6 @@ def upsample_argmax(
         >>> attnops.upsample_argmax(torch.randn(2, 19, 16, 32), (128, 256)).shape
         torch.Size([2, 128, 256])
     """
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"{NAME}: logits must be a tensor, got {type(logits).__name__}")
     check_tensors(NAME, logits=logits)
     check_shape(NAME, "logits", logits, ("B", "K", "h", "w"))
     height, width = checked_size(NAME, size)
@@ -76,7 +74,9 @@ def _prepare(logits: Tensor, *options: Any) -> tuple[Any, ...]:
 
 _op = Op(
     NAME,
-    forward="(Tensor logits, SymInt height, SymInt width, bool align_corners) -> (Tensor)",
-    fake=_fake,
-    prepare=_prepare,
+    Direction(
+        "(Tensor logits, SymInt height, SymInt width, bool align_corners) -> (Tensor)",
+        _fake,
+        _prepare,
+    ),
 )

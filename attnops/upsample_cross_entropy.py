@@ -16,8 +16,8 @@ from ._checks import (
     check_shape,
     check_tensors,
 )
-from ._layout import dense, empty_map, is_channels_inner
-from ._op import Op
+from ._layout import dense, empty_map, is_channels_inner, statistics_dtype
+from ._op import Direction, Op
 from ._overridable import overridable
 from ._transforms import is_in_function_transform
 from .merge_scales import resize_map
@@ -100,11 +100,9 @@ def upsample_cross_entropy(
         >>> target = torch.randint(19, (2, 128, 256))
         >>> attnops.upsample_cross_entropy(logits, target).backward()
     """
-    for name, tensor in (("logits", logits), ("target", target)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{NAME}: {name} must be a tensor, got {type(tensor).__name__}")
     check_tensors(NAME, logits=logits)
     check_shape(NAME, "logits", logits, ("B", "K", "h", "w"))
+    _check_labels(NAME, target)
     batch, classes, *small = logits.shape
     check_shape(NAME, "target", target, (batch, "H", "W"))
     check_choice(NAME, "reduction", reduction, REDUCTIONS)
@@ -112,7 +110,6 @@ def upsample_cross_entropy(
     ignore_index = check_integer(NAME, "ignore_index", ignore_index)
     if classes == 0 or (target.numel() and 0 in small):
         raise ValueError(f"{NAME}: logits are empty: {list(logits.shape)}")
-    _check_labels(NAME, target)
     if target.device != logits.device:
         raise ValueError(
             f"{NAME}: logits are on {logits.device} but target is on {target.device}; expected one "
@@ -266,7 +263,7 @@ def valid_weight(target: Tensor, weight: Tensor | None = None, ignore_index: int
         return valid.sum()
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         raise TypeError(f"{name}: weight must be a float tensor or None, got {weight!r}")
-    wide = weight if weight.dtype == torch.float64 else weight.float()
+    wide = weight.to(statistics_dtype(weight))
     return _weights_of(labels, valid, wide, wide).sum()
 
 
@@ -279,7 +276,7 @@ def valid_weight(target: Tensor, weight: Tensor | None = None, ignore_index: int
 def _fake(
     logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool
 ) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    dtype = statistics_dtype(logits)
     shape = target.shape
     return logits.new_empty(shape, dtype=dtype), logits.new_empty((2, *shape), dtype=dtype)
 
@@ -292,26 +289,14 @@ def _prepare(logits: Tensor, target: Tensor, *options: Any) -> tuple[Any, ...]:
     return dense(logits), target.contiguous(), *options
 
 
-def _prepare_backward(
-    grad: Tensor,
-    grad_lse: Tensor | None,
-    logits: Tensor,
-    target: Tensor,
-    statistics: Tensor,
-    *options: Any,
-) -> tuple[Any, ...]:
+def _prepare_backward(grad: Tensor, grad_lse: Tensor | None, *args: Any) -> tuple[Any, ...]:
+    logits, target, statistics, *options = args
     grads = grad.contiguous(), None if grad_lse is None else grad_lse.contiguous()
     return *grads, dense(logits), target.contiguous(), statistics.contiguous(), *options
 
 
-def _forward_arguments(
-    grad: Tensor,
-    grad_lse: Tensor | None,
-    logits: Tensor,
-    target: Tensor,
-    statistics: Tensor,
-    *options: Any,
-) -> tuple[Any, ...]:
+def _forward_arguments(grad: Tensor, grad_lse: Tensor | None, *args: Any) -> tuple[Any, ...]:
+    logits, target, _, *options = args
     return logits, target, *options
 
 
@@ -324,21 +309,24 @@ def _gradient(
     grads: tuple[Tensor | None, ...], saved: list[Tensor], kept: tuple, call: Callable[..., Tensor]
 ) -> tuple[Tensor | None, ...]:
     if grads[0] is None:
-        return None, None, None, None
+        return ()
     of_lse = None if grads[1] is None else grads[1][0]
-    return call(grads[0], of_lse, *saved, *kept), None, None, None
+    return (call(grads[0], of_lse, *saved, *kept),)
 
 
 _op = Op(
     NAME,
-    forward="(Tensor logits, Tensor target, int ignore_index, bool align_corners)"
-    " -> (Tensor, Tensor)",
-    backward="(Tensor grad, Tensor? grad_lse, Tensor logits, Tensor target, Tensor statistics,"
-    " int ignore_index, bool align_corners) -> Tensor",
-    fake=_fake,
-    backward_fake=_backward_fake,
-    prepare=_prepare,
-    prepare_backward=_prepare_backward,
+    Direction(
+        "(Tensor logits, Tensor target, int ignore_index, bool align_corners) -> (Tensor, Tensor)",
+        _fake,
+        _prepare,
+    ),
+    Direction(
+        "(Tensor grad, Tensor? grad_lse, Tensor logits, Tensor target, Tensor statistics,"
+        " int ignore_index, bool align_corners) -> Tensor",
+        _backward_fake,
+        _prepare_backward,
+    ),
     setup=_setup,
     gradient=_gradient,
     forward_arguments=_forward_arguments,

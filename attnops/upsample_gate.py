@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from ._checks import autocast, check_choice, check_flag, check_number, check_shape, check_tensors
+from ._checks import cast_and_check, check_choice, check_flag, check_number, check_shape
 from ._layout import dense, empty_map, is_channels_inner
-from ._op import Op
+from ._op import Direction, Op
 from ._overridable import overridable
 
 NAME = "upsample_gate"
@@ -62,16 +61,12 @@ def upsample_gate(
         >>> attnops.upsample_gate(torch.randn(2, 16, 3, 4), torch.randn(2, 16, 24, 32)).shape
         torch.Size([2, 16, 24, 32])
     """
-    for name, tensor in (("logits", logits), ("x", x)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{NAME}: {name} must be a tensor, got {type(tensor).__name__}")
     check_choice(NAME, "activation", activation, ACTIVATIONS)
     activation_first = check_flag(NAME, "activation_first", activation_first)
     check_choice(NAME, "residual", residual, RESIDUALS)
     input_weight = check_number(NAME, "input_weight", input_weight)
     align_corners = check_flag(NAME, "align_corners", align_corners)
-    logits, x = autocast(logits, x)
-    check_tensors(NAME, logits=logits, x=x)
+    logits, x = cast_and_check(NAME, {"logits": logits, "x": x})
     check_shape(NAME, "x", x, ("B", "C", "H", "W"))
     check_shape(NAME, "logits", logits, (*x.shape[:2], "h", "w"))
     if x.numel() and 0 in logits.shape:
@@ -106,22 +101,9 @@ def _prepare_backward(grad: Tensor, x: Tensor, logits: Tensor, *options: Any) ->
     return *(dense(t, inner) for t in (grad, x, logits)), *options
 
 
-def _forward_arguments(grad: Tensor, *args: Any) -> tuple[Any, ...]:
-    return args
-
-
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
     x, logits, *options = inputs
     return (x, logits), tuple(options)
-
-
-def _gradient(
-    grads: tuple[Tensor | None, ...], saved: list[Tensor], kept: tuple, call: Callable[..., Any]
-) -> tuple[Tensor | None, ...]:
-    nothing = (None,) * len(kept)
-    if grads[0] is None:
-        return None, None, *nothing
-    return *call(grads[0], *saved, *kept), *nothing
 
 
 _OPTIONS = (
@@ -129,13 +111,11 @@ _OPTIONS = (
 )
 _op = Op(
     NAME,
-    forward=f"(Tensor x, Tensor logits, {_OPTIONS}) -> (Tensor)",
-    backward=f"(Tensor grad, Tensor x, Tensor logits, {_OPTIONS}) -> (Tensor, Tensor)",
-    fake=_fake,
-    backward_fake=_backward_fake,
-    prepare=_prepare,
-    prepare_backward=_prepare_backward,
+    Direction(f"(Tensor x, Tensor logits, {_OPTIONS}) -> (Tensor)", _fake, _prepare),
+    Direction(
+        f"(Tensor grad, Tensor x, Tensor logits, {_OPTIONS}) -> (Tensor, Tensor)",
+        _backward_fake,
+        _prepare_backward,
+    ),
     setup=_setup,
-    gradient=_gradient,
-    forward_arguments=_forward_arguments,
 )

@@ -48,19 +48,21 @@ __all__ = [
 ]
 
 
-def conv_bn_relu(in_channels: int, out_channels: int, kernel: int, dilation: int = 1) -> nn.Module:
+def conv_bn_relu(
+    in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1
+) -> nn.Module:
     """Bias-free convolution that keeps the size of the map, BatchNorm, ReLU.
 
     Args:
         in_channels: channels of the map.
         out_channels: channels of the result.
-        kernel: odd side of the convolution.
+        kernel_size: odd side of the convolution.
         dilation: of the convolution.
     """
-    padding = dilation * (kernel // 2)
+    padding = dilation * (kernel_size // 2)
     return nn.Sequential(
         nn.Conv2d(
-            in_channels, out_channels, kernel, padding=padding, dilation=dilation, bias=False
+            in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False
         ),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(),

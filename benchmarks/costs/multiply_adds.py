@@ -43,8 +43,10 @@ def _anchor_attention(query: Shape, key: Shape, value: Shape, *_: Any) -> int:
     return prod(query) // inner * anchors * (inner + value[1])
 
 
-def _local_attention(query: Shape, key: Shape, value: Shape, kernel: list[int], *_: Any) -> int:
-    return prod(kernel) * (prod(query) + prod(value))
+def _local_attention(
+    query: Shape, key: Shape, value: Shape, kernel_size: list[int], *_: Any
+) -> int:
+    return prod(kernel_size) * (prod(query) + prod(value))
 
 
 def _group_attention(theta: Shape, *_: Any) -> int:

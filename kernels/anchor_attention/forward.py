@@ -14,10 +14,10 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
+from ...anchor_attention import MAX_FUSED_ANCHORS
 from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, refuse_tensor, run
 from .._multiples import known_multiple
 from .tiles import (
-    MAX_ANCHORS,
     Anchors,
     accumulate_scores,
     multiple_of,
@@ -161,8 +161,8 @@ def refuse(
     scale: float,
 ) -> str | None:
     """The reason why these kernels cannot run an input, None if they can."""
-    if key.shape[2] > MAX_ANCHORS:
-        return f"triton: S={key.shape[2]} anchors: the fused kernel holds up to {MAX_ANCHORS}"
+    if key.shape[2] > MAX_FUSED_ANCHORS:
+        return f"triton: S={key.shape[2]} anchors: the fused kernel holds up to {MAX_FUSED_ANCHORS}"
     if query.shape[0] * query.shape[2] >= 2**31:
         return "triton: B*N positions must be fewer than 2**31"
     return refuse_tensor(query)

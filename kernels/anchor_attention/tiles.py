@@ -13,7 +13,6 @@ from .._launch import TRITON_DTYPES, AotCase, Launch, round_up, run
 from .._multiples import FACTORS, known_factor
 from .._tiles import tile_pointers
 
-MAX_ANCHORS = 512
 ANCHOR_CLASSES = (128, 256, 512)  # padded anchor counts that kernels are compiled for
 CHANNEL_MULTIPLE = 128  # packed anchors have zero rows up to this multiple: no masks on them
 FP32_REGISTERS = 168  # of a thread: what the products on CUDA cores need at most
