@@ -6,8 +6,8 @@ from types import ModuleType
 from . import _choice, nn, reference
 from ._choice import use_backend
 from ._dispatch import BackendError, backends
-from ._flops import register_flops
 from ._op import OPS
+from ._op.flops import register_flops
 from ._register_backends import load_implementations
 from ._version import __version__
 from .anchor_attention import anchor_attention
@@ -23,8 +23,7 @@ from .upsample_argmax import upsample_argmax
 from .upsample_cross_entropy import upsample_cross_entropy, valid_weight
 from .upsample_gate import upsample_gate
 
-for _op in OPS:
-    register_flops(_op)
+register_flops(OPS)
 _choice.read_environment()
 load_implementations()
 

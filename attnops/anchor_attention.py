@@ -10,7 +10,7 @@ from torch import Tensor
 from ._checks import cast_and_check, check_number, check_shape
 from ._layout import dense, empty_map, is_channels_inner, statistics_dtype
 from ._op import Direction, Op
-from ._overridable import overridable
+from ._op.overridable import overridable
 
 NAME = "anchor_attention"
 MAX_FUSED_ANCHORS = 512

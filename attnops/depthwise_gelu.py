@@ -11,7 +11,7 @@ from torch import Tensor
 from ._checks import cast_and_check, check_shape
 from ._layout import dense, empty_map, in_strides_of, is_channels_inner
 from ._op import Direction, Op
-from ._overridable import overridable
+from ._op.overridable import overridable
 from .strip_conv import check_depthwise_weight
 
 NAME = "depthwise_gelu"

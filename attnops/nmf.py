@@ -11,7 +11,7 @@ from torch import Tensor
 from ._checks import cast_and_check, check_choice, check_integer, check_number, check_shape
 from ._layout import dense, empty_map, is_channels_inner, statistics_dtype
 from ._op import Direction, Op
-from ._overridable import overridable
+from ._op.overridable import overridable
 
 NAME = "nmf"
 GRADIENTS = ("unrolled", "one_step")

@@ -11,7 +11,7 @@ from torch import Tensor
 from ._checks import check_flag, check_pair, check_shape, check_tensors
 from ._layout import dense
 from ._op import Direction, Op
-from ._overridable import overridable
+from ._op.overridable import overridable
 
 NAME = "upsample_argmax"
 

@@ -18,8 +18,8 @@ from ._checks import (
 )
 from ._layout import dense, empty_map, is_channels_inner, statistics_dtype
 from ._op import Direction, Op
-from ._overridable import overridable
-from ._transforms import is_in_function_transform
+from ._op.overridable import overridable
+from ._op.transforms import is_in_function_transform
 from .merge_scales import resize_map
 from .reference._labels import int64_labels
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ._checks import cast_and_check, check_choice, check_flag, check_number, check_shape
 from ._layout import dense, empty_map, is_channels_inner
 from ._op import Direction, Op
-from ._overridable import overridable
+from ._op.overridable import overridable
 
 NAME = "upsample_gate"
 # The codes that implementations get are the positions here.

@@ -4,6 +4,8 @@ from . import checkpoints
 from ._model import SegmentationModel
 from ._registry import create_model, list_models, model_options
 from .ann import ANN
+from .backbones.mscan import MSCAN
+from .backbones.resnet import DilatedResNet
 from .checkpoints import LoadReport, MappingError, export_checkpoint, load_checkpoint
 from .checkpoints import ann as _ann  # noqa: F401  (registers its formats)
 from .checkpoints import backbones as _backbones  # noqa: F401
@@ -11,8 +13,6 @@ from .checkpoints import gald as _gald  # noqa: F401
 from .checkpoints import segnext as _segnext  # noqa: F401
 from .deeplab import DeepLabAttention
 from .gald import GALDv1, GALDv2
-from .mscan import MSCAN
-from .resnet import DilatedResNet
 from .sanet import SANet
 from .segnext import SegNeXt
 

@@ -16,7 +16,7 @@ from ._checks import check_classes
 from ._losses import mean_cross_entropy
 from ._model import SegmentationModel
 from ._registry import register
-from .vgg import VGG16, WIDTHS, large_field
+from .backbones.vgg import VGG16, WIDTHS, large_field
 
 
 class DeepLabAttention(SegmentationModel):

@@ -24,8 +24,8 @@ from ._checks import check_classes
 from ._losses import AUX_WEIGHT
 from ._model import SegmentationModel
 from ._variants import register_variants
+from .backbones.resnet import DilatedResNet
 from .fcn import fcn_head
-from .resnet import DilatedResNet
 
 AGGREGATIONS = ("cgnl", "aspp", "psp", "nl")
 

@@ -13,9 +13,9 @@ from attnops.nn import SqueezeAttention
 
 from ._checks import check_classes
 from ._model import SegmentationModel
-from ._timm import import_timm, without_inplace
 from ._variants import register_variants
-from .resnet import DilatedResNet
+from .backbones.from_timm import import_timm, without_inplace
+from .backbones.resnet import DilatedResNet
 
 CATEGORY_WEIGHT, DENSE_WEIGHT = 0.2, 0.8
 

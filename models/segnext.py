@@ -13,8 +13,8 @@ from attnops.nn.functional import convolve
 from ._checks import check_classes
 from ._model import SegmentationModel
 from ._registry import register
+from .backbones.mscan import MSCAN
 from .decoders import DECODERS, Decoder, MLPDecoder
-from .mscan import MSCAN
 
 
 @dataclass(frozen=True)

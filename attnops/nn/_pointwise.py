@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, linear
 
 from .._layout import empty_map, is_channels_inner
-from .._transforms import is_transformed
+from .._op.transforms import is_transformed
 
 _SLAB = 2**17  # elements of a map that are multiplied at a time, but
 _SLAB_POSITIONS = 256  # at least so many positions: fewer would slow a product down

@@ -18,15 +18,21 @@ def on_finite_values(*tensors: Tensor | None) -> Iterator[None]:
     """Let `resize` take PyTorch's kernel, several times as fast, where that makes no difference.
 
     `tensors` are all that is resized in the block, forward and backward. They are looked at on CPUs
-    only: elsewhere this would wait for the device. Not for code that is traced.
+    only (elsewhere this would wait for the device), and where they hold values (not in traced and
+    transformed code).
     """
     given = [t for t in tensors if t is not None]
-    finite = all(t.device.type == "cpu" and bool(t.sum().isfinite()) for t in given)
+    finite = all(map(_holds_values, given)) and all(bool(t.sum().isfinite()) for t in given)
     token = _all_finite.set(finite)
     try:
         yield
     finally:
         _all_finite.reset(token)
+
+
+def _holds_values(x: Tensor) -> bool:
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and not wrapped
 
 
 def resize(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:

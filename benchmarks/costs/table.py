@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from attnops.models import create_model
-from attnops.models.mscan import Attention
+from attnops.models.backbones.mscan import Attention
 from attnops.nn import MSCA
 
 from ..report.deliver import add_output_arguments, deliver

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from attnops.nn import AFNB, APNB
 
 from ..ann import ANN
-from ..resnet import DilatedResNet
+from ..backbones.resnet import DilatedResNet
 from . import formats_of
 from ._blocks import Naming, Normed
 from ._mapping import Format

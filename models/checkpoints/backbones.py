@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..backbones.resnet import DilatedResNet
 from ..deeplab import DeepLabAttention
-from ..resnet import DilatedResNet
 from ..sanet import EfficientNet, SANet
 from . import formats_of
 from ._mapping import Format

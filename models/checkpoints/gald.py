@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from attnops.nn import ASPP, CGNL, GALDBlock, LocalDistribution, PyramidPooling
 
+from ..backbones.resnet import DilatedResNet
 from ..gald import GALD, GALDv1
-from ..resnet import DilatedResNet
 from . import formats_of
 from ._mapping import Format
 from .backbones import DEEP, PLAIN, SEPARATE, Rules, has_deep_stem, pretrained, resnet

@@ -7,7 +7,7 @@ import torch
 from tiny_networks import CLASSES, FAMILIES, SIZE, tiny_network
 from torch import nn
 
-from attnops.models.pooling import MaxPool3x3
+from attnops.models.backbones.pooling import MaxPool3x3
 
 NEAR_SIZES = ((113, 121), (129, 137), (126, 132), (120, 133))
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from attnops.models import DeepLabAttention, create_model
+from attnops.models.backbones.vgg import VGG16
 from attnops.models.deeplab import subsample
-from attnops.models.vgg import VGG16
 
 CLASSES = 5
 SCALES = (1.0, 0.75, 0.5)

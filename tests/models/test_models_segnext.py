@@ -20,8 +20,8 @@ from torch.nn.functional import (
 )
 
 from attnops.models import SegNeXt, create_model, export_checkpoint, list_models, load_checkpoint
+from attnops.models.backbones.mscan import Block
 from attnops.models.checkpoints import MappingError
-from attnops.models.mscan import Block
 
 CLASSES = 5
 DEPTHS = (3, 3, 5, 2)  # of the smallest variant

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.functional import conv2d, gelu
 from torch.nn.modules.module import register_module_forward_hook
 
+from attnops.models.backbones.mscan import Attention, FeedForward, Stage
 from attnops.models.decoders import ConvNormReLU, CrissCross, MLPDecoder
-from attnops.models.mscan import Attention, FeedForward, Stage
 from attnops.nn import (
     AFNB,
     APNB,

@@ -47,10 +47,10 @@ def module_of(path: Path) -> list[str]:
 
 
 def layer_of(module: list[str]) -> str:
-    """The row of the table that a module belongs to."""
+    """The row of the table that a module belongs to; `attnops/_op` is part of the contract."""
     if len(module) > 1 and module[1] in MAPPED:
         return f"{module[1]}/"
-    if len(module) > 1 and (ROOT / "attnops" / module[1]).is_dir():
+    if len(module) > 1 and (ROOT / "attnops" / module[1]).is_dir() and module[1] != "_op":
         return f"attnops/{module[1]}/"
     return "attnops/"
 

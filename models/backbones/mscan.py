@@ -142,7 +142,7 @@ class MSCAN(nn.Module):
 
     Example:
         >>> import torch
-        >>> from attnops.models.mscan import MSCAN
+        >>> from attnops.models.backbones.mscan import MSCAN
         >>> [x.shape[2] for x in MSCAN((32, 64, 160, 256), (1, 1, 1, 1))(torch.randn(2, 3, 97, 97))]
         [25, 13, 7, 4]
     """

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attnops._checks import check_choice
 
-from ._timm import import_timm, without_inplace
+from .from_timm import import_timm, without_inplace
 from .pooling import MaxPool3x3
 
 DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
@@ -69,7 +69,7 @@ class DilatedResNet(nn.Module):
             check_choice(name, "blocks", blocks, tuple(DEPTHS))
             blocks = DEPTHS[blocks]
         resnet = import_timm("timm.models.resnet")
-        from ._bottleneck import Bottleneck
+        from .bottleneck import Bottleneck
 
         planes = tuple(width * 2**stage for stage in range(4))
         net = resnet.ResNet(

@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map
 
-from . import _dispatch, _transforms
+from .. import _dispatch
+from . import transforms
 
 _library = torch.library.Library("attnops", "DEF")
 OPS: list[Op] = []  # all that were made
@@ -161,12 +162,12 @@ class Op:
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         """Run the op; returns its outputs without the trace."""
-        if _transforms.is_transformed(args):
+        if transforms.is_transformed(args):
             return self._run_reference(args)
         return self._call(*args)[:-1]
 
     def _run_reference(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        with _transforms.without_autocast(_first_tensor(args).device):
+        with transforms.without_autocast(_first_tensor(args).device):
             outputs = _dispatch.reference_of(self.name).forward(*self._forward.prepare(*args))
             return outputs if self._restore is None else self._restore(args, outputs)
 
@@ -202,7 +203,7 @@ class Op:
         if forward_ad._current_level < 0:
             return
         with recording_gradients():  # tangents are not to be seen below autograd
-            found = _transforms.has_tangent(args)
+            found = transforms.has_tangent(args)
         if found:
             raise NotImplementedError(
                 f"attnops.{self.name}: forward-mode differentiation of compiled graphs, and of "
@@ -246,7 +247,7 @@ class Op:
         lists = any(
             isinstance(value, list) and value and isinstance(value[0], Tensor) for value in args
         )
-        if lists and any(map(_transforms.is_batched, _transforms.tensors_in(grads))):
+        if lists and any(map(transforms.is_batched, transforms.tensors_in(grads))):
             raise NotImplementedError(
                 f"attnops.{self.name}: many gradients of one call at once (is_grads_batched, "
                 f"vmap) are not implemented. Call attnops.reference.{self.name} instead."

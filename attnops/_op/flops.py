@@ -7,15 +7,14 @@ pooling one for each element and level.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from ._op import Op
+from . import Op
 
 _BILINEAR = 4
 
@@ -88,8 +87,26 @@ MULTIPLY_ADDS: dict[str, Callable[..., int]] = {
 }
 
 
-def register_flops(op: Op) -> None:
-    """Make FlopCounterMode count `op` and its gradient."""
+def register_flops(ops: Iterable[Op]) -> None:
+    """Make FlopCounterMode count `ops` and their gradients.
+
+    Nothing is counted where PyTorch's counter cannot be imported: it imports Triton, which may
+    raise anything.
+    """
+    try:
+        from torch.utils.flop_counter import register_flop_formula
+    except Exception:
+        return
+    for op in ops:
+        forward, backward = _formulas(op)
+        register_flop_formula(getattr(torch.ops.attnops, op.name), get_raw=True)(forward)
+        if op.differentiable:
+            packet = getattr(torch.ops.attnops, f"{op.name}_backward")
+            register_flop_formula(packet, get_raw=True)(backward)
+
+
+def _formulas(op: Op) -> tuple[Callable[..., int], Callable[..., int]]:
+    """Operations of `op` and of its gradient, from the arguments of each."""
     multiply_adds = MULTIPLY_ADDS[op.name]
 
     def forward(*args: Any, out_val: Any = None) -> int:
@@ -98,7 +115,4 @@ def register_flops(op: Op) -> None:
     def backward(*args: Any, out_val: Any = None) -> int:
         return 4 * multiply_adds(*op.forward_arguments(*args[:-1]))
 
-    register_flop_formula(getattr(torch.ops.attnops, op.name), get_raw=True)(forward)
-    if op.differentiable:
-        packet = getattr(torch.ops.attnops, f"{op.name}_backward")
-        register_flop_formula(packet, get_raw=True)(backward)
+    return forward, backward
