@@ -138,7 +138,7 @@ def count(model: nn.Module, size: tuple[int, int], published: bool, auxiliary: b
     chains = published_chains(model) if published else nullcontext()
     try:
         with chains, _resizes_whole(), torch.no_grad(), counter:
-            model.eval()(images)
+            model.eval()(images)["out"]  # made when it is read
             if auxiliary:
                 for name, child in model.named_children():
                     if name.startswith("aux"):
