@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
-from op_calls import CALLS
-from torch import Tensor, nn
+from op_calls import CALLS, CallModule
+from torch import Tensor
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import offload_wrapper
 from torch.utils.checkpoint import checkpoint
@@ -195,21 +195,12 @@ def test_every_pair_of_backends(candidates, device, monkeypatch):
                 torch.testing.assert_close(list(found), expected, rtol=1e-3, atol=1e-4)
 
 
-class Call(nn.Module):
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        return CALLS[self.name].call(attnops, *tensors)
-
-
 @every_op
 def test_offload_wrapper(name, calls, device):
     leaves = leaves_of(name, device)
     expected = gradients(name, leaves)
     del calls[:]
-    out = offload_wrapper(Call(name))(*leaves)
+    out = offload_wrapper(CallModule(name))(*leaves)
     weights = torch.linspace(-1, 1, out.numel(), device=device).reshape(out.shape)
     found = torch.autograd.grad(out, leaves, weights, allow_unused=True)
     torch.testing.assert_close(list(found), expected)
@@ -223,7 +214,7 @@ def test_checkpointing(name, reentrant, calls, device):
     expected = gradients(name, leaves)
     del calls[:]
     with attnops.use_backend("reference"):
-        out = checkpoint(Call(name), *leaves, use_reentrant=reentrant)
+        out = checkpoint(CallModule(name), *leaves, use_reentrant=reentrant)
         weights = torch.linspace(-1, 1, out.numel(), device=device).reshape(out.shape)
         (out * weights).sum().backward()
     found = [t.grad for t in leaves]

@@ -6,22 +6,13 @@ import io
 
 import pytest
 import torch
-from op_calls import CALLS
+from op_calls import CALLS, CallModule
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import attnops
 
 every_op = pytest.mark.parametrize("name", CALLS)
-
-
-class Call(nn.Module):
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        return CALLS[self.name].call(attnops, *tensors)
 
 
 def counted(name: str) -> tuple[int, int]:
@@ -114,8 +105,8 @@ def test_traces_of_torchscript(name):
     if name == "upsample_cross_entropy":
         pytest.skip("its check of the labels reads values")
     tensors = CALLS[name].tensors()
-    traced = torch.jit.trace(Call(name), tuple(tensors))
-    torch.testing.assert_close(traced(*tensors), Call(name)(*tensors))
+    traced = torch.jit.trace(CallModule(name), tuple(tensors))
+    torch.testing.assert_close(traced(*tensors), CallModule(name)(*tensors))
 
 
 @every_op
@@ -123,16 +114,16 @@ def test_graphs_for_onnx_hold_pytorch_s_operators_alone(name, monkeypatch):
     """What torch.onnx.export gets to translate; this needs no ONNX packages."""
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
     tensors = tuple(CALLS[name].tensors())
-    program = torch.export.export(Call(name), tensors, strict=False)
+    program = torch.export.export(CallModule(name), tensors, strict=False)
     assert "attnops" not in str(program.graph)
-    torch.testing.assert_close(program.module()(*tensors), Call(name)(*tensors))
+    torch.testing.assert_close(program.module()(*tensors), CallModule(name)(*tensors))
 
 
 @pytest.mark.parametrize("name", ["depthwise_gelu", "anchor_attention", "group_attention"])
 def test_the_older_onnx_exporter_gets_standard_operators(name):
     pytest.importorskip("onnx")
     file = io.BytesIO()
-    torch.onnx.export(Call(name), tuple(CALLS[name].tensors()), file, dynamo=False)
+    torch.onnx.export(CallModule(name), tuple(CALLS[name].tensors()), file, dynamo=False)
     assert b"attnops" not in file.getvalue()
 
 
@@ -140,6 +131,6 @@ def test_the_older_onnx_exporter_gets_standard_operators(name):
 def test_onnx_gets_standard_operators(name):
     pytest.importorskip("onnxscript")
     tensors = tuple(CALLS[name].tensors())
-    program = torch.onnx.export(Call(name), tensors, dynamo=True, verbose=False)
+    program = torch.onnx.export(CallModule(name), tensors, dynamo=True, verbose=False)
     domains = {node.domain for node in program.model.graph}
     assert domains <= {"", "ai.onnx"}

@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import copy
 
+import published_modules as published
 import pytest
 import torch
 from peers import import_mmseg
-from published_modules import (
-    Block,
-    Gald,
-    GatingUnit,
-    LocalAttention,
-    PublishedHamburger,
-    Relation,
-    shaken,
-)
 from torch import Tensor, nn
 
 import attnops
 from attnops.nn import AFNB, APNB, CGNL, MSCA, GALDBlock, Hamburger, LocalDistribution
 
 KNOWN = {
-    "msca": (lambda: GatingUnit(6), MSCA, [(2, 6, 23, 30)]),
-    "msca, other strips": (lambda: GatingUnit(5, (3, 9)), MSCA, [(1, 5, 8, 9)]),
-    "hamburger": (lambda: PublishedHamburger(16, 5), Hamburger, [(2, 16, 9, 10)]),
-    "apnb, official": (lambda: Block(10, 10, True, True), APNB, [(2, 10, 21, 17)]),
-    "apnb, mmseg": (lambda: Block(10, 10, True, False), APNB, [(2, 10, 21, 17)]),
-    "afnb, official": (lambda: Block(6, 10, False, True), AFNB, [(2, 6, 30, 31), (2, 10, 15, 16)]),
-    "afnb, mmseg": (lambda: Block(6, 10, False, False), AFNB, [(2, 6, 30, 31), (2, 10, 15, 16)]),
-    "local attention": (lambda: LocalAttention(7), LocalDistribution, [(2, 7, 19, 24)]),
-    "cgnl": (lambda: Relation(16, 8, 4), CGNL, [(2, 16, 9, 7)]),
-    "cgnl, scaled": (lambda: Relation(16, 8, 1, True), CGNL, [(2, 16, 9, 7)]),
-    "gald": (lambda: Gald(16, 8), GALDBlock, [(2, 16, 33, 40)]),
-    "gald, equation": (lambda: Gald(16, 8, False), GALDBlock, [(2, 16, 33, 40)]),
+    "msca": (lambda: published.GatingUnit(6), MSCA, [(2, 6, 23, 30)]),
+    "msca, other strips": (lambda: published.GatingUnit(5, (3, 9)), MSCA, [(1, 5, 8, 9)]),
+    "hamburger": (lambda: published.PublishedHamburger(16, 5), Hamburger, [(2, 16, 9, 10)]),
+    "apnb, official": (lambda: published.Block(10, 10, True, True), APNB, [(2, 10, 21, 17)]),
+    "apnb, mmseg": (lambda: published.Block(10, 10, True, False), APNB, [(2, 10, 21, 17)]),
+    "afnb, official": (
+        lambda: published.Block(6, 10, False, True),
+        AFNB,
+        [(2, 6, 30, 31), (2, 10, 15, 16)],
+    ),
+    "afnb, mmseg": (
+        lambda: published.Block(6, 10, False, False),
+        AFNB,
+        [(2, 6, 30, 31), (2, 10, 15, 16)],
+    ),
+    "local attention": (lambda: published.LocalAttention(7), LocalDistribution, [(2, 7, 19, 24)]),
+    "cgnl": (lambda: published.Relation(16, 8, 4), CGNL, [(2, 16, 9, 7)]),
+    "cgnl, scaled": (lambda: published.Relation(16, 8, 1, True), CGNL, [(2, 16, 9, 7)]),
+    "gald": (lambda: published.Gald(16, 8), GALDBlock, [(2, 16, 33, 40)]),
+    "gald, equation": (lambda: published.Gald(16, 8, False), GALDBlock, [(2, 16, 33, 40)]),
 }
 
 
@@ -50,7 +50,7 @@ class Holder(nn.Module):
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_modules_are_replaced_and_compute_the_same(name):
     make, cls, shapes = KNOWN[name]
-    model = Holder(shaken(make())).double().eval()
+    model = Holder(published.shaken(make())).double().eval()
     inputs = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
     before = copy.deepcopy(model)
     parameters = {id(p) for p in model.parameters()}
@@ -72,7 +72,7 @@ def test_known_modules_are_replaced_and_compute_the_same(name):
 
 
 def test_an_optimizer_made_before_still_trains():
-    model = Holder(GatingUnit(4)).train()
+    model = Holder(published.GatingUnit(4)).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     attnops.replace_modules(model)
     assert model.inner.training
@@ -83,8 +83,10 @@ def test_an_optimizer_made_before_still_trains():
 
 
 def test_every_place_is_found_and_shared_modules_stay_shared():
-    gate = GatingUnit(4)
-    model = nn.Sequential(nn.ModuleDict({"a": gate, "b": Holder(gate)}), nn.ReLU(), GatingUnit(3))
+    gate = published.GatingUnit(4)
+    model = nn.Sequential(
+        nn.ModuleDict({"a": gate, "b": Holder(gate)}), nn.ReLU(), published.GatingUnit(3)
+    )
     report = attnops.replace_modules(model)
     assert [entry.path for entry in report.replaced] == ["0.a", "2"]
     assert model[0]["a"] is model[0]["b"].inner
@@ -94,21 +96,21 @@ def test_every_place_is_found_and_shared_modules_stay_shared():
 
 
 def test_a_module_that_stands_twice_in_one_parent_is_replaced_twice():
-    gate = GatingUnit(4)
+    gate = published.GatingUnit(4)
     model = nn.Sequential(gate, nn.ReLU(), gate)
     assert len(attnops.replace_modules(model).replaced) == 1
     assert isinstance(model[0], MSCA) and model[2] is model[0]
 
 
 def test_a_context_of_zeros_is_named():
-    model = Holder(Block(8, 8, True, False))
+    model = Holder(published.Block(8, 8, True, False))
     nn.init.zeros_(model.inner.stages[0].out_project.weight)
     (entry,) = attnops.replace_modules(model).replaced
     assert "its context is zero" in entry.note
 
 
 def test_frozen_batch_norms_stay_frozen():
-    model = Holder(Block(8, 8, True, False)).train()
+    model = Holder(published.Block(8, 8, True, False)).train()
     model.inner.bottleneck.bn.eval()
     attnops.replace_modules(model)
     assert model.inner.training and model.inner.fusion.training
@@ -132,7 +134,7 @@ def with_attribute(name: str, value: object):
     return lambda module: setattr(module, name, value)
 
 
-class Doubling(GatingUnit):
+class Doubling(published.GatingUnit):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
 
@@ -141,12 +143,14 @@ class Doubling(GatingUnit):
     ("make", "reason"),
     [
         (
-            lambda: changed(GatingUnit(4), with_attribute("conv0", nn.Conv2d(4, 4, 5, padding=2))),
+            lambda: changed(
+                published.GatingUnit(4), with_attribute("conv0", nn.Conv2d(4, 4, 5, padding=2))
+            ),
             "conv0 has groups=1",
         ),
         (
             lambda: changed(
-                GatingUnit(4),
+                published.GatingUnit(4),
                 with_attribute("conv0", nn.Conv2d(4, 4, 5, padding=4, dilation=2, groups=4)),
             ),
             "dilation",
@@ -154,10 +158,10 @@ class Doubling(GatingUnit):
         (lambda: normed(), "parametrizations"),
         (lambda: Doubling(4), "computes something else"),
         (lambda: hooked(), "hooks"),
-        (lambda: PublishedHamburger(16, 4, inv_t=100), "inv_t=100"),
-        (lambda: PublishedHamburger(16, 4, rand_init=False), "run it once"),
-        (lambda: Block(8, 8, True, True, count=2), "2 attention cores"),
-        (lambda: Block(8, 8, True, False, relu=False), "no ReLU"),
+        (lambda: published.PublishedHamburger(16, 4, inv_t=100), "inv_t=100"),
+        (lambda: published.PublishedHamburger(16, 4, rand_init=False), "run it once"),
+        (lambda: published.Block(8, 8, True, True, count=2), "2 attention cores"),
+        (lambda: published.Block(8, 8, True, False, relu=False), "no ReLU"),
         (lambda: biased(), "no bias"),
     ],
 )
@@ -171,7 +175,7 @@ def test_near_misses_are_left_alone_and_named(make, reason):
     assert "left alone" in str(report)
 
 
-class Off(GatingUnit):
+class Off(published.GatingUnit):
     """Its result is off by a small factor, or in one place alone."""
 
     def __init__(self, share: float, everywhere: bool) -> None:
@@ -205,7 +209,7 @@ class Off(GatingUnit):
     ids=str,
 )
 def test_only_rounding_may_differ(dtype, share, is_same, everywhere):
-    model = Holder(shaken(Off(share, everywhere))).to(dtype)
+    model = Holder(published.shaken(Off(share, everywhere))).to(dtype)
     report = attnops.replace_modules(model)
     assert isinstance(model.inner, MSCA) == is_same
     assert len(report.replaced) == is_same
@@ -214,25 +218,25 @@ def test_only_rounding_may_differ(dtype, share, is_same, everywhere):
 
 
 def normed() -> nn.Module:
-    unit = GatingUnit(4)
+    unit = published.GatingUnit(4)
     nn.utils.parametrizations.weight_norm(unit.conv0)
     return unit
 
 
 def hooked() -> nn.Module:
-    unit = GatingUnit(4)
+    unit = published.GatingUnit(4)
     unit.register_forward_hook(lambda *args: None)
     return unit
 
 
 def biased() -> nn.Module:
-    relation = Relation(16, 8, 4)
+    relation = published.Relation(16, 8, 4)
     relation.p = nn.Conv2d(16, 8, 1)
     return relation
 
 
 def test_fixed_bases_are_kept():
-    model = Holder(PublishedHamburger(16, 4, rand_init=False)).eval()
+    model = Holder(published.PublishedHamburger(16, 4, rand_init=False)).eval()
     x = torch.randn(2, 16, 6, 7)
     with torch.no_grad():
         wanted = model(x)
@@ -242,7 +246,7 @@ def test_fixed_bases_are_kept():
 
 
 def test_without_comparison_nothing_runs():
-    class Silent(GatingUnit):
+    class Silent(published.GatingUnit):
         def forward(self, x):
             raise AssertionError("it ran")
 
@@ -251,7 +255,7 @@ def test_without_comparison_nothing_runs():
     model = Holder(Silent(4))
     assert "raises AssertionError" in attnops.replace_modules(model).replaced[0].note
     with torch.device("meta"):
-        model = Holder(GatingUnit(4))
+        model = Holder(published.GatingUnit(4))
     assert "meta device" in attnops.replace_modules(model).replaced[0].note
 
 
@@ -259,7 +263,7 @@ def test_the_random_state_is_left_alone(monkeypatch):
     seeded = []
     torch.manual_seed(0)
     wanted = torch.rand(3)
-    model = Holder(PublishedHamburger(16, 4))
+    model = Holder(published.PublishedHamburger(16, 4))
     torch.manual_seed(0)
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     attnops.replace_modules(model)
@@ -332,7 +336,7 @@ def test_mmsegmentations_ann(mmseg):
 def test_the_comparison_switches_no_mode(name, monkeypatch):
     """Nobody who trains the model meanwhile sees it in evaluation."""
     make, cls, _ = KNOWN[name]
-    model = Holder(shaken(make()))
+    model = Holder(published.shaken(make()))
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     seen, switched = [], []
     for norm in norms:

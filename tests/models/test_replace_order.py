@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import copy
 
+import published_modules as published
 import pytest
 import torch
-from published_modules import (
-    Block,
-    ConvModule,
-    Gald,
-    GatingUnit,
-    LocalAttention,
-    PublishedHamburger,
-    Relation,
-    shaken,
-)
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -23,17 +14,20 @@ import attnops
 from attnops.nn import MSCA
 
 KINDS = {
-    "msca": (lambda: GatingUnit(6), [(2, 6, 9, 10)]),
-    "msca, two strips": (lambda: GatingUnit(5, (3, 9)), [(1, 5, 8, 9)]),
-    "msca, equal strips": (lambda: GatingUnit(4, (5, 5, 5)), [(1, 4, 8, 9)]),
-    "hamburger": (lambda: PublishedHamburger(16, 5), [(2, 16, 9, 10)]),
-    "apnb, official": (lambda: Block(10, 10, True, True), [(2, 10, 12, 11)]),
-    "apnb, mmseg": (lambda: Block(10, 10, True, False), [(2, 10, 12, 11)]),
-    "afnb, official": (lambda: Block(6, 10, False, True), [(2, 6, 16, 15), (2, 10, 9, 8)]),
-    "afnb, mmseg": (lambda: Block(6, 10, False, False), [(2, 6, 16, 15), (2, 10, 9, 8)]),
-    "local attention": (lambda: LocalAttention(7), [(2, 7, 19, 24)]),
-    "cgnl": (lambda: Relation(16, 8, 4), [(2, 16, 9, 7)]),
-    "gald": (lambda: Gald(16, 8), [(2, 16, 33, 40)]),
+    "msca": (lambda: published.GatingUnit(6), [(2, 6, 9, 10)]),
+    "msca, two strips": (lambda: published.GatingUnit(5, (3, 9)), [(1, 5, 8, 9)]),
+    "msca, equal strips": (lambda: published.GatingUnit(4, (5, 5, 5)), [(1, 4, 8, 9)]),
+    "hamburger": (lambda: published.PublishedHamburger(16, 5), [(2, 16, 9, 10)]),
+    "apnb, official": (lambda: published.Block(10, 10, True, True), [(2, 10, 12, 11)]),
+    "apnb, mmseg": (lambda: published.Block(10, 10, True, False), [(2, 10, 12, 11)]),
+    "afnb, official": (
+        lambda: published.Block(6, 10, False, True),
+        [(2, 6, 16, 15), (2, 10, 9, 8)],
+    ),
+    "afnb, mmseg": (lambda: published.Block(6, 10, False, False), [(2, 6, 16, 15), (2, 10, 9, 8)]),
+    "local attention": (lambda: published.LocalAttention(7), [(2, 7, 19, 24)]),
+    "cgnl": (lambda: published.Relation(16, 8, 4), [(2, 16, 9, 7)]),
+    "gald": (lambda: published.Gald(16, 8), [(2, 16, 33, 40)]),
 }
 
 
@@ -52,10 +46,10 @@ class Network(nn.Module):
 def made(kind: str, order: int) -> Network:
     """The network; `order` 1 has the parts of the known module registered the other way round."""
     torch.manual_seed(0)
-    inner = shaken(KINDS[kind][0]())
+    inner = published.shaken(KINDS[kind][0]())
     if order:
         for module in inner.modules():
-            if not isinstance(module, (nn.Sequential, nn.ModuleList, ConvModule)):
+            if not isinstance(module, (nn.Sequential, nn.ModuleList, published.ConvModule)):
                 parts = list(module._modules.items())[::-1]
                 module._modules.clear()
                 module._modules.update(parts)

@@ -6,41 +6,27 @@ import pytest
 import torch
 from torch import nn
 
-from attnops.nn import (
-    AFNB,
-    APNB,
-    ASPP,
-    CGNL,
-    MSCA,
-    DynamicLocalDistribution,
-    GALDBlock,
-    Hamburger,
-    LocalDistribution,
-    NonLocal,
-    PyramidPooling,
-    ScaleAttention,
-    SqueezeAttention,
-)
+from attnops import nn as blocks
 
 # module, shapes of its inputs, shape of the output
 MODULES = {
-    "NonLocal": (lambda: NonLocal(12, 8), [(12, 9, 9)], (12, 9, 9)),
-    "APNB": (lambda: APNB(12, 8, 8), [(12, 9, 9)], (12, 9, 9)),
-    "APNB linear": (lambda: APNB(12, 8, 8, projection="linear"), [(12, 9, 9)], (12, 9, 9)),
-    "AFNB": (lambda: AFNB(6, 12, 8, 8), [(6, 18, 18), (12, 9, 9)], (12, 9, 9)),
-    "LocalDistribution": (lambda: LocalDistribution(6), [(6, 17, 22)], (6, 17, 22)),
-    "CGNL": (lambda: CGNL(16, 8), [(16, 4, 5)], (16, 4, 5)),
-    "GALDBlock": (lambda: GALDBlock(16, 8), [(16, 33, 38)], (16, 33, 38)),
+    "NonLocal": (lambda: blocks.NonLocal(12, 8), [(12, 9, 9)], (12, 9, 9)),
+    "APNB": (lambda: blocks.APNB(12, 8, 8), [(12, 9, 9)], (12, 9, 9)),
+    "APNB linear": (lambda: blocks.APNB(12, 8, 8, projection="linear"), [(12, 9, 9)], (12, 9, 9)),
+    "AFNB": (lambda: blocks.AFNB(6, 12, 8, 8), [(6, 18, 18), (12, 9, 9)], (12, 9, 9)),
+    "LocalDistribution": (lambda: blocks.LocalDistribution(6), [(6, 17, 22)], (6, 17, 22)),
+    "CGNL": (lambda: blocks.CGNL(16, 8), [(16, 4, 5)], (16, 4, 5)),
+    "GALDBlock": (lambda: blocks.GALDBlock(16, 8), [(16, 33, 38)], (16, 33, 38)),
     "DynamicLocalDistribution": (
-        lambda: DynamicLocalDistribution(6, 3, 2),
+        lambda: blocks.DynamicLocalDistribution(6, 3, 2),
         [(6, 9, 11)] * 2,
         (6, 9, 11),
     ),
-    "PyramidPooling": (lambda: PyramidPooling(10, 6), [(10, 7, 9)], (6, 7, 9)),
-    "ASPP": (lambda: ASPP(10, 4, 6, (2, 5)), [(10, 7, 9)], (6, 7, 9)),
-    "MSCA": (lambda: MSCA(6), [(6, 8, 9)], (6, 8, 9)),
-    "Hamburger": (lambda: Hamburger(32, 5), [(32, 6, 7)], (32, 6, 7)),
-    "SqueezeAttention": (lambda: SqueezeAttention(8, 6), [(8, 16, 17)], (6, 16, 17)),
+    "PyramidPooling": (lambda: blocks.PyramidPooling(10, 6), [(10, 7, 9)], (6, 7, 9)),
+    "ASPP": (lambda: blocks.ASPP(10, 4, 6, (2, 5)), [(10, 7, 9)], (6, 7, 9)),
+    "MSCA": (lambda: blocks.MSCA(6), [(6, 8, 9)], (6, 8, 9)),
+    "Hamburger": (lambda: blocks.Hamburger(32, 5), [(32, 6, 7)], (32, 6, 7)),
+    "SqueezeAttention": (lambda: blocks.SqueezeAttention(8, 6), [(8, 16, 17)], (6, 16, 17)),
 }
 
 
@@ -65,4 +51,4 @@ def test_no_samples(name):
 def test_no_samples_of_any_scale():
     features = [torch.randn(0, 6, 8, 9) for _ in range(2)]
     scores = [torch.randn(0, 5, n, n + 1) for n in (8, 4)]
-    check(ScaleAttention(6, 2, 4), [features, scores], (0, 5, 8, 9))
+    check(blocks.ScaleAttention(6, 2, 4), [features, scores], (0, 5, 8, 9))

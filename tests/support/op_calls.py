@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+import attnops
 
 LAYOUTS = ("contiguous", "channels_last")
 
@@ -99,3 +101,14 @@ CALLS = {
         lambda m, x, w: m.upsample_cross_entropy(x, TARGET.to(x.device), w),
     ),
 }
+
+
+class CallModule(nn.Module):
+    """One call of the op `name`, as a module of its tensors."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return CALLS[self.name].call(attnops, *tensors)
