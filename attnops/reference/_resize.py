@@ -32,7 +32,9 @@ def on_finite_values(*tensors: Tensor | None) -> Iterator[None]:
 
 def _holds_values(x: Tensor) -> bool:
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
-    return x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and not wrapped
+    if wrapped or torch.compiler.is_compiling():
+        return False
+    return x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter)
 
 
 def resize(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
