@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from emulation import toolchain
-from emulation.exchange import DTYPES, Failed
-from emulation.faults import BARRIER, WITHOUT_BARRIER, barriers, faulty_programs, is_caught
-from emulation.pyramid_pool import Problem, backward, forward
+from emulation.exchange import DTYPES
+from emulation.pyramid_pool import Problem, backward, check, forward, make_input
 from emulation.toolchain import build
-from harness import check_results
-from torch import Tensor
-
-KERNELS = ("pyramid_pool/kernels.cuh", "pyramid_pool/backward_kernels.cuh")
 
 # The kernels against PyTorch.
 
@@ -69,39 +61,6 @@ def pool() -> Path:
     return build("pyramid_pool_driver.cpp", "address")
 
 
-def pooled(x: Tensor, problem: Problem) -> tuple[Tensor, Tensor | None]:
-    """Every level by PyTorch, and for max where it found the maxima."""
-    if not problem.use_max:
-        levels = [F.adaptive_avg_pool2d(x, n).flatten(2) for n in problem.sizes]
-        return torch.cat(levels, 2), None
-    maxima = [F.adaptive_max_pool2d(x, n, return_indices=True) for n in problem.sizes]
-    return (
-        torch.cat([value.flatten(2) for value, _ in maxima], 2),
-        torch.cat([index.flatten(2) for _, index in maxima], 2).int(),
-    )
-
-
-def make_input(problem: Problem) -> Tensor:
-    """Random; for max on a coarse grid, so that there are many ties."""
-    x = torch.randn(problem.shape)
-    return ((x * 2).round() / 2 if problem.use_max else x).to(problem.dtype)
-
-
-def check(
-    program: Path, folder: Path, problem: Problem, x: Tensor | None = None, **options: str
-) -> None:
-    """Forward and backward of `problem` agree with PyTorch."""
-    x = make_input(problem) if x is None else x
-    expected, argmax = pooled(x.double(), problem)
-    grad = torch.randn(expected.shape).to(x.dtype)
-    out, indices = forward(program, folder, problem, x, **options)
-    if problem.use_max:
-        torch.testing.assert_close(indices, argmax)
-        torch.testing.assert_close(out.double(), expected, rtol=0, atol=0, equal_nan=True)
-    grad_x = backward(program, folder, problem, grad, argmax, **options)
-    check_results([out, grad_x], lambda x: pooled(x, problem)[0], [x], grad)
-
-
 def describe(problem: Problem) -> str:
     reduce = "max" if problem.use_max else "mean"
     return problem.describe(reduce, problem.shape, "-".join(map(str, problem.sizes)))
@@ -146,84 +105,6 @@ def test_repeated_runs_are_bitwise_equal(pool: Path, tmp_path: Path) -> None:
 def test_launch_configurations_keep_the_limits() -> None:
     done = toolchain.run(build("pyramid_pool_schedules.cpp", "address"))
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-# Faults in the kernels: a copy of them in which the environment turns each fault on.
-
-FAULTS = {
-    "shared index": (
-        KERNELS[0],
-        "(s_pieces + piece * tile_channels + lane * kVec) =",
-        "(s_pieces + piece * tile_channels + lane * kVec + FAULT) =",
-    ),
-    "global read": (
-        KERNELS[0],
-        "p_x += plane * rows.size * width;",
-        "p_x += plane * rows.size * width + FAULT;",
-    ),
-    "global write": (
-        KERNELS[0],
-        "p_out[plane * levels.cells + s] =",
-        "p_out[plane * levels.cells + s + FAULT] =",
-    ),
-    "negative index": (
-        KERNELS[1],
-        "p_grad_x += plane * rows.size * width;",
-        "p_grad_x += plane * rows.size * width - FAULT;",
-    ),
-    "thread without barrier": (KERNELS[1], BARRIER, WITHOUT_BARRIER),
-}
-CONTIGUOUS = Problem((1, 3, 12, 17))
-CHANNELS_LAST = Problem((1, 8, 12, 17), channels_last=True, misalign=1)
-# Together they pass every barrier: long rows in rounds, shared planes, and channels_last.
-WITH_BARRIERS = (
-    Problem((1, 1, 56, 301), multiprocessors=1),
-    Problem((1, 8, 13, 17), channels_last=True),
-    Problem((1, 1, 56, 301), multiprocessors=4),
-)
-
-
-@pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    folder = tmp_path_factory.mktemp("faulty")
-    return faulty_programs(folder, "pyramid_pool_driver.cpp", KERNELS, FAULTS)
-
-
-@pytest.mark.parametrize("sanitizer", ["address", "thread"])
-def test_copy_without_fault_passes(faulty, tmp_path: Path, sanitizer: str) -> None:
-    for problem in (CONTIGUOUS, CHANNELS_LAST, *WITH_BARRIERS):
-        check(faulty(sanitizer), tmp_path, problem)
-
-
-@pytest.mark.parametrize(
-    ("fault", "problem", "report"),
-    [
-        ("shared index", CHANNELS_LAST, "heap-buffer-overflow"),
-        ("global read", CONTIGUOUS, "heap-buffer-overflow"),
-        ("global write", CONTIGUOUS, "heap-buffer-overflow"),
-        ("negative index", CONTIGUOUS, "heap-buffer-overflow"),
-        ("thread without barrier", CONTIGUOUS, r"and waits, but thread \(5, 0, 0\) is at __sync"),
-    ],
-)
-def test_fault_is_reported(
-    faulty, tmp_path: Path, fault: str, problem: Problem, report: str
-) -> None:
-    with pytest.raises(Failed, match=report):
-        check(faulty("address"), tmp_path, problem, ATTNOPS_FAULT=fault)
-
-
-@pytest.mark.parametrize("barrier", barriers(KERNELS))
-def test_missing_barrier_is_a_race(faulty, tmp_path: Path, barrier: str) -> None:
-    """Under ThreadSanitizer, in any one order of the threads."""
-    run = partial(check, faulty("thread"), tmp_path)
-    assert is_caught(run, WITH_BARRIERS, barrier, "data race", ["forward"])
-
-
-@pytest.mark.parametrize("barrier", barriers(KERNELS))
-def test_missing_barrier_changes_the_result(faulty, tmp_path: Path, barrier: str) -> None:
-    """In one of two opposite orders of the threads, without ThreadSanitizer."""
-    run = partial(check, faulty("address"), tmp_path)
-    assert is_caught(run, WITH_BARRIERS, barrier, "", ["forward", "reverse"])
 
 
 # The emulation itself, on small kernels.

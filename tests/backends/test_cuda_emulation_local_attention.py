@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from emulation import toolchain
 from emulation.exchange import DTYPES, Failed
-from emulation.faults import BARRIER, WITHOUT_BARRIER, barriers, faulty_programs, is_caught
-from emulation.local_attention import Problem, backward, forward
+from emulation.local_attention import Problem, backward, check, forward, make_inputs
 from emulation.toolchain import build
-from harness import check_op, error
-from torch import Tensor
-
-from attnops import reference
-from attnops.reference.local_attention import local_scores
 
 WINDOWS = [  # (B, Ck, H, W), Cv, kernel_size, dilation
     ((1, 3, 4, 5), 2, (1, 1), (1, 1)),
@@ -65,65 +56,6 @@ PROBLEMS += [
     for inner in (False, True)
 ]
 ORDERS = ("forward", "reverse", "11")
-
-
-def emulated(
-    program: Path, folder: Path, problem: Problem, **options: str
-) -> Callable[..., Tensor]:
-    """The op of query, key and value as the kernels compute it; checks its log-sum-exp as well."""
-
-    class Emulated(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, *inputs: Tensor) -> Tensor:
-            out, lse = forward(program, folder, problem, inputs, **options)
-            check_lse(problem, *inputs[:2], lse)
-            ctx.save_for_backward(*inputs, lse)
-            return out
-
-        @staticmethod
-        def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
-            *inputs, lse = ctx.saved_tensors
-            return backward(program, folder, problem, grad, inputs, lse, **options)
-
-    return Emulated.apply
-
-
-def check_lse(problem: Problem, query: Tensor, key: Tensor, lse: Tensor) -> None:
-    """Within the rounding of sums as long: products over channels, exponentials over a window."""
-    query, key = query.double(), key.double()
-    if not (query.isfinite().all() and key.isfinite().all()):
-        return
-    expected = local_scores(query, key, *window(problem)).logsumexp(dim=1)
-    products = local_scores(query.abs(), key.abs(), *window(problem)).abs()
-    largest = products.masked_fill(products.isinf(), 0.0).max().item()
-    roundings = (query.shape[1] + 4) * largest + math.prod(problem.kernel_size)
-    assert error(lse, expected) <= roundings * torch.finfo(lse.dtype).eps
-
-
-def window(problem: Problem) -> tuple:
-    """Arguments of the reference after query, key and value."""
-    dilation = tuple(min(d, 50) for d in problem.dilation)  # beyond any map; the reference pads
-    return problem.kernel_size, dilation, problem.scale, "mask" if problem.mask_border else "zero"
-
-
-def make_inputs(problem: Problem) -> list[Tensor]:
-    shapes = (problem.key_shape, problem.key_shape, problem.value_shape)
-    return [torch.randn(shape).to(problem.dtype) for shape in shapes]
-
-
-def check(
-    program: Path,
-    folder: Path,
-    problem: Problem,
-    inputs: Sequence[Tensor] | None = None,
-    **options: str,
-) -> None:
-    """Output and gradients of `problem` agree with the reference."""
-    check_op(
-        emulated(program, folder, problem, **options),
-        lambda *xs: reference.local_attention(*xs, *window(problem)),
-        make_inputs(problem) if inputs is None else inputs,
-    )
 
 
 def describe(problem: Problem) -> str:
@@ -207,73 +139,3 @@ def test_windows_are_refused_by_library_and_python_alike(
 def test_plans_keep_the_limits() -> None:
     done = toolchain.run(build("local_attention_plans.cpp", "address"))
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-# Faults in the kernels: a copy of them in which the environment turns each fault on.
-
-KERNELS = (
-    "local_attention/tile.cuh",
-    "local_attention/products.cuh",
-    "local_attention/kernels.cuh",
-    "local_attention/backward_kernels.cuh",
-)
-FAULTS = {
-    "shared index": (
-        KERNELS[0],
-        "s_channels[vector * plan.plane + position] = gather",
-        "s_channels[(vector + FAULT * kStaged) * plan.plane + position] = gather",
-    ),
-    "global read": (KERNELS[0], "if (count >= kWidth<T>)", "if (count >= kWidth<T> || FAULT)"),
-    "global write": (KERNELS[0], "if (pixel < 0) return;", "if (pixel < 0 && !FAULT) return;"),
-    "window too wide": (
-        KERNELS[1],
-        "for (int row = 0; row < plan.kernel_height; ++row)",
-        "for (int row = 0; row < plan.kernel_height + 99 * FAULT; ++row)",
-    ),
-    "thread without barrier": (KERNELS[1], BARRIER, WITHOUT_BARRIER),
-}
-# More channels than are staged at a time, in parts: it passes every barrier more than once.
-PARTS = Problem((1, 20, 6, 9), 21)
-
-
-@pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    folder = tmp_path_factory.mktemp("faulty")
-    return faulty_programs(folder, "local_attention_driver.cpp", KERNELS, FAULTS)
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("sanitizer", ["address", "thread"])
-def test_copy_without_fault_passes(
-    faulty, tmp_path: Path, sanitizer: str, channels_last: bool
-) -> None:
-    check(faulty(sanitizer), tmp_path, replace(PARTS, channels_last=channels_last))
-
-
-@pytest.mark.parametrize(
-    ("fault", "report"),
-    [
-        ("shared index", "heap-buffer-overflow"),
-        ("global read", "heap-buffer-overflow"),
-        ("global write", "heap-buffer-overflow"),
-        ("window too wide", "heap-buffer-overflow"),
-        ("thread without barrier", r"and waits, but thread \(5, 0, 0\) is at __sync"),
-    ],
-)
-def test_fault_is_reported(faulty, tmp_path: Path, fault: str, report: str) -> None:
-    with pytest.raises(Failed, match=report):
-        check(faulty("address"), tmp_path, PARTS, ATTNOPS_FAULT=fault)
-
-
-@pytest.mark.parametrize("barrier", barriers(KERNELS))
-def test_missing_barrier_is_a_race(faulty, tmp_path: Path, barrier: str) -> None:
-    """Under ThreadSanitizer, in any one order of the threads."""
-    run = partial(check, faulty("thread"), tmp_path)
-    assert is_caught(run, [PARTS], barrier, "data race", ["forward"])
-
-
-@pytest.mark.parametrize("barrier", barriers(KERNELS))
-def test_missing_barrier_changes_the_result(faulty, tmp_path: Path, barrier: str) -> None:
-    """In one of two opposite orders of the threads, without ThreadSanitizer."""
-    run = partial(check, faulty("address"), tmp_path)
-    assert is_caught(run, [PARTS], barrier, "", ["forward", "reverse"])

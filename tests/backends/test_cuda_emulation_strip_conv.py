@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from emulation import toolchain
 from emulation.exchange import DTYPES, Failed
-from emulation.faults import BARRIER, WITHOUT_BARRIER, barriers, faulty_programs, is_caught
-from emulation.strip_conv import Problem, backward, forward
+from emulation.strip_conv import Problem, backward, check, forward, make_inputs, plain
 from emulation.toolchain import build
-from harness import check_op
-from torch import Tensor
-
-from attnops import reference
 
 pytestmark = pytest.mark.usefixtures("without_onednn")
 SEGNEXT = ((7, 7), (11, 11), (21, 21))
@@ -50,58 +43,6 @@ PROBLEMS += [
     Problem((3, 40, 7, 9), (5, 5), SEGNEXT, channels_last=True),
 ]
 ORDERS = ("forward", "reverse", "11")
-
-
-def emulated(
-    program: Path, folder: Path, problem: Problem, **options: str
-) -> Callable[..., Tensor]:
-    """The op of x, taps, biases as the kernels compute it."""
-
-    class Emulated(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, *inputs: Tensor) -> Tensor:
-            ctx.save_for_backward(*inputs)
-            return forward(program, folder, problem, inputs, **options)
-
-        @staticmethod
-        def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
-            return backward(program, folder, problem, grad, ctx.saved_tensors, **options)
-
-    return Emulated.apply
-
-
-def plain(problem: Problem, x: Tensor, taps: Tensor, biases: Tensor) -> Tensor:
-    """The reference, of packed parameters."""
-    sides = [problem.kernel_size]
-    for row, column in problem.strips:
-        sides += [(1, row), (column, 1)]
-    weights = taps.split([h * w for h, w in sides], dim=1)
-    pairs = [
-        (weight.reshape(-1, 1, *side), shift)
-        for weight, side, shift in zip(weights, sides, biases.unbind(1), strict=True)
-    ]
-    return reference.strip_conv(x, *pairs[0], list(zip(pairs[1::2], pairs[2::2], strict=True)))
-
-
-def make_inputs(problem: Problem) -> list[Tensor]:
-    taps = torch.randn(problem.taps_shape) / problem.taps_shape[1] ** 0.5
-    inputs = (torch.randn(problem.shape), taps, torch.randn(problem.biases_shape))
-    return [t.to(problem.dtype) for t in inputs]
-
-
-def check(
-    program: Path,
-    folder: Path,
-    problem: Problem,
-    inputs: Sequence[Tensor] | None = None,
-    **options: str,
-) -> None:
-    """Output and gradients of `problem` agree with the reference."""
-    check_op(
-        emulated(program, folder, problem, **options),
-        lambda *tensors: plain(problem, *tensors),
-        make_inputs(problem) if inputs is None else inputs,
-    )
 
 
 def describe(problem: Problem) -> str:
@@ -200,74 +141,3 @@ def test_kernels_are_refused_by_library_and_python_alike(
 def test_plans_keep_the_limits() -> None:
     done = toolchain.run(build("strip_conv_plans.cpp", "address"))
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-# Faults in the kernels: a copy of them in which the environment turns each fault on.
-
-KERNELS = (
-    "strip_conv/tile.cuh",
-    "strip_conv/kernels.cuh",
-    "strip_conv/backward_kernels.cuh",
-)
-FAULTS = {
-    "global read": (KERNELS[0], "inside ? widen(p_map", "inside || FAULT ? widen(p_map"),
-    "row too long": (
-        KERNELS[0],
-        "for (int t = 0; t < taps; ++t, s_in",
-        "for (int t = 0; t < taps + 9999 * FAULT; ++t, s_in",
-    ),
-    "global write": (
-        KERNELS[1],
-        "if (tile.y + row + j < plan.height)",
-        "if (tile.y + row + j < plan.height || FAULT)",
-    ),
-    "thread without barrier": (KERNELS[1], BARRIER, WITHOUT_BARRIER),
-}
-SMALL = Problem((1, 3, 10, 9), (3, 3), ((3, 5), (7, 3)))
-# Together they pass every barrier where it matters: two strips, none, sums in several rounds.
-WITH_BARRIERS = (
-    SMALL,
-    replace(SMALL, channels_last=True),
-    Problem((1, 1, 9, 21), (3, 3), ()),
-    Problem((1, 1, 3, 12), (11, 11), ((3, 3),)),
-)
-
-
-@pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    folder = tmp_path_factory.mktemp("faulty")
-    return faulty_programs(folder, "strip_conv_driver.cpp", KERNELS, FAULTS)
-
-
-@pytest.mark.parametrize("sanitizer", ["address", "thread"])
-def test_copy_without_fault_passes(faulty, tmp_path: Path, sanitizer: str) -> None:
-    for problem in WITH_BARRIERS:
-        check(faulty(sanitizer), tmp_path, problem)
-
-
-@pytest.mark.parametrize(
-    ("fault", "report"),
-    [
-        ("global read", "heap-buffer-overflow"),
-        ("row too long", "heap-buffer-overflow"),
-        ("global write", "heap-buffer-overflow"),
-        ("thread without barrier", r"and waits, but thread \(5, 0, 0\) is at __sync"),
-    ],
-)
-def test_fault_is_reported(faulty, tmp_path: Path, fault: str, report: str) -> None:
-    with pytest.raises(Failed, match=report):
-        check(faulty("address"), tmp_path, SMALL, ATTNOPS_FAULT=fault)
-
-
-@pytest.mark.parametrize("barrier", barriers(KERNELS))
-def test_missing_barrier_is_a_race(faulty, tmp_path: Path, barrier: str) -> None:
-    """Under ThreadSanitizer, in any one order of the threads."""
-    run = partial(check, faulty("thread"), tmp_path)
-    assert is_caught(run, WITH_BARRIERS, barrier, "data race", ["forward"])
-
-
-@pytest.mark.parametrize("barrier", barriers(KERNELS))
-def test_missing_barrier_changes_the_result(faulty, tmp_path: Path, barrier: str) -> None:
-    """In one of two opposite orders of the threads, without ThreadSanitizer."""
-    run = partial(check, faulty("address"), tmp_path)
-    assert is_caught(run, WITH_BARRIERS, barrier, "", ["forward", "reverse"])

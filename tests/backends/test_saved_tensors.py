@@ -79,14 +79,21 @@ def gradients(name: str, leaves: list[Tensor], hooks: Hooks = nullcontext) -> li
     return list(torch.autograd.grad(out, leaves, weights, allow_unused=True))
 
 
-@every_hook
-@every_op
-def test_the_backward_runs_where_the_forward_ran(name, hook, calls, device):
+def leaves_and_gradients(
+    name: str, hook: str, device: torch.device
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Arguments, and their gradients by the reference; skips where the hook cannot run."""
     if hook == "numpy" and device.type != "cpu":
         pytest.skip("numpy has no CUDA tensors")
     leaves = leaves_of(name, device)
     with attnops.use_backend("reference"):
-        expected = gradients(name, leaves)
+        return leaves, gradients(name, leaves)
+
+
+@every_hook
+@every_op
+def test_the_backward_runs_where_the_forward_ran(name, hook, calls, device):
+    leaves, expected = leaves_and_gradients(name, hook, device)
     for forced in ("auto", "reference"):
         del calls[:]
         with attnops.use_backend(forced):
@@ -110,11 +117,7 @@ def test_choices_after_the_forward_change_nothing(name, calls, device):
 @every_op
 def test_compiled_graphs_whose_trace_is_lost(name, hook, calls, device):
     """The backward runs on what would be chosen for the same input: never a crash."""
-    if hook == "numpy" and device.type != "cpu":
-        pytest.skip("numpy has no CUDA tensors")
-    leaves = leaves_of(name, device)
-    with attnops.use_backend("reference"):
-        expected = gradients(name, leaves)
+    leaves, expected = leaves_and_gradients(name, hook, device)
     torch._dynamo.reset()
     compiled = torch.compile(
         lambda *t: CALLS[name].call(attnops, *t), backend="aot_eager", fullgraph=True

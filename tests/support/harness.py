@@ -19,6 +19,9 @@ LAYOUTS = (
     "expanded",
 )
 
+# Axes of maps whose sides change, for torch.export.
+DYNAMIC_SIDES = {2: torch.export.Dim("height", min=2), 3: torch.export.Dim("width", min=2)}
+
 
 def in_layout(x: Tensor, layout: str) -> Tensor:
     """The values of `x` `[B, C, H, W]` in another memory layout ("expanded": its first sample,
@@ -261,10 +264,14 @@ def check_exports(
     op: Callable[..., Tensor],
     reference: Callable[..., Tensor],
     example: tuple[Tensor, ...],
-    dynamic_shapes: tuple[dict | None, ...],
     others: tuple[Tensor, ...],
+    dynamic_shapes: tuple[dict | None, ...] | None = None,
 ) -> None:
-    """Exported with `example`, the graph is right for `others`."""
+    """Exported with `example`, the graph is right for `others`; None: the first is a map whose
+    sides change.
+    """
+    if dynamic_shapes is None:
+        dynamic_shapes = (DYNAMIC_SIDES, *[None] * (len(example) - 1))
 
     class Call(torch.nn.Module):
         def forward(self, *inputs):
@@ -286,3 +293,10 @@ def check_autocast(op: Callable[..., Tensor], inputs: Sequence[Tensor], backend:
     assert torch.equal(out.detach(), op(*(x.detach().bfloat16() for x in inputs)))
     out.sum().backward()
     assert leaf.grad.dtype == torch.float32
+
+
+def check_refuses_double_backward(op: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+    leaves = [x.requires_grad_() for x in inputs]
+    (grad,) = torch.autograd.grad(op(*leaves).sum(), leaves[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward is not implemented"):
+        grad.sum().backward()

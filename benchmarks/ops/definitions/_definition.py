@@ -61,6 +61,10 @@ class Draw:
         return torch.randint(classes, shape, generator=self.generator, device=self.device)
 
 
+def _no_macs(shape: Shape, backward: bool, **options: Any) -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class Definition:
     """An op under test.
@@ -80,14 +84,10 @@ class Definition:
     variants: Sequence[Variant]
     inputs: Callable[..., list[Tensor]]
     elements: Callable[..., int]
-    macs: Callable[..., int]
+    macs: Callable[..., int] = _no_macs
     differentiable: int = 1
     layouts: Sequence[str] = ("contiguous", "channels_last")
     unchecked: tuple[tuple[str, str], ...] = ()
-
-
-def no_macs(shape: Shape, backward: bool, **options: Any) -> int:
-    return 0
 
 
 def size_of(shape: Shape) -> int:

@@ -10,18 +10,7 @@ from torch.nn.functional import interpolate, pad, unfold
 
 import attnops
 
-from ._definition import (
-    COMPILED,
-    EAGER,
-    NATTEN,
-    OURS,
-    Definition,
-    Draw,
-    Shape,
-    no_macs,
-    size_of,
-    variant,
-)
+from ._definition import COMPILED, EAGER, NATTEN, OURS, Definition, Draw, Shape, size_of, variant
 
 GROUPS = 8
 
@@ -134,7 +123,6 @@ LOCAL_ATTENTION = Definition(
     inputs=_attention_inputs,
     # query, key, value and out; then these but out, grad and three gradients
     elements=lambda shape, backward, **_: (11 if backward else 4) * size_of(shape),
-    macs=no_macs,
     differentiable=3,
     unchecked=((NATTEN, "its window is shifted at the border, not padded"),),
 )
@@ -148,7 +136,6 @@ UPSAMPLE_GATE = Definition(
     ),
     inputs=lambda draw, shape, side: [draw.map(*shape), draw.map(*shape[:2], side, side)],
     elements=_gate_elements,
-    macs=no_macs,
     differentiable=2,
 )
 
@@ -158,6 +145,5 @@ GROUP_ATTENTION = Definition(
     inputs=lambda draw, shape: [draw.map(*shape) / 8 for _ in range(3)],
     # phi and g, then theta and out; then theta, phi, g, grad (twice) and three gradients
     elements=lambda shape, backward: (12 if backward else 4) * size_of(shape),
-    macs=no_macs,
     differentiable=3,
 )

@@ -9,17 +9,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 import attnops
 
-from ._definition import (
-    COMPILED,
-    EAGER,
-    OURS,
-    Definition,
-    Draw,
-    Shape,
-    no_macs,
-    size_of,
-    variant,
-)
+from ._definition import COMPILED, EAGER, OURS, Definition, Draw, Shape, size_of, variant
 
 
 def eager_merge(first: Tensor, *rest: Tensor, sides: tuple[int, ...]) -> Tensor:
@@ -101,7 +91,6 @@ MERGE_SCALES = Definition(
     ),
     inputs=_merge_inputs,
     elements=_merge_elements,
-    macs=no_macs,
     differentiable=4,
 )
 
@@ -110,7 +99,6 @@ UPSAMPLE_CROSS_ENTROPY = Definition(
     variants=_SIZES,
     inputs=_loss_inputs,
     elements=_loss_elements,
-    macs=no_macs,
 )
 
 UPSAMPLE_ARGMAX = Definition(
@@ -118,6 +106,5 @@ UPSAMPLE_ARGMAX = Definition(
     variants=_SIZES,
     inputs=lambda draw, shape, factor: [draw.map(*shape)],
     elements=_argmax_elements,
-    macs=no_macs,
     differentiable=0,
 )

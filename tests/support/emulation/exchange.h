@@ -55,41 +55,47 @@ std::vector<T> take(const char*& bytes, size_t count) {
   return values;
 }
 
-// The exit status of a driver that cannot run a problem.
-inline int refuse(const char* what) {
-  std::cerr << "unsupported " << what << "\n";
-  return 2;
-}
-
 inline std::string read_file(const char* path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-// Calls function(T{}) with the element type of number `dtype`; the exit status.
+// Calls function(T{}) with the element type of number `dtype`; false if there is none.
 template <typename Function>
-int with_dtype(int64_t dtype, const Function& function) {
-  if (dtype == 0) return function(float{}), 0;
+bool with_dtype(int64_t dtype, const Function& function) {
+  if (dtype == 0) return function(float{}), true;
 #if !defined(FLOAT32_ONLY)
-  if (dtype == 1) return function(__half{}), 0;
-  if (dtype == 2) return function(__nv_bfloat16{}), 0;
-  if (dtype == 3) return function(double{}), 0;
+  if (dtype == 1) return function(__half{}), true;
+  if (dtype == 2) return function(__nv_bfloat16{}), true;
+  if (dtype == 3) return function(double{}), true;
 #endif
-  return refuse("dtype");
+  return false;
 }
 
-// main of a driver `NAME REQUEST RESULT`: calls run(bytes of the file REQUEST, the file RESULT),
-// which returns the exit status.
-template <typename Run>
-int drive(int argc, char** argv, const Run& run) {
+// main of a driver `NAME REQUEST RESULT`. The request starts with a Driver::Fields, the first of
+// which is a Form; Driver::problem takes what it needs of the rest, and Driver::run<T>(fields,
+// problem, rest, file RESULT) does it, unless Driver::supported says that it cannot: then an error
+// names Driver::kRefused. Returns the exit status.
+template <typename Driver>
+int drive(int argc, char** argv) {
   if (argc != 3) {
     std::cerr << "usage: " << argv[0] << " REQUEST RESULT\n";
     return 2;
   }
   const std::string request = read_file(argv[1]);
+  const char* bytes = request.data();
+  const auto fields = take<typename Driver::Fields>(bytes, 1)[0];
+  const auto problem = Driver::problem(fields, bytes);
+  if (!Driver::supported(problem)) {
+    std::cerr << "unsupported " << Driver::kRefused << "\n";
+    return 2;
+  }
   std::ofstream result(argv[2], std::ios::binary);
-  const int status = run(request.data(), result);
-  return status == 0 && !result.good() ? 1 : status;
+  const bool known = with_dtype(fields.form.dtype, [&](auto element) {
+    Driver::template run<decltype(element)>(fields, problem, bytes, result);
+  });
+  if (!known) return 2;
+  return result.good() ? 0 : 1;
 }
 
 }  // namespace attnops::emulation

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from harness import check_op
 from torch import Tensor
 
 from .toolchain import run
@@ -89,3 +91,30 @@ def exchange(program: Path, folder: Path, request: bytes, **options: str) -> Res
     if done.returncode != 0:
         raise Failed(f"exit status {done.returncode}\n{done.stderr}")
     return Result(bytearray((folder / "result").read_bytes()))
+
+
+def checker(
+    emulated: Callable[..., Callable[..., Tensor]],
+    plain: Callable[..., Tensor],
+    make_inputs: Callable[..., Sequence[Tensor]],
+) -> Callable[..., None]:
+    """Makes the check that an emulated op agrees with the reference.
+
+    Args:
+        emulated: (program, folder, problem, **options of `toolchain.run`) -> function of inputs.
+        plain: the same function in PyTorch, of a problem and its inputs.
+        make_inputs: inputs of a problem.
+    """
+
+    def check(
+        program: Path,
+        folder: Path,
+        problem: Form,
+        inputs: Sequence[Tensor] | None = None,
+        **options: str,
+    ) -> None:
+        """Output and gradients of `problem` agree with the reference."""
+        op = emulated(program, folder, problem, **options)
+        check_op(op, partial(plain, problem), make_inputs(problem) if inputs is None else inputs)
+
+    return check

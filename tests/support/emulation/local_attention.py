@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from harness import error
 from torch import Tensor
 
-from .exchange import Form, exchange, map_to_bytes, to_bytes
+from attnops import reference
+from attnops.reference.local_attention import local_scores
+
+from .exchange import Form, checker, exchange, map_to_bytes, to_bytes
 
 
 @dataclass(frozen=True)
@@ -75,3 +80,54 @@ def backward(
     result = exchange(program, folder, request, **options)
     shapes = (problem.key_shape, problem.key_shape, problem.value_shape)
     return tuple(result.take_map(s, problem.dtype, problem.channels_last) for s in shapes)
+
+
+def emulated(
+    program: Path, folder: Path, problem: Problem, **options: str
+) -> Callable[..., Tensor]:
+    """The op of query, key and value as the kernels compute it; checks its log-sum-exp as well."""
+
+    class Emulated(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs: Tensor) -> Tensor:
+            out, lse = forward(program, folder, problem, inputs, **options)
+            check_lse(problem, *inputs[:2], lse)
+            ctx.save_for_backward(*inputs, lse)
+            return out
+
+        @staticmethod
+        def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
+            *inputs, lse = ctx.saved_tensors
+            return backward(program, folder, problem, grad, inputs, lse, **options)
+
+    return Emulated.apply
+
+
+def check_lse(problem: Problem, query: Tensor, key: Tensor, lse: Tensor) -> None:
+    """Within the rounding of sums as long: products over channels, exponentials over a window."""
+    query, key = query.double(), key.double()
+    if not (query.isfinite().all() and key.isfinite().all()):
+        return
+    expected = local_scores(query, key, *window(problem)).logsumexp(dim=1)
+    products = local_scores(query.abs(), key.abs(), *window(problem)).abs()
+    largest = products.masked_fill(products.isinf(), 0.0).max().item()
+    roundings = (query.shape[1] + 4) * largest + math.prod(problem.kernel_size)
+    assert error(lse, expected) <= roundings * torch.finfo(lse.dtype).eps
+
+
+def window(problem: Problem) -> tuple:
+    """Arguments of the reference after query, key and value."""
+    dilation = tuple(min(d, 50) for d in problem.dilation)  # beyond any map; the reference pads
+    return problem.kernel_size, dilation, problem.scale, "mask" if problem.mask_border else "zero"
+
+
+def make_inputs(problem: Problem) -> list[Tensor]:
+    shapes = (problem.key_shape, problem.key_shape, problem.value_shape)
+    return [torch.randn(shape).to(problem.dtype) for shape in shapes]
+
+
+def plain(problem: Problem, *maps: Tensor) -> Tensor:
+    return reference.local_attention(*maps, *window(problem))
+
+
+check = checker(emulated, plain, make_inputs)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from .exchange import Form, exchange, map_to_bytes, to_bytes
+from attnops import reference
+
+from .exchange import Form, checker, exchange, map_to_bytes, to_bytes
 
 
 @dataclass(frozen=True)
@@ -72,3 +75,43 @@ def backward(
     grad_x = result.take_map(problem.shape, problem.dtype, problem.channels_last)
     parameters = (problem.taps_shape, problem.biases_shape)
     return grad_x, *(result.take(shape, problem.dtype) for shape in parameters)
+
+
+def emulated(
+    program: Path, folder: Path, problem: Problem, **options: str
+) -> Callable[..., Tensor]:
+    """The op of x, taps, biases as the kernels compute it."""
+
+    class Emulated(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs: Tensor) -> Tensor:
+            ctx.save_for_backward(*inputs)
+            return forward(program, folder, problem, inputs, **options)
+
+        @staticmethod
+        def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
+            return backward(program, folder, problem, grad, ctx.saved_tensors, **options)
+
+    return Emulated.apply
+
+
+def plain(problem: Problem, x: Tensor, taps: Tensor, biases: Tensor) -> Tensor:
+    """The reference, of packed parameters."""
+    sides = [problem.kernel_size]
+    for row, column in problem.strips:
+        sides += [(1, row), (column, 1)]
+    weights = taps.split([h * w for h, w in sides], dim=1)
+    pairs = [
+        (weight.reshape(-1, 1, *side), shift)
+        for weight, side, shift in zip(weights, sides, biases.unbind(1), strict=True)
+    ]
+    return reference.strip_conv(x, *pairs[0], list(zip(pairs[1::2], pairs[2::2], strict=True)))
+
+
+def make_inputs(problem: Problem) -> list[Tensor]:
+    taps = torch.randn(problem.taps_shape) / problem.taps_shape[1] ** 0.5
+    inputs = (torch.randn(problem.shape), taps, torch.randn(problem.biases_shape))
+    return [t.to(problem.dtype) for t in inputs]
+
+
+check = checker(emulated, plain, make_inputs)

@@ -19,51 +19,54 @@ struct Request {
   int64_t kernel_height, kernel_width, strips;
 };
 
-template <typename T>
-void run(const Request& request, const StripProblem& problem, const char* input,
-         std::ostream& file) {
-  const StripPlan sums = plan_strip_pass<T>(problem, StripPass::kTaps);
-  const size_t elements = request.batch * request.channels * request.height * request.width;
-  const size_t all_taps = request.channels * sums.taps;
-  const size_t all_biases = request.channels * (1 + 2 * request.strips);
-  Array<T> x(elements, request.form.misalign), taps(all_taps), biases(all_biases);
-  if (!request.form.backward) {
-    Array<T> out(elements, request.form.misalign);
-    biases.read(taps.read(x.read(input)));
-    strip_forward<T>(problem, x.data(), taps.data(), biases.data(), out.data(), nullptr);
-    out.write(file);
-    return;
-  }
-  Array<T> grad(elements, request.form.misalign), grad_x(elements, request.form.misalign);
-  Array<T> grad_taps(all_taps), grad_biases(all_biases);
-  Array<accumulator_t<T>> partials(strip_partials(sums));
-  biases.read(taps.read(x.read(grad.read(input))));
-  strip_backward<T>(problem, sums, grad.data(), x.data(), taps.data(), biases.data(), grad_x.data(),
-                    grad_taps.data(), grad_biases.data(), partials.data(), nullptr);
-  grad_x.write(file);
-  grad_taps.write(file);
-  grad_biases.write(file);
-}
+struct Driver {
+  using Fields = Request;
+  static constexpr const char* kRefused = "kernels";
 
-int answer(const char* bytes, std::ostream& file) {
-  const Request request = take<Request>(bytes, 1)[0];
-  const std::vector<int64_t> rows = take<int64_t>(bytes, request.strips);
-  const std::vector<int64_t> columns = take<int64_t>(bytes, request.strips);
-  const StripProblem problem{request.batch,
-                             request.channels,
-                             request.height,
-                             request.width,
-                             request.kernel_height,
-                             request.kernel_width,
-                             rows,
-                             columns,
-                             request.form.channels_last != 0,
-                             static_cast<int>(request.form.multiprocessors)};
-  if (!strip_conv_supported(problem)) return refuse("kernels");
-  return with_dtype(request.form.dtype,
-                    [&](auto element) { run<decltype(element)>(request, problem, bytes, file); });
-}
+  static StripProblem problem(const Request& request, const char*& bytes) {
+    const std::vector<int64_t> rows = take<int64_t>(bytes, request.strips);
+    const std::vector<int64_t> columns = take<int64_t>(bytes, request.strips);
+    return {request.batch,
+            request.channels,
+            request.height,
+            request.width,
+            request.kernel_height,
+            request.kernel_width,
+            rows,
+            columns,
+            request.form.channels_last != 0,
+            static_cast<int>(request.form.multiprocessors)};
+  }
+  static bool supported(const StripProblem& problem) { return strip_conv_supported(problem); }
+
+  template <typename T>
+  static void run(const Request& request, const StripProblem& problem, const char* input,
+                  std::ostream& file) {
+    const StripPlan sums = plan_strip_pass<T>(problem, StripPass::kTaps);
+    const size_t elements = request.batch * request.channels * request.height * request.width;
+    const size_t all_taps = request.channels * sums.taps;
+    const size_t all_biases = request.channels * (1 + 2 * request.strips);
+    Array<T> x(elements, request.form.misalign), taps(all_taps), biases(all_biases);
+    if (!request.form.backward) {
+      Array<T> out(elements, request.form.misalign);
+      biases.read(taps.read(x.read(input)));
+      strip_forward<T>(problem, x.data(), taps.data(), biases.data(), out.data(), nullptr);
+      out.write(file);
+      return;
+    }
+    Array<T> grad(elements, request.form.misalign), grad_x(elements, request.form.misalign);
+    Array<T> grad_taps(all_taps), grad_biases(all_biases);
+    Array<accumulator_t<T>> partials(strip_partials(sums));
+    biases.read(taps.read(x.read(grad.read(input))));
+    strip_backward<T>(problem, sums, grad.data(), x.data(), taps.data(), biases.data(),
+                      grad_x.data(), grad_taps.data(), grad_biases.data(), partials.data(),
+                      nullptr);
+    grad_x.write(file);
+    grad_taps.write(file);
+    grad_biases.write(file);
+  }
+};
 
 }  // namespace
 
-int main(int argc, char** argv) { return attnops::emulation::drive(argc, argv, answer); }
+int main(int argc, char** argv) { return attnops::emulation::drive<Driver>(argc, argv); }
