@@ -129,9 +129,7 @@ def refuse(
     key: torch.Tensor,
     value: torch.Tensor,
     kernel_size: list[int],
-    dilation: list[int],
-    scale: float,
-    mask_border: bool,
+    *options: object,
 ) -> str | None:
     """The reason why these kernels cannot run an input, None if they can."""
     rows, columns = kernel_size

@@ -155,12 +155,10 @@ class _Backward:
     ) -> None:
         """Update number slot + 1 of the coefficients; dnext: of its result, so far."""
         group = self.group
-        tile = group.tile.positions
-        tiles = triton.cdiv(slab[1] - slab[0], tile)
         ends = slot == len(self.factor)
         run(
             nmf_coef_backward_kernel,
-            group.items * tiles,
+            group.items * group.tiles_of(slab),
             self.x,
             bases,
             self.gram,
@@ -173,12 +171,7 @@ class _Backward:
             self.dp[slot],
             self.dq,
             *self.options,
-            group.positions,
-            group.channels,
-            group.rank,
-            slab[0] // tile,
-            tiles,
-            group.parts,
+            *group.slab_sizes(slab),
             int(slot == 0),
             int(ends),
             int(alone),
@@ -203,13 +196,7 @@ class _Backward:
             self.dgram,
             self.gram,
             self.options[1],
-            group.channels,
-            group.rank,
-            group.rows,
-            group.square_row,
-            group.splits,
-            group.parts,
-            group.share,
+            *group.sizes,
             int(slot == 0),
             launch=bases_backward_launch(group.padded),
         )

@@ -185,11 +185,9 @@ def update_coef(
 ) -> None:
     """Writes the updated coefficients of a slab; options: inv_t, eps, whether coef is to be set."""
     inv_t, eps, begins = options
-    tile = group.tile.positions
-    tiles = triton.cdiv(slab[1] - slab[0], tile)
     run(
         nmf_coef_kernel,
-        group.items * tiles,
+        group.items * group.tiles_of(slab),
         x,
         bases,
         gram,
@@ -197,12 +195,7 @@ def update_coef(
         target,
         inv_t,
         eps,
-        group.positions,
-        group.channels,
-        group.rank,
-        slab[0] // tile,
-        tiles,
-        group.parts,
+        *group.slab_sizes(slab),
         int(begins),
         launch=coef_launch(group.padded, group.inner),
     )
@@ -225,13 +218,7 @@ def update_bases(
         target,
         gram,
         eps,
-        group.channels,
-        group.rank,
-        group.rows,
-        group.square_row,
-        group.splits,
-        group.parts,
-        group.share,
+        *group.sizes,
         int(sums is None),
         launch=bases_launch(group.padded),
     )

@@ -206,6 +206,20 @@ class Group:
     def parts(self) -> int:
         return triton.cdiv(self.channels, self.share)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What the kernels of the bases' updates get of it, in this order."""
+        table = (self.rows, self.square_row, self.splits)
+        return self.channels, self.rank, *table, self.parts, self.share
+
+    def slab_sizes(self, slab: tuple[int, int]) -> tuple[int, ...]:
+        """What the kernels of the coefficients' updates get of it, in this order."""
+        first, tiles = slab[0] // self.tile.positions, self.tiles_of(slab)
+        return self.positions, self.channels, self.rank, first, tiles, self.parts
+
+    def tiles_of(self, slab: tuple[int, int]) -> int:
+        return triton.cdiv(slab[1] - slab[0], self.tile.positions)
+
     def slabs(self) -> Iterator[tuple[int, int]]:
         """The first position and the end of each slab."""
         for first in range(0, self.positions, self.slab_positions):

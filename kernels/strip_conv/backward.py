@@ -20,17 +20,12 @@ from .forward import groups_of
 
 
 def backward(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    taps: torch.Tensor,
-    biases: torch.Tensor,
-    kernel_size: list[int],
-    rows: list[int],
-    columns: list[int],
+    grad: torch.Tensor, x: torch.Tensor, taps: torch.Tensor, biases: torch.Tensor, *sides: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dx like x, dtaps like taps, dbiases like biases."""
     launch = launch_of(x)
-    groups = groups_of(kernel_size, rows, columns)
+    kernel_size, *_ = sides  # and the lengths of rows and of columns
+    groups = groups_of(*sides)
     count, bias_count = taps.shape[1], biases.shape[1]
     dx = empty_map(x.shape, x, is_channels_inner(x))
     with on_device(grad, x) as (grad, x):

@@ -150,12 +150,9 @@ def test_autocast():
     model_checks.check_autocast(tiny(dropout=0.0), torch.randn(2, 3, 65, 65))
 
 
-def test_export():
-    model_checks.check_exports(tiny(), torch.randn(1, 3, 75, 96))
-
-
-def test_compile():
-    model_checks.check_compiles(tiny(), torch.randn(1, 3, 75, 96))
+@model_checks.every_trace
+def test_whole_graphs(trace):
+    trace(tiny(), torch.randn(1, 3, 75, 96))
 
 
 def test_one_scale_is_the_plain_network():

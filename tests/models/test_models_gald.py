@@ -186,13 +186,9 @@ def test_autocast(version):
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_export(version):
-    model_checks.check_exports(tiny(version), torch.randn(1, 3, SIDE, 120))
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_compile(version):
-    model_checks.check_compiles(tiny(version), torch.randn(1, 3, SIDE, 120))
+@model_checks.every_trace
+def test_whole_graphs(version, trace):
+    trace(tiny(version), torch.randn(1, 3, SIDE, 120))
 
 
 def test_the_auxiliary_head_runs_in_training_only():

@@ -230,12 +230,9 @@ def test_autocast():
     model_checks.check_autocast(tiny(drop_path_rate=0.0), torch.randn(2, 3, 64, 72))
 
 
-def test_export():
-    model_checks.check_exports(tiny(), torch.randn(1, 3, 65, 72))
-
-
-def test_compile():
-    model_checks.check_compiles(tiny(), torch.randn(1, 3, 65, 72))
+@model_checks.every_trace
+def test_whole_graphs(trace):
+    trace(tiny(), torch.randn(1, 3, 65, 72))
 
 
 @pytest.mark.parametrize(

@@ -239,25 +239,22 @@ def test_forced_backend_refuses_more_anchors_than_fused(backend, device):
         attnops.anchor_attention(query, key, value)
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"query": None}, TypeError, "query must be a tensor, got NoneType"),
-        ({"key": torch.ones(2, 4, 6).int()}, TypeError, "key has dtype torch.int32"),
-        ({"key": torch.ones(2, 4, 6).double()}, ValueError, "query is torch.float32 but key is"),
-        ({"query": torch.ones(2, 4)}, ValueError, r"must be \[B, Ck, \*spatial\], got \[2, 4\]"),
-        ({"key": torch.ones(2, 5, 6)}, ValueError, r"key must be \[2, 4, S\], got \[2, 5, 6\]"),
-        (
-            {"value": torch.ones(2, 3, 7)},
-            ValueError,
-            r"value must be \[2, Cv, 6\], got \[2, 3, 7\]",
-        ),
-        ({"value": torch.ones(1, 3, 6)}, ValueError, r"value must be \[2, Cv, 6\]"),
-        ({"bias": torch.ones(2, 7)}, ValueError, r"bias must be \[2, 6\], got \[2, 7\]"),
-        ({"key": torch.ones(2, 4, 0), "value": torch.ones(2, 3, 0)}, ValueError, "one anchor"),
-        ({"scale": "big"}, TypeError, "scale must be a number or None, got 'big'"),
-        ({"key": torch.ones(2, 4, 6, device="meta")}, ValueError, "expected one device"),
-    ],
+@harness.bad_input(
+    ({"query": None}, TypeError, "query must be a tensor, got NoneType"),
+    ({"key": torch.ones(2, 4, 6).int()}, TypeError, "key has dtype torch.int32"),
+    ({"key": torch.ones(2, 4, 6).double()}, ValueError, "query is torch.float32 but key is"),
+    ({"query": torch.ones(2, 4)}, ValueError, r"must be \[B, Ck, \*spatial\], got \[2, 4\]"),
+    ({"key": torch.ones(2, 5, 6)}, ValueError, r"key must be \[2, 4, S\], got \[2, 5, 6\]"),
+    (
+        {"value": torch.ones(2, 3, 7)},
+        ValueError,
+        r"value must be \[2, Cv, 6\], got \[2, 3, 7\]",
+    ),
+    ({"value": torch.ones(1, 3, 6)}, ValueError, r"value must be \[2, Cv, 6\]"),
+    ({"bias": torch.ones(2, 7)}, ValueError, r"bias must be \[2, 6\], got \[2, 7\]"),
+    ({"key": torch.ones(2, 4, 0), "value": torch.ones(2, 3, 0)}, ValueError, "one anchor"),
+    ({"scale": "big"}, TypeError, "scale must be a number or None, got 'big'"),
+    ({"key": torch.ones(2, 4, 6, device="meta")}, ValueError, "expected one device"),
 )
 def test_bad_input(change, error, message):
     arguments = {

@@ -123,17 +123,14 @@ def test_autocast_computes_in_the_autocast_dtype(backend, device):
     harness.check_autocast(fused, operands(device, torch.float32, (1, 8, 6, 7), 3), backend)
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"x": None}, TypeError, "x must be a tensor, got NoneType"),
-        ({"weight": torch.ones(4, 1, 3, 3).int()}, TypeError, "weight has dtype torch.int32"),
-        ({"bias": torch.ones(4).half()}, ValueError, "but bias is torch.float16"),
-        ({"bias": torch.ones(3)}, ValueError, r"bias must be \[4\], got \[3\]"),
-        ({"x": torch.ones(4, 5, 6)}, ValueError, r"x must be \[B, C, H, W\]"),
-        ({"weight": torch.ones(5, 1, 3, 3)}, ValueError, r"weight must be \[4, 1, kh, kw\]"),
-        ({"weight": torch.ones(4, 1, 2, 3)}, ValueError, "weight must have odd sides.*2x3"),
-    ],
+@harness.bad_input(
+    ({"x": None}, TypeError, "x must be a tensor, got NoneType"),
+    ({"weight": torch.ones(4, 1, 3, 3).int()}, TypeError, "weight has dtype torch.int32"),
+    ({"bias": torch.ones(4).half()}, ValueError, "but bias is torch.float16"),
+    ({"bias": torch.ones(3)}, ValueError, r"bias must be \[4\], got \[3\]"),
+    ({"x": torch.ones(4, 5, 6)}, ValueError, r"x must be \[B, C, H, W\]"),
+    ({"weight": torch.ones(5, 1, 3, 3)}, ValueError, r"weight must be \[4, 1, kh, kw\]"),
+    ({"weight": torch.ones(4, 1, 2, 3)}, ValueError, "weight must have odd sides.*2x3"),
 )
 def test_bad_input(change, error, message):
     arguments = {"x": torch.ones(2, 4, 5, 6), "weight": torch.ones(4, 1, 3, 3)}

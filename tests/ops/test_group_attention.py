@@ -161,18 +161,15 @@ def test_autocast_computes_in_the_autocast_dtype(backend, device):
     harness.check_autocast(fused(2), operands(device, torch.float32, 1, 8, 5, 7), backend)
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"theta": None}, TypeError, "theta must be a tensor, got NoneType"),
-        ({"phi": torch.ones(2, 4, 5, 6).int()}, TypeError, "phi has dtype torch.int32"),
-        ({"g": torch.ones(2, 4, 5, 6).half()}, ValueError, "but g is torch.float16"),
-        ({"phi": torch.ones(2, 4, 5, 5)}, ValueError, r"phi must be \[2, 4, 5, 6\]"),
-        ({"theta": torch.ones(2, 4, 5)}, ValueError, r"theta must be \[B, P, H, W\]"),
-        ({"groups": 3}, ValueError, "groups must divide the 4 channels of theta, got 3"),
-        ({"groups": 0}, ValueError, "groups must divide"),
-        ({"groups": None}, TypeError, "groups must be an integer, got None"),
-    ],
+@harness.bad_input(
+    ({"theta": None}, TypeError, "theta must be a tensor, got NoneType"),
+    ({"phi": torch.ones(2, 4, 5, 6).int()}, TypeError, "phi has dtype torch.int32"),
+    ({"g": torch.ones(2, 4, 5, 6).half()}, ValueError, "but g is torch.float16"),
+    ({"phi": torch.ones(2, 4, 5, 5)}, ValueError, r"phi must be \[2, 4, 5, 6\]"),
+    ({"theta": torch.ones(2, 4, 5)}, ValueError, r"theta must be \[B, P, H, W\]"),
+    ({"groups": 3}, ValueError, "groups must divide the 4 channels of theta, got 3"),
+    ({"groups": 0}, ValueError, "groups must divide"),
+    ({"groups": None}, TypeError, "groups must be an integer, got None"),
 )
 def test_bad_input(change, error, message):
     arguments = dict.fromkeys(("theta", "phi", "g"), torch.ones(2, 4, 5, 6)) | {"groups": 2}

@@ -204,25 +204,22 @@ def test_double_backward_is_refused(backend, device):
     harness.check_refuses_double_backward(fused(3), operands(device, torch.float32, 1, 2, 2, 4, 4))
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"query": None}, TypeError, "query must be a tensor, got NoneType"),
-        ({"key": torch.ones(2, 4, 5, 6).int()}, TypeError, "key has dtype torch.int32"),
-        ({"value": torch.ones(2, 3, 5, 6).half()}, ValueError, "but value is torch.float16"),
-        ({"query": torch.ones(2, 4, 5)}, ValueError, r"query must be \[B, Ck, H, W\]"),
-        ({"key": torch.ones(2, 3, 5, 6)}, ValueError, r"key must be \[2, 4, 5, 6\]"),
-        ({"value": torch.ones(2, 3, 5, 5)}, ValueError, r"value must be \[2, Cv, 5, 6\]"),
-        ({"value": torch.ones(2, 0, 5, 6)}, ValueError, "at least one channel"),
-        ({"kernel_size": 4}, ValueError, "odd and positive.*got 4"),
-        ({"kernel_size": (3, -1)}, ValueError, "odd and positive"),
-        ({"kernel_size": 3.0}, TypeError, "integer or a pair of integers, got 3.0"),
-        ({"dilation": 0}, ValueError, "dilation must be at least 1, got 0"),
-        ({"dilation": (1, 2, 3)}, TypeError, "dilation must be an integer or a pair"),
-        ({"scale": None}, TypeError, "scale must be a number, got None"),
-        ({"border": "reflect"}, ValueError, "border must be 'zero' or 'mask', got 'reflect'"),
-        ({"key": torch.ones(2, 4, 5, 6, device="meta")}, ValueError, "expected one device"),
-    ],
+@harness.bad_input(
+    ({"query": None}, TypeError, "query must be a tensor, got NoneType"),
+    ({"key": torch.ones(2, 4, 5, 6).int()}, TypeError, "key has dtype torch.int32"),
+    ({"value": torch.ones(2, 3, 5, 6).half()}, ValueError, "but value is torch.float16"),
+    ({"query": torch.ones(2, 4, 5)}, ValueError, r"query must be \[B, Ck, H, W\]"),
+    ({"key": torch.ones(2, 3, 5, 6)}, ValueError, r"key must be \[2, 4, 5, 6\]"),
+    ({"value": torch.ones(2, 3, 5, 5)}, ValueError, r"value must be \[2, Cv, 5, 6\]"),
+    ({"value": torch.ones(2, 0, 5, 6)}, ValueError, "at least one channel"),
+    ({"kernel_size": 4}, ValueError, "odd and positive.*got 4"),
+    ({"kernel_size": (3, -1)}, ValueError, "odd and positive"),
+    ({"kernel_size": 3.0}, TypeError, "integer or a pair of integers, got 3.0"),
+    ({"dilation": 0}, ValueError, "dilation must be at least 1, got 0"),
+    ({"dilation": (1, 2, 3)}, TypeError, "dilation must be an integer or a pair"),
+    ({"scale": None}, TypeError, "scale must be a number, got None"),
+    ({"border": "reflect"}, ValueError, "border must be 'zero' or 'mask', got 'reflect'"),
+    ({"key": torch.ones(2, 4, 5, 6, device="meta")}, ValueError, "expected one device"),
 )
 def test_bad_input(change, error, message):
     query, key, value = operands("cpu", torch.float32, 2, 4, 3, 5, 6)

@@ -175,20 +175,17 @@ def test_autocast_computes_in_the_autocast_dtype(backend, device):
 MAPS = [torch.ones(2, 4, 5, 6), torch.ones(2, 4, 2, 3)]
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"scores": MAPS[0]}, TypeError, "scores must be a sequence of maps, got Tensor"),
-        ({"scores": []}, ValueError, "scores is empty"),
-        ({"scores": [MAPS[0], None]}, TypeError, r"scores\[1\] must be a tensor, got NoneType"),
-        ({"scores": [MAPS[0], MAPS[1][:, 1:]]}, ValueError, r"scores\[1\] must be \[2, 4, h, w\]"),
-        ({"scores": [MAPS[0], MAPS[1].half()]}, ValueError, r"scores\[1\] is torch.float16"),
-        ({"scores": [MAPS[0], MAPS[1][:, :, :0]]}, ValueError, r"scores\[1\] is empty"),
-        ({"attention_logits": None}, ValueError, "needs attention_logits, got None"),
-        ({"attention_logits": torch.ones(2, 3, 5, 6)}, ValueError, r"must be \[2, 2, H, W\]"),
-        ({"reduce": "sum"}, ValueError, "reduce must be .* got 'sum'"),
-        ({"align_corners": 1}, TypeError, "align_corners must be True or False"),
-    ],
+@harness.bad_input(
+    ({"scores": MAPS[0]}, TypeError, "scores must be a sequence of maps, got Tensor"),
+    ({"scores": []}, ValueError, "scores is empty"),
+    ({"scores": [MAPS[0], None]}, TypeError, r"scores\[1\] must be a tensor, got NoneType"),
+    ({"scores": [MAPS[0], MAPS[1][:, 1:]]}, ValueError, r"scores\[1\] must be \[2, 4, h, w\]"),
+    ({"scores": [MAPS[0], MAPS[1].half()]}, ValueError, r"scores\[1\] is torch.float16"),
+    ({"scores": [MAPS[0], MAPS[1][:, :, :0]]}, ValueError, r"scores\[1\] is empty"),
+    ({"attention_logits": None}, ValueError, "needs attention_logits, got None"),
+    ({"attention_logits": torch.ones(2, 3, 5, 6)}, ValueError, r"must be \[2, 2, H, W\]"),
+    ({"reduce": "sum"}, ValueError, "reduce must be .* got 'sum'"),
+    ({"align_corners": 1}, TypeError, "align_corners must be True or False"),
 )
 def test_bad_input(change, error, message):
     arguments = {"scores": MAPS, "attention_logits": torch.ones(2, 2, 5, 6)}

@@ -264,22 +264,19 @@ def test_autocast_keeps_float32(backend, device):
     assert torch.equal(coef, attnops.nmf(x.bfloat16().float(), bases)[1])
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"x": None}, TypeError, "x must be a tensor, got NoneType"),
-        ({"bases": torch.ones(2, 4, 3).int()}, TypeError, "bases has dtype torch.int32"),
-        ({"bases": torch.ones(2, 4, 3).half()}, ValueError, "but bases is torch.float16"),
-        ({"x": torch.ones(4, 5)}, ValueError, r"x must be \[B, D, N\]"),
-        ({"bases": torch.ones(2, 5, 3)}, ValueError, r"bases must be \[2, 4, R\]"),
-        ({"bases": torch.ones(1, 4, 3)}, ValueError, r"bases must be \[2, 4, R\]"),
-        ({"bases": torch.ones(2, 4, 0)}, ValueError, "D, N and R must be at least 1"),
-        ({"x": torch.ones(2, 4, 0)}, ValueError, "D, N and R must be at least 1"),
-        ({"steps": -1}, ValueError, "steps must not be negative, got -1"),
-        ({"steps": 1.5}, TypeError, "steps must be an integer, got 1.5"),
-        ({"inv_t": None}, TypeError, "inv_t must be a number"),
-        ({"grad": "two_step"}, ValueError, "grad must be 'unrolled' or 'one_step'"),
-    ],
+@harness.bad_input(
+    ({"x": None}, TypeError, "x must be a tensor, got NoneType"),
+    ({"bases": torch.ones(2, 4, 3).int()}, TypeError, "bases has dtype torch.int32"),
+    ({"bases": torch.ones(2, 4, 3).half()}, ValueError, "but bases is torch.float16"),
+    ({"x": torch.ones(4, 5)}, ValueError, r"x must be \[B, D, N\]"),
+    ({"bases": torch.ones(2, 5, 3)}, ValueError, r"bases must be \[2, 4, R\]"),
+    ({"bases": torch.ones(1, 4, 3)}, ValueError, r"bases must be \[2, 4, R\]"),
+    ({"bases": torch.ones(2, 4, 0)}, ValueError, "D, N and R must be at least 1"),
+    ({"x": torch.ones(2, 4, 0)}, ValueError, "D, N and R must be at least 1"),
+    ({"steps": -1}, ValueError, "steps must not be negative, got -1"),
+    ({"steps": 1.5}, TypeError, "steps must be an integer, got 1.5"),
+    ({"inv_t": None}, TypeError, "inv_t must be a number"),
+    ({"grad": "two_step"}, ValueError, "grad must be 'unrolled' or 'one_step'"),
 )
 def test_bad_input(change, error, message):
     arguments = {"x": torch.ones(2, 4, 5), "bases": torch.ones(2, 4, 3)}

@@ -191,26 +191,23 @@ def test_double_backward_is_refused(backend, device):
 ROW, COLUMN = torch.ones(4, 1, 1, 3), torch.ones(4, 1, 3, 1)
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"x": None}, TypeError, "x must be a tensor, got NoneType"),
-        ({"weight": torch.ones(4, 1, 3, 3).int()}, TypeError, "weight has dtype torch.int32"),
-        ({"bias": torch.ones(4).half()}, ValueError, "but bias is torch.float16"),
-        ({"bias": torch.ones(3)}, ValueError, r"bias must be \[4\], got \[3\]"),
-        ({"x": torch.ones(4, 5, 6)}, ValueError, r"x must be \[B, C, H, W\]"),
-        ({"weight": torch.ones(4, 4, 3, 3)}, ValueError, r"weight must be \[4, 1, kh, kw\]"),
-        ({"weight": torch.ones(4, 1, 2, 3)}, ValueError, "weight must have odd sides.*2x3"),
-        ({"strips": [((COLUMN, None), (COLUMN, None))]}, ValueError, r"\[4, 1, 1, kw\]"),
-        ({"strips": [((ROW, None), (ROW, None))]}, ValueError, r"\[4, 1, kh, 1\]"),
-        (
-            {"strips": [((ROW, torch.ones(5)), (COLUMN, None))]},
-            ValueError,
-            r"strips\[0\].bias\[h\]",
-        ),
-        ({"strips": [(ROW, COLUMN)]}, TypeError, "strips must be a sequence of"),
-        ({"strips": 3}, TypeError, "strips must be a sequence of"),
-    ],
+@harness.bad_input(
+    ({"x": None}, TypeError, "x must be a tensor, got NoneType"),
+    ({"weight": torch.ones(4, 1, 3, 3).int()}, TypeError, "weight has dtype torch.int32"),
+    ({"bias": torch.ones(4).half()}, ValueError, "but bias is torch.float16"),
+    ({"bias": torch.ones(3)}, ValueError, r"bias must be \[4\], got \[3\]"),
+    ({"x": torch.ones(4, 5, 6)}, ValueError, r"x must be \[B, C, H, W\]"),
+    ({"weight": torch.ones(4, 4, 3, 3)}, ValueError, r"weight must be \[4, 1, kh, kw\]"),
+    ({"weight": torch.ones(4, 1, 2, 3)}, ValueError, "weight must have odd sides.*2x3"),
+    ({"strips": [((COLUMN, None), (COLUMN, None))]}, ValueError, r"\[4, 1, 1, kw\]"),
+    ({"strips": [((ROW, None), (ROW, None))]}, ValueError, r"\[4, 1, kh, 1\]"),
+    (
+        {"strips": [((ROW, torch.ones(5)), (COLUMN, None))]},
+        ValueError,
+        r"strips\[0\].bias\[h\]",
+    ),
+    ({"strips": [(ROW, COLUMN)]}, TypeError, "strips must be a sequence of"),
+    ({"strips": 3}, TypeError, "strips must be a sequence of"),
 )
 def test_bad_input(change, error, message):
     arguments = {

@@ -134,18 +134,15 @@ def test_exports_with_dynamic_shapes(backend, device):
     assert torch.equal(program.module()(x), Label()(x))
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"logits": None}, TypeError, "logits must be a tensor, got NoneType"),
-        ({"logits": torch.ones(2, 4, 5, 6).int()}, TypeError, "logits has dtype torch.int32"),
-        ({"logits": torch.ones(4, 5, 6)}, ValueError, r"logits must be \[B, K, h, w\]"),
-        ({"logits": torch.ones(2, 0, 5, 6)}, ValueError, "logits are empty"),
-        ({"size": (0, 4)}, ValueError, r"size must be at least 1, got \(0, 4\)"),
-        ({"size": (1, 2, 3)}, TypeError, "size must be an integer or a pair"),
-        ({"size": 2.0}, TypeError, "size must be an integer or a pair"),
-        ({"align_corners": None}, TypeError, "align_corners must be True or False"),
-    ],
+@harness.bad_input(
+    ({"logits": None}, TypeError, "logits must be a tensor, got NoneType"),
+    ({"logits": torch.ones(2, 4, 5, 6).int()}, TypeError, "logits has dtype torch.int32"),
+    ({"logits": torch.ones(4, 5, 6)}, ValueError, r"logits must be \[B, K, h, w\]"),
+    ({"logits": torch.ones(2, 0, 5, 6)}, ValueError, "logits are empty"),
+    ({"size": (0, 4)}, ValueError, r"size must be at least 1, got \(0, 4\)"),
+    ({"size": (1, 2, 3)}, TypeError, "size must be an integer or a pair"),
+    ({"size": 2.0}, TypeError, "size must be an integer or a pair"),
+    ({"align_corners": None}, TypeError, "align_corners must be True or False"),
 )
 def test_bad_input(change, error, message):
     arguments = {"logits": torch.ones(2, 4, 5, 6), "size": (10, 12)}

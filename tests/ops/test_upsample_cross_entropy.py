@@ -245,23 +245,20 @@ def test_a_target_that_is_no_class_gives_nan_where_it_is_not_checked(backend, de
     assert loss[1, 3, 4].isnan() and loss.isnan().sum() == 1
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"logits": None}, TypeError, "logits must be a tensor, got NoneType"),
-        ({"target": torch.ones(2, 8, 9)}, TypeError, "target has dtype torch.float32"),
-        ({"target": torch.ones(2, 1, 8, 9).long()}, ValueError, r"target must be \[2, H, W\]"),
-        ({"logits": torch.ones(4, 5, 6)}, ValueError, r"logits must be \[B, K, h, w\]"),
-        ({"logits": torch.ones(2, 4, 0, 6)}, ValueError, "logits are empty"),
-        ({"weight": torch.ones(3)}, ValueError, r"weight must be \[4\], got \[3\]"),
-        ({"weight": torch.ones(4).int()}, TypeError, "weight must be a float tensor"),
-        ({"reduction": "max"}, ValueError, "reduction must be .* got 'max'"),
-        ({"ignore_index": None}, TypeError, "ignore_index must be an integer"),
-        ({"keep_threshold": 0.7, "reduction": "sum"}, ValueError, "needs reduction='mean'"),
-        ({"keep_threshold": "0.7"}, TypeError, "keep_threshold must be a number"),
-        ({"min_kept": -1}, ValueError, "min_kept must not be negative, got -1"),
-        ({"min_kept": 1.0}, TypeError, "min_kept must be an integer"),
-    ],
+@harness.bad_input(
+    ({"logits": None}, TypeError, "logits must be a tensor, got NoneType"),
+    ({"target": torch.ones(2, 8, 9)}, TypeError, "target has dtype torch.float32"),
+    ({"target": torch.ones(2, 1, 8, 9).long()}, ValueError, r"target must be \[2, H, W\]"),
+    ({"logits": torch.ones(4, 5, 6)}, ValueError, r"logits must be \[B, K, h, w\]"),
+    ({"logits": torch.ones(2, 4, 0, 6)}, ValueError, "logits are empty"),
+    ({"weight": torch.ones(3)}, ValueError, r"weight must be \[4\], got \[3\]"),
+    ({"weight": torch.ones(4).int()}, TypeError, "weight must be a float tensor"),
+    ({"reduction": "max"}, ValueError, "reduction must be .* got 'max'"),
+    ({"ignore_index": None}, TypeError, "ignore_index must be an integer"),
+    ({"keep_threshold": 0.7, "reduction": "sum"}, ValueError, "needs reduction='mean'"),
+    ({"keep_threshold": "0.7"}, TypeError, "keep_threshold must be a number"),
+    ({"min_kept": -1}, ValueError, "min_kept must not be negative, got -1"),
+    ({"min_kept": 1.0}, TypeError, "min_kept must be an integer"),
 )
 def test_bad_input(change, error, message):
     arguments = {

@@ -175,21 +175,18 @@ def test_double_backward_is_refused(backend, device):
     )
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"x": None}, TypeError, "x must be a tensor, got NoneType"),
-        ({"logits": torch.ones(2, 4, 2, 3).int()}, TypeError, "logits has dtype torch.int32"),
-        ({"logits": torch.ones(2, 4, 2, 3).half()}, ValueError, "logits is torch.float16"),
-        ({"logits": torch.ones(2, 3, 2, 3)}, ValueError, r"logits must be \[2, 4, h, w\]"),
-        ({"logits": torch.ones(2, 4, 0, 3)}, ValueError, r"logits are empty: \[2, 4, 0, 3\]"),
-        ({"x": torch.ones(2, 4, 5)}, ValueError, r"x must be \[B, C, H, W\]"),
-        ({"activation": "tanh"}, ValueError, "activation must be .* got 'tanh'"),
-        ({"residual": None}, ValueError, "residual must be .* got None"),
-        ({"input_weight": "2"}, TypeError, "input_weight must be a number"),
-        ({"activation_first": 1}, TypeError, "activation_first must be True or False"),
-        ({"align_corners": None}, TypeError, "align_corners must be True or False"),
-    ],
+@harness.bad_input(
+    ({"x": None}, TypeError, "x must be a tensor, got NoneType"),
+    ({"logits": torch.ones(2, 4, 2, 3).int()}, TypeError, "logits has dtype torch.int32"),
+    ({"logits": torch.ones(2, 4, 2, 3).half()}, ValueError, "logits is torch.float16"),
+    ({"logits": torch.ones(2, 3, 2, 3)}, ValueError, r"logits must be \[2, 4, h, w\]"),
+    ({"logits": torch.ones(2, 4, 0, 3)}, ValueError, r"logits are empty: \[2, 4, 0, 3\]"),
+    ({"x": torch.ones(2, 4, 5)}, ValueError, r"x must be \[B, C, H, W\]"),
+    ({"activation": "tanh"}, ValueError, "activation must be .* got 'tanh'"),
+    ({"residual": None}, ValueError, "residual must be .* got None"),
+    ({"input_weight": "2"}, TypeError, "input_weight must be a number"),
+    ({"activation_first": 1}, TypeError, "activation_first must be True or False"),
+    ({"align_corners": None}, TypeError, "align_corners must be True or False"),
 )
 def test_bad_input(change, error, message):
     arguments = {"logits": torch.ones(2, 4, 2, 3), "x": torch.ones(2, 4, 5, 6)}

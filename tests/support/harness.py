@@ -300,3 +300,10 @@ def check_refuses_double_backward(op: Callable[..., Tensor], inputs: Sequence[Te
     (grad,) = torch.autograd.grad(op(*leaves).sum(), leaves[0], create_graph=True)
     with pytest.raises(RuntimeError, match="double backward is not implemented"):
         grad.sum().backward()
+
+
+def bad_input(*cases: tuple[dict[str, object], type[Exception], str]) -> pytest.MarkDecorator:
+    """Runs a test for arguments that differ by `change` from good ones, which must raise `error`
+    with a `message` that matches.
+    """
+    return pytest.mark.parametrize(("change", "error", "message"), cases)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -129,6 +130,11 @@ def check_compiles(model: SegmentationModel, images: Tensor) -> None:
     with torch.no_grad():
         found = compiled(images)["out"]
         torch.testing.assert_close(found, model(images)["out"], rtol=1e-4, atol=1e-4)
+
+
+every_trace = pytest.mark.parametrize(
+    "trace", [check_exports, check_compiles], ids=["export", "compile"]
+)
 
 
 def filled(shapes: dict[str, list[int]]) -> dict[str, Tensor]:

@@ -84,6 +84,10 @@ std::tuple<Tensor, Tensor> anchor_attention(Tensor query, Tensor key, Tensor val
   }
   return {out, lse};
 }
+// query [B, Ck, N], key [B, Ck, S], value [B, Cv, S], bias [B, S] -> out [B, Cv, N], lse [B, N].
+ATTNOPS_REGISTER(cpu, CPU, anchor_attention,
+                 "(Tensor query, Tensor key, Tensor value, Tensor? bias, float scale) "
+                 "-> (Tensor out, Tensor lse)")
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> anchor_attention_backward(Tensor grad, Tensor query,
                                                                      Tensor key, Tensor value,
@@ -140,16 +144,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> anchor_attention_backward(Tensor grad
   }
   return {dquery, dkey, dvalue, dbias};
 }
-
-}  // namespace
-}  // namespace attnops::cpu
-
-// query [B, Ck, N], key [B, Ck, S], value [B, Cv, S], bias [B, S] -> out [B, Cv, N], lse [B, N].
-ATTNOPS_REGISTER(cpu, CPU, anchor_attention,
-                 "(Tensor query, Tensor key, Tensor value, Tensor? bias, float scale) "
-                 "-> (Tensor out, Tensor lse)")
 // dbias has shape [0] without a bias.
 ATTNOPS_REGISTER(cpu, CPU, anchor_attention_backward,
                  "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor? bias, "
                  "Tensor lse, float scale) -> (Tensor dquery, Tensor dkey, Tensor dvalue, "
                  "Tensor dbias)")
+
+}  // namespace
+}  // namespace attnops::cpu

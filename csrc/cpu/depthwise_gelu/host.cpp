@@ -93,6 +93,8 @@ Tensor depthwise_gelu(Tensor x, Tensor weight, std::optional<Tensor> bias) {
   });
   return out;
 }
+// x [B, C, H, W], weight [C, 1, kh, kw], bias [C] -> out like x; dbias [C] also without a bias.
+ATTNOPS_REGISTER(cpu, CPU, depthwise_gelu, "(Tensor x, Tensor weight, Tensor? bias) -> Tensor out")
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_gelu_backward(Tensor grad, Tensor x, Tensor weight,
                                                            std::optional<Tensor> bias) {
@@ -127,12 +129,9 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_gelu_backward(Tensor grad, Tensor x
   op.kernels.round(totals.data() + taps, taps + 1, m.channels, dbias.mutable_data_ptr());
   return {dx, dweight, dbias};
 }
-
-}  // namespace
-}  // namespace attnops::cpu
-
-// x [B, C, H, W], weight [C, 1, kh, kw], bias [C] -> out like x; dbias [C] also without a bias.
-ATTNOPS_REGISTER(cpu, CPU, depthwise_gelu, "(Tensor x, Tensor weight, Tensor? bias) -> Tensor out")
 ATTNOPS_REGISTER(cpu, CPU, depthwise_gelu_backward,
                  "(Tensor grad, Tensor x, Tensor weight, Tensor? bias) -> (Tensor dx, "
                  "Tensor dweight, Tensor dbias)")
+
+}  // namespace
+}  // namespace attnops::cpu

@@ -129,6 +129,10 @@ std::tuple<Tensor, Tensor> group_attention(Tensor theta, Tensor phi, Tensor g, i
   maps.scale(theta, sums, out);
   return {out, affinity};
 }
+// Maps [B, P, H, W]; affinity [B, groups] float32 or float64.
+ATTNOPS_REGISTER(
+    cpu, CPU, group_attention,
+    "(Tensor theta, Tensor phi, Tensor g, int groups) -> (Tensor out, Tensor affinity)")
 
 std::tuple<Tensor, Tensor, Tensor> group_attention_backward(Tensor grad, Tensor theta, Tensor phi,
                                                             Tensor g, Tensor affinity,
@@ -147,15 +151,10 @@ std::tuple<Tensor, Tensor, Tensor> group_attention_backward(Tensor grad, Tensor 
   maps.scale(phi, daffinity, dg);
   return {dtheta, dphi, dg};
 }
-
-}  // namespace
-}  // namespace attnops::cpu
-
-// Maps [B, P, H, W]; affinity [B, groups] float32 or float64.
-ATTNOPS_REGISTER(
-    cpu, CPU, group_attention,
-    "(Tensor theta, Tensor phi, Tensor g, int groups) -> (Tensor out, Tensor affinity)")
 ATTNOPS_REGISTER(
     cpu, CPU, group_attention_backward,
     "(Tensor grad, Tensor theta, Tensor phi, Tensor g, Tensor affinity, int groups) -> "
     "(Tensor dtheta, Tensor dphi, Tensor dg)")
+
+}  // namespace
+}  // namespace attnops::cpu

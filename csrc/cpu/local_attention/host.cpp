@@ -91,6 +91,11 @@ std::tuple<Tensor, Tensor> local_attention(Tensor query, Tensor key, Tensor valu
                  });
   return {out, lse};
 }
+// query, key [B, Ck, H, W], value [B, Cv, H, W], two numbers in kernel and dilation ->
+// out [B, Cv, H, W], lse [B, H, W].
+ATTNOPS_REGISTER(cpu, CPU, local_attention,
+                 "(Tensor query, Tensor key, Tensor value, int[] kernel_size, int[] dilation, "
+                 "float scale, bool mask_border) -> (Tensor out, Tensor lse)")
 
 std::tuple<Tensor, Tensor, Tensor> local_attention_backward(Tensor grad, Tensor query, Tensor key,
                                                             Tensor value, Tensor lse,
@@ -111,17 +116,11 @@ std::tuple<Tensor, Tensor, Tensor> local_attention_backward(Tensor grad, Tensor 
                  });
   return {dquery, dkey, dvalue};
 }
-
-}  // namespace
-}  // namespace attnops::cpu
-
-// query, key [B, Ck, H, W], value [B, Cv, H, W], two numbers in kernel and dilation ->
-// out [B, Cv, H, W], lse [B, H, W].
-ATTNOPS_REGISTER(cpu, CPU, local_attention,
-                 "(Tensor query, Tensor key, Tensor value, int[] kernel_size, int[] dilation, "
-                 "float scale, bool mask_border) -> (Tensor out, Tensor lse)")
 ATTNOPS_REGISTER(
     cpu, CPU, local_attention_backward,
     "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor lse, "
     "int[] kernel_size, int[] dilation, float scale, bool mask_border) -> (Tensor dquery, "
     "Tensor dkey, Tensor dvalue)")
+
+}  // namespace
+}  // namespace attnops::cpu

@@ -117,6 +117,12 @@ Tensor merge_scales(std::vector<Tensor> scores, std::optional<Tensor> logits, in
   });
   return out;
 }
+// scores [B, K, h, w] each, attention_logits [B, S, H, W] or none, all in one layout -> out
+// [B, K, height, width]; packed: the gradients of the maps one after the other, [elements];
+// dlogits [0] without logits. The numbers of reduce are those of host.h.
+ATTNOPS_REGISTER(cpu, CPU, merge_scales,
+                 "(Tensor[] scores, Tensor? attention_logits, int height, int width, int reduce, "
+                 "bool align_corners) -> Tensor out")
 
 std::tuple<Tensor, Tensor> merge_scales_backward(Tensor grad, std::vector<Tensor> scores,
                                                  std::optional<Tensor> logits, int64_t reduce,
@@ -169,16 +175,9 @@ std::tuple<Tensor, Tensor> merge_scales_backward(Tensor grad, std::vector<Tensor
   });
   return {packed, dlogits};
 }
-
-}  // namespace
-}  // namespace attnops::cpu
-
-// scores [B, K, h, w] each, attention_logits [B, S, H, W] or none, all in one layout -> out
-// [B, K, height, width]; packed: the gradients of the maps one after the other, [elements];
-// dlogits [0] without logits. The numbers of reduce are those of host.h.
-ATTNOPS_REGISTER(cpu, CPU, merge_scales,
-                 "(Tensor[] scores, Tensor? attention_logits, int height, int width, int reduce, "
-                 "bool align_corners) -> Tensor out")
 ATTNOPS_REGISTER(cpu, CPU, merge_scales_backward,
                  "(Tensor grad, Tensor[] scores, Tensor? attention_logits, int reduce, "
                  "bool align_corners) -> (Tensor packed, Tensor dlogits)")
+
+}  // namespace
+}  // namespace attnops::cpu

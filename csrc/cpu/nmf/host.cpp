@@ -75,6 +75,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> nmf(Tensor x, Tensor bases, int64_t s
   });
   return {out, coef, past_bases, past_coef};
 }
+// x [B, D, N] dense, bases [B, D, R] -> bases, coef [B, N, R] and what the backward needs
+// (record 2): past_bases [steps, B, D, R] after every step, past_coef [steps + 2, B, N, R] from
+// the softmax to the result; record 1: the last bases and the coefficients before their last
+// update; record 0: nothing, [0]. The past is in float32, or float64.
+ATTNOPS_REGISTER(cpu, CPU, nmf,
+                 "(Tensor x, Tensor bases, int steps, float inv_t, float eps, bool one_step, "
+                 "int record) -> (Tensor bases, Tensor coef, Tensor past_bases, Tensor past_coef)")
 
 std::tuple<Tensor, Tensor> nmf_backward(Tensor x, Tensor bases, std::optional<Tensor> grad_bases,
                                         std::optional<Tensor> grad_coef, Tensor past_bases,
@@ -141,18 +148,10 @@ std::tuple<Tensor, Tensor> nmf_backward(Tensor x, Tensor bases, std::optional<Te
                 static_cast<size_t>(dbases.numel()) * static_cast<size_t>(dbases.element_size()));
   return {dx, dbases};
 }
-
-}  // namespace
-}  // namespace attnops::cpu
-
-// x [B, D, N] dense, bases [B, D, R] -> bases, coef [B, N, R] and what the backward needs
-// (record 2): past_bases [steps, B, D, R] after every step, past_coef [steps + 2, B, N, R] from
-// the softmax to the result; record 1: the last bases and the coefficients before their last
-// update; record 0: nothing, [0]. The past is in float32, or float64.
-ATTNOPS_REGISTER(cpu, CPU, nmf,
-                 "(Tensor x, Tensor bases, int steps, float inv_t, float eps, bool one_step, "
-                 "int record) -> (Tensor bases, Tensor coef, Tensor past_bases, Tensor past_coef)")
 ATTNOPS_REGISTER(cpu, CPU, nmf_backward,
                  "(Tensor x, Tensor bases, Tensor? grad_bases, Tensor? grad_coef, "
                  "Tensor past_bases, Tensor past_coef, float inv_t, float eps, bool one_step) "
                  "-> (Tensor dx, Tensor dbases)")
+
+}  // namespace
+}  // namespace attnops::cpu

@@ -175,6 +175,9 @@ std::tuple<Tensor, Tensor> pyramid_pool(Tensor x, std::vector<int64_t> sizes, bo
       });
   return {out, argmax};
 }
+// x [B, C, H, W] -> out [B, C, S], argmax int32 [B, C, S] = h * W + w (use_max) or [0].
+ATTNOPS_REGISTER(cpu, CPU, pyramid_pool,
+                 "(Tensor x, int[] sizes, bool use_max) -> (Tensor out, Tensor argmax)")
 
 Tensor pyramid_pool_backward(Tensor grad, Tensor argmax, int64_t height, int64_t width,
                              std::vector<int64_t> sizes, bool use_max, bool channels_last) {
@@ -212,14 +215,10 @@ Tensor pyramid_pool_backward(Tensor grad, Tensor argmax, int64_t height, int64_t
                 });
   return grad_x;
 }
-
-}  // namespace
-}  // namespace attnops::cpu
-
-// x [B, C, H, W] -> out [B, C, S], argmax int32 [B, C, S] = h * W + w (use_max) or [0].
-ATTNOPS_REGISTER(cpu, CPU, pyramid_pool,
-                 "(Tensor x, int[] sizes, bool use_max) -> (Tensor out, Tensor argmax)")
 // grad [B, C, S] -> grad_x [B, C, H, W].
 ATTNOPS_REGISTER(cpu, CPU, pyramid_pool_backward,
                  "(Tensor grad, Tensor argmax, int height, int width, int[] sizes, bool use_max, "
                  "bool channels_last) -> Tensor grad_x")
+
+}  // namespace
+}  // namespace attnops::cpu

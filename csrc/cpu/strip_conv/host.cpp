@@ -97,6 +97,12 @@ Tensor strip_conv(Tensor x, Tensor taps, Tensor biases, std::vector<int64_t> ker
            });
   return out;
 }
+// x [B, C, H, W], taps [C, taps] of the local kernel and of the row and the column of each strip,
+// biases [C, 1 + 2 strips] in the same order -> out like x.
+ATTNOPS_REGISTER(
+    cpu, CPU, strip_conv,
+    "(Tensor x, Tensor taps, Tensor biases, int[] kernel_size, int[] rows, int[] columns) "
+    "-> Tensor out")
 
 std::tuple<Tensor, Tensor, Tensor> strip_conv_backward(Tensor grad, Tensor x, Tensor taps,
                                                        Tensor biases,
@@ -126,17 +132,10 @@ std::tuple<Tensor, Tensor, Tensor> strip_conv_backward(Tensor grad, Tensor x, Te
                  dbiases.mutable_data_ptr(), totals.data());
   return {dx, dtaps, dbiases};
 }
-
-}  // namespace
-}  // namespace attnops::cpu
-
-// x [B, C, H, W], taps [C, taps] of the local kernel and of the row and the column of each strip,
-// biases [C, 1 + 2 strips] in the same order -> out like x.
-ATTNOPS_REGISTER(
-    cpu, CPU, strip_conv,
-    "(Tensor x, Tensor taps, Tensor biases, int[] kernel_size, int[] rows, int[] columns) "
-    "-> Tensor out")
 ATTNOPS_REGISTER(
     cpu, CPU, strip_conv_backward,
     "(Tensor grad, Tensor x, Tensor taps, Tensor biases, int[] kernel_size, int[] rows, "
     "int[] columns) -> (Tensor dx, Tensor dtaps, Tensor dbiases)")
+
+}  // namespace
+}  // namespace attnops::cpu

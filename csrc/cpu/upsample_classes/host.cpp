@@ -70,6 +70,9 @@ Tensor upsample_argmax(Tensor logits, int64_t height, int64_t width, bool align_
   });
   return labels;
 }
+// logits [B, K, h, w], labels int64 [B, H, W].
+ATTNOPS_REGISTER(cpu, CPU, upsample_argmax,
+                 "(Tensor logits, int height, int width, bool align_corners) -> Tensor labels")
 
 std::tuple<Tensor, Tensor> upsample_cross_entropy(Tensor logits, Tensor target,
                                                   int64_t ignore_index, bool align_corners) {
@@ -93,6 +96,10 @@ std::tuple<Tensor, Tensor> upsample_cross_entropy(Tensor logits, Tensor target,
   });
   return {loss, statistics};
 }
+// target int64 [B, H, W], loss [B, H, W], statistics [2, B, H, W], both float32 or float64.
+ATTNOPS_REGISTER(cpu, CPU, upsample_cross_entropy,
+                 "(Tensor logits, Tensor target, int ignore_index, bool align_corners) "
+                 "-> (Tensor loss, Tensor statistics)")
 
 Tensor upsample_cross_entropy_backward(Tensor grad, std::optional<Tensor> grad_lse, Tensor logits,
                                        Tensor target, Tensor statistics, int64_t ignore_index,
@@ -137,18 +144,10 @@ Tensor upsample_cross_entropy_backward(Tensor grad, std::optional<Tensor> grad_l
   });
   return dlogits;
 }
-
-}  // namespace
-}  // namespace attnops::cpu
-
-// logits [B, K, h, w], labels int64 [B, H, W].
-ATTNOPS_REGISTER(cpu, CPU, upsample_argmax,
-                 "(Tensor logits, int height, int width, bool align_corners) -> Tensor labels")
-// target int64 [B, H, W], loss [B, H, W], statistics [2, B, H, W], both float32 or float64.
-ATTNOPS_REGISTER(cpu, CPU, upsample_cross_entropy,
-                 "(Tensor logits, Tensor target, int ignore_index, bool align_corners) "
-                 "-> (Tensor loss, Tensor statistics)")
 // grad of the losses, grad_lse of the pixels' log-sum-exp, both like the losses.
 ATTNOPS_REGISTER(cpu, CPU, upsample_cross_entropy_backward,
                  "(Tensor grad, Tensor? grad_lse, Tensor logits, Tensor target, Tensor statistics, "
                  "int ignore_index, bool align_corners) -> Tensor dlogits")
+
+}  // namespace
+}  // namespace attnops::cpu

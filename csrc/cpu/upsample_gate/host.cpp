@@ -89,6 +89,11 @@ Tensor upsample_gate(Tensor x, Tensor logits, int64_t activation, bool activatio
                });
   return out;
 }
+// x [B, C, H, W], logits [B, C, h, w] in its layout; the numbers of activation and residual are
+// those of host.h.
+ATTNOPS_REGISTER(cpu, CPU, upsample_gate,
+                 "(Tensor x, Tensor logits, int activation, bool activation_first, int residual, "
+                 "float input_weight, bool align_corners) -> Tensor out")
 
 std::tuple<Tensor, Tensor> upsample_gate_backward(Tensor grad, Tensor x, Tensor logits,
                                                   int64_t activation, bool activation_first,
@@ -136,16 +141,10 @@ std::tuple<Tensor, Tensor> upsample_gate_backward(Tensor grad, Tensor x, Tensor 
                });
   return {dx, dlogits};
 }
-
-}  // namespace
-}  // namespace attnops::cpu
-
-// x [B, C, H, W], logits [B, C, h, w] in its layout; the numbers of activation and residual are
-// those of host.h.
-ATTNOPS_REGISTER(cpu, CPU, upsample_gate,
-                 "(Tensor x, Tensor logits, int activation, bool activation_first, int residual, "
-                 "float input_weight, bool align_corners) -> Tensor out")
 ATTNOPS_REGISTER(
     cpu, CPU, upsample_gate_backward,
     "(Tensor grad, Tensor x, Tensor logits, int activation, bool activation_first, int "
     "residual, float input_weight, bool align_corners) -> (Tensor dx, Tensor dlogits)")
+
+}  // namespace
+}  // namespace attnops::cpu

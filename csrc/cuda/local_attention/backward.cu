@@ -47,12 +47,11 @@ std::tuple<Tensor, Tensor, Tensor> local_attention_backward(const Tensor& grad, 
   });
   return {dquery, dkey, dvalue};
 }
-
-}  // namespace
-}  // namespace attnops::cuda
-
 ATTNOPS_REGISTER(
     cuda, CUDA, local_attention_backward,
     "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor lse, "
     "int[] kernel_size, int[] dilation, float scale, bool mask_border) -> (Tensor, Tensor, "
     "Tensor)")
+
+}  // namespace
+}  // namespace attnops::cuda

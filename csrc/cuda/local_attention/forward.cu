@@ -31,10 +31,9 @@ std::tuple<Tensor, Tensor> local_attention(const Tensor& query, const Tensor& ke
   });
   return {out, lse};
 }
-
-}  // namespace
-}  // namespace attnops::cuda
-
 ATTNOPS_REGISTER(cuda, CUDA, local_attention,
                  "(Tensor query, Tensor key, Tensor value, int[] kernel_size, int[] dilation, "
                  "float scale, bool mask_border) -> (Tensor, Tensor)")
+
+}  // namespace
+}  // namespace attnops::cuda

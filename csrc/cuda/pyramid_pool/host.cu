@@ -45,6 +45,8 @@ std::tuple<Tensor, Tensor> pyramid_pool(const Tensor& x, std::vector<int64_t> si
   });
   return {out, argmax};
 }
+ATTNOPS_REGISTER(cuda, CUDA, pyramid_pool,
+                 "(Tensor x, int[] sizes, bool use_max) -> (Tensor, Tensor)")
 
 Tensor pyramid_pool_backward(const Tensor& grad, const Tensor& argmax, int64_t height,
                              int64_t width, std::vector<int64_t> sizes, bool use_max,
@@ -70,12 +72,9 @@ Tensor pyramid_pool_backward(const Tensor& grad, const Tensor& argmax, int64_t h
   });
   return grad_x;
 }
-
-}  // namespace
-}  // namespace attnops::cuda
-
-ATTNOPS_REGISTER(cuda, CUDA, pyramid_pool,
-                 "(Tensor x, int[] sizes, bool use_max) -> (Tensor, Tensor)")
 ATTNOPS_REGISTER(cuda, CUDA, pyramid_pool_backward,
                  "(Tensor grad, Tensor argmax, int height, int width, int[] sizes, bool use_max, "
                  "bool channels_last) -> Tensor")
+
+}  // namespace
+}  // namespace attnops::cuda

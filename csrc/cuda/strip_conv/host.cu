@@ -67,6 +67,10 @@ Tensor strip_conv(const Tensor& x, const Tensor& taps, const Tensor& biases,
   });
   return out;
 }
+ATTNOPS_REGISTER(
+    cuda, CUDA, strip_conv,
+    "(Tensor x, Tensor taps, Tensor biases, int[] kernel_size, int[] rows, int[] columns) "
+    "-> Tensor")
 
 std::tuple<Tensor, Tensor, Tensor> strip_conv_backward(const Tensor& grad, const Tensor& x,
                                                        const Tensor& taps, const Tensor& biases,
@@ -99,15 +103,10 @@ std::tuple<Tensor, Tensor, Tensor> strip_conv_backward(const Tensor& grad, const
   });
   return {grad_x, grad_taps, grad_biases};
 }
-
-}  // namespace
-}  // namespace attnops::cuda
-
-ATTNOPS_REGISTER(
-    cuda, CUDA, strip_conv,
-    "(Tensor x, Tensor taps, Tensor biases, int[] kernel_size, int[] rows, int[] columns) "
-    "-> Tensor")
 ATTNOPS_REGISTER(
     cuda, CUDA, strip_conv_backward,
     "(Tensor grad, Tensor x, Tensor taps, Tensor biases, int[] kernel_size, int[] rows, "
     "int[] columns) -> (Tensor, Tensor, Tensor)")
+
+}  // namespace
+}  // namespace attnops::cuda

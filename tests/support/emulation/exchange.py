@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness import check_op
@@ -93,15 +94,49 @@ def exchange(program: Path, folder: Path, request: bytes, **options: str) -> Res
     return Result(bytearray((folder / "result").read_bytes()))
 
 
+def emulated(
+    forward: Callable[..., Tensor | tuple[Tensor, ...]],
+    backward: Callable[..., tuple[Tensor, ...]],
+    *problem: Any,
+    **options: str,
+) -> Callable[..., Tensor]:
+    """A function of its inputs as the kernels compute it, with their gradient.
+
+    Args:
+        forward: gives the output, or that and what `backward` gets after the inputs.
+        backward: gives the gradients of the inputs.
+        problem: program, folder and problem, first arguments of both.
+        options: of `toolchain.run`.
+    """
+
+    class Emulated(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+            found = forward(*problem, inputs, **options)
+            out, *statistics = found if isinstance(found, tuple) else (found,)
+            ctx.save_for_backward(*inputs, *statistics)
+            ctx.inputs = len(inputs)
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+            saved, count = ctx.saved_tensors, ctx.inputs
+            return backward(*problem, grad, saved[:count], *saved[count:], **options)
+
+    return Emulated.apply
+
+
 def checker(
-    emulated: Callable[..., Callable[..., Tensor]],
+    forward: Callable[..., Tensor | tuple[Tensor, ...]],
+    backward: Callable[..., tuple[Tensor, ...]],
     plain: Callable[..., Tensor],
     make_inputs: Callable[..., Sequence[Tensor]],
 ) -> Callable[..., None]:
     """Makes the check that an emulated op agrees with the reference.
 
     Args:
-        emulated: (program, folder, problem, **options of `toolchain.run`) -> function of inputs.
+        forward: as for `emulated`.
+        backward: as for `emulated`.
         plain: the same function in PyTorch, of a problem and its inputs.
         make_inputs: inputs of a problem.
     """
@@ -114,7 +149,7 @@ def checker(
         **options: str,
     ) -> None:
         """Output and gradients of `problem` agree with the reference."""
-        op = emulated(program, folder, problem, **options)
+        op = emulated(forward, backward, program, folder, problem, **options)
         check_op(op, partial(plain, problem), make_inputs(problem) if inputs is None else inputs)
 
     return check

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,24 +77,6 @@ def backward(
     return grad_x, *(result.take(shape, problem.dtype) for shape in parameters)
 
 
-def emulated(
-    program: Path, folder: Path, problem: Problem, **options: str
-) -> Callable[..., Tensor]:
-    """The op of x, taps, biases as the kernels compute it."""
-
-    class Emulated(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, *inputs: Tensor) -> Tensor:
-            ctx.save_for_backward(*inputs)
-            return forward(program, folder, problem, inputs, **options)
-
-        @staticmethod
-        def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
-            return backward(program, folder, problem, grad, ctx.saved_tensors, **options)
-
-    return Emulated.apply
-
-
 def plain(problem: Problem, x: Tensor, taps: Tensor, biases: Tensor) -> Tensor:
     """The reference, of packed parameters."""
     sides = [problem.kernel_size]
@@ -114,4 +96,4 @@ def make_inputs(problem: Problem) -> list[Tensor]:
     return [t.to(problem.dtype) for t in inputs]
 
 
-check = checker(emulated, plain, make_inputs)
+check = checker(forward, backward, plain, make_inputs)
