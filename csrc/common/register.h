@@ -4,7 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 // attnops_<device>::<op> with this schema, which begins at its arguments, for tensors of a dispatch
-// key: the function attnops::<device>::<op>.
+// key: the function attnops::<device>::<op>, behind which it stands.
 #define ATTNOPS_REGISTER(device, key, op, schema)                           \
   STABLE_TORCH_LIBRARY_FRAGMENT(attnops_##device, m) { m.def(#op schema); } \
   STABLE_TORCH_LIBRARY_IMPL(attnops_##device, key, m) {                     \
