@@ -150,7 +150,9 @@ class Language:
     def static_range(self, *bounds: Any) -> Iterator[Known]:
         return map(Known, range(*map(operator.index, bounds)))
 
-    def arange(self, start: Any, end: Any) -> Known:
+    def arange(self, start: Any, end: Any) -> Any:
+        if isinstance(end, Block):  # the length of a block: which one, does not matter here
+            return BLOCK
         return Known(numpy.arange(operator.index(start), operator.index(end)))
 
     def max(self, a: Any, axis: int | None = None, **options: Any) -> Any:

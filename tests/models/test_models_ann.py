@@ -58,7 +58,7 @@ def test_parameters_of_the_parts():
 def test_multiply_adds_of_the_whole_image():
     """2329.7 G as published, auxiliary head included.
 
-    Of that the counter does not see the attention's products, the blocks apply the value, the
+    Of that the convolutions are counted, but not the attention's products; the blocks apply the value, the
     output convolution and the context's half of the fusing one to the anchors, not to the map, and
     APNB's shared projection runs once where the released code runs it for key and query.
     """

@@ -175,8 +175,7 @@ def test_the_rule_of_nmf_is_its_chain():
 def test_products_are_those_of_the_flop_counter():
     model = on_meta("sanet_r50")
     found = count(model, (96, 64), published=False, auxiliary=False)
-    gated = 21 * (24 * 16 + 3 * 12 * 8)  # elements: four multiply-adds to resize, one to multiply
-    assert found.products + 5 * gated == multiply_adds(model, 96, 64)
+    assert found.products == multiply_adds(model, 96, 64)
 
 
 def test_an_op_without_a_rule_is_refused():
