@@ -24,8 +24,9 @@ def prepared(module: nn.Module, *, training: bool) -> nn.Module:
                 part.p = 0.0
             if isinstance(getattr(part, "drop_path", None), float):
                 part.drop_path = 0.0
-            if isinstance(part, nn.Conv2d) and not part.weight.any():
-                part.weight.normal_(std=0.1)
+            for parameter in part.parameters(recurse=False):
+                if not parameter.any():  # a gate that starts closed hides all that is behind it
+                    parameter.normal_(std=0.1)
             if isinstance(part, (nn.BatchNorm2d, nn.GroupNorm)):
                 part.weight.uniform_(0.5, 1.5)
                 part.bias.uniform_(-0.2, 0.2)
