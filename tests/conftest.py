@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 
@@ -23,6 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
     device = config.getoption("--device")
     if device == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: this PyTorch sees no GPU")
+    if TRITON_INTERPRETED and importlib.util.find_spec("triton"):
+        importlib.import_module("interpreter").install()
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
 
