@@ -58,9 +58,10 @@ def test_parameters_of_the_parts():
 def test_multiply_adds_of_the_whole_image():
     """2329.7 G as published, auxiliary head included.
 
-    Of that the convolutions are counted, but not the attention's products; the blocks apply the value, the
-    output convolution and the context's half of the fusing one to the anchors, not to the map, and
-    APNB's shared projection runs once where the released code runs it for key and query.
+    Of that the convolutions are counted, but not the attention's products; the blocks apply the
+    value, the output convolution and the context's half of the fusing one to the anchors, not to
+    the map, and APNB's shared projection runs once where the released code runs it for key and
+    query.
     """
     with torch.device("meta"):
         counted = model_checks.multiply_adds(create_model("ann_r101", num_classes=19), 1024, 2048)
