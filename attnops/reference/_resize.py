@@ -22,8 +22,10 @@ def on_finite_values(*tensors: Tensor | None) -> Iterator[None]:
     transformed code).
     """
     given = [t for t in tensors if t is not None]
-    finite = all(map(_holds_values, given)) and all(bool(t.sum().isfinite()) for t in given)
-    token = _all_finite.set(finite)
+    if not all(map(_holds_values, given)) or not all(bool(t.sum().isfinite()) for t in given):
+        yield
+        return
+    token = _all_finite.set(True)
     try:
         yield
     finally:
@@ -31,8 +33,7 @@ def on_finite_values(*tensors: Tensor | None) -> Iterator[None]:
 
 
 def _holds_values(x: Tensor) -> bool:
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
-    if wrapped or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):
         return False
     return x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter)
 
@@ -44,7 +45,7 @@ def resize(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     only the outputs that they have a share in, and a map of this size already passes unchanged.
     Half precision is blended in float32.
     """
-    if _all_finite.get():
+    if not torch.compiler.is_compiling() and _all_finite.get():
         return interpolate(x, tuple(size), mode="bilinear", align_corners=align_corners)
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     for dim in (3, 2):

@@ -261,7 +261,8 @@ class TestCompiled:
     def test_dual_tensors_into_a_graph_are_refused(self):
         pool = torch.compile(attnops.pyramid_pool, backend="aot_eager", fullgraph=True)
         x = torch.ones(1, 1, 4, 4)
-        refused = pytest.raises(NotImplementedError, match=r"attnops\.reference\.pyramid_pool")
+        errors = (NotImplementedError, torch._dynamo.exc.Unsupported)  # newer PyTorch's own
+        refused = pytest.raises(errors, match=r"attnops\.reference\.pyramid_pool|dual tensor")
         with forward_ad.dual_level(), refused:
             pool(forward_ad.make_dual(x, x))
 
