@@ -232,7 +232,12 @@ def test_autocast():
 
 @model_checks.every_trace
 def test_whole_graphs(trace):
-    trace(tiny(), torch.randn(1, 3, 65, 72))
+    model = tiny()
+    for (
+        stage
+    ) in model.backbone.stages:  # the blocks of a stage differ in weights and drop rate alone
+        del stage.blocks[1:]
+    trace(model, torch.randn(1, 3, 65, 72))
 
 
 @pytest.mark.parametrize(

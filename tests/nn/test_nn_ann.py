@@ -158,7 +158,7 @@ def test_non_local_is_embedded_gaussian_attention(device):
 
 
 @pytest.mark.inductor
-@pytest.mark.parametrize("projection", ["bn_relu", "linear"])
+@pytest.mark.parametrize("projection", ["bn_relu", pytest.param("linear", marks=pytest.mark.slow)])
 def test_apnb_compiles_whole_and_exports(backend, device, projection):
     block = randomise(APNB(12, 8, 8, projection=projection)).to(device).eval()
     x = torch.randn(2, 12, 14, 10, device=device)
