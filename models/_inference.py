@@ -7,7 +7,7 @@ import math
 import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,8 +19,6 @@ from attnops.nn.evaluation import evaluation_twin
 
 from ._checks import check_images
 
-if TYPE_CHECKING:
-    from ._model import SegmentationModel
 
 Windows = tuple[list[int], list[int]]
 
@@ -54,8 +52,17 @@ def _asking_wrapper(instance: Any) -> Any:
     return asking if isinstance(asking, compiled) and asking._orig_mod is instance else None
 
 
+class Predictor(Protocol):
+    """What prediction asks of a network, of its compiled form and of its stand-in."""
+
+    align_corners: bool
+    smallest_side: int
+
+    def __call__(self, images: Tensor, resize: bool = True) -> dict[str, Tensor]: ...
+
+
 def predict_labels(
-    model: SegmentationModel,
+    model: Predictor,
     images: Tensor,
     scales: Sequence[float],
     flip: bool,
@@ -92,7 +99,7 @@ def _checked_scales(scales: Sequence[float]) -> list[float]:
 
 
 def _checked_images(
-    model: SegmentationModel, images: Tensor, factors: list[float], windows: Windows | None
+    model: Predictor, images: Tensor, factors: list[float], windows: Windows | None
 ) -> Tensor:
     """The images in the network's dtype; what the protocol makes of them is not too small."""
     network = getattr(model, "_orig_mod", model)
@@ -149,7 +156,7 @@ def _checked_window(
 
 
 def _mean_probabilities(
-    model: SegmentationModel,
+    model: Predictor,
     images: Tensor,
     factors: list[float],
     flip: bool,
@@ -176,7 +183,7 @@ def _mean_probabilities(
     return total
 
 
-def _maps(model: SegmentationModel, images: Tensor, windows: Windows | None) -> Tensor:
+def _maps(model: Predictor, images: Tensor, windows: Windows | None) -> Tensor:
     """Logits of the images: small ones of the whole, or full-size ones from windows."""
     if windows is None:
         return model(images, resize=False)["out_small"]
@@ -189,7 +196,7 @@ def _starts(length: int, side: int, step: int) -> list[int]:
     return sorted({*range(0, last, step), last})
 
 
-def _slide(model: SegmentationModel, images: Tensor, sides: list[int], steps: list[int]) -> Tensor:
+def _slide(model: Predictor, images: Tensor, sides: list[int], steps: list[int]) -> Tensor:
     """Logits `[B, K, H, W]`, averaged over the windows that cover a pixel."""
     height, width = images.shape[2:]
     total = counts = None

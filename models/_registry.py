@@ -5,15 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ._checks import check_classes
 from ._options import plain
 
-if TYPE_CHECKING:
-    from ._model import SegmentationModel
-
-Factory = Callable[..., "SegmentationModel"]
+Factory = Callable[..., Any]  # (num_classes, **options) -> SegmentationModel
 _FACTORIES: dict[str, Factory] = {}
 
 
@@ -54,8 +51,8 @@ def model_options(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters}
 
 
-def create_model(name: str, **options: Any) -> SegmentationModel:
-    """A network with fresh weights, in training mode.
+def create_model(name: str, **options: Any) -> Any:
+    """A `SegmentationModel` with fresh weights, in training mode.
 
     Args:
         name: one of `list_models()`.
