@@ -19,7 +19,6 @@ from attnops.nn.evaluation import evaluation_twin
 
 from ._checks import check_images
 
-
 Windows = tuple[list[int], list[int]]
 
 
