@@ -78,7 +78,8 @@ def _existing(source: str | os.PathLike[str]) -> Path:
 def _read_torch(path: Path) -> Any:
     try:
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # newer torch.load goes by the name of a path
+                return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             return read_quietly(path)  # there is more in it than tensors
     except HarmfulPickle as error:

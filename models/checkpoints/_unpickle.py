@@ -130,4 +130,5 @@ def read_quietly(path: Path) -> Any:
     Raises:
         HarmfulPickle, and whatever a broken file leads to.
     """
-    return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_Module())
+    with path.open("rb") as file:  # newer torch.load goes by the name of a path
+        return torch.load(file, map_location="cpu", weights_only=False, pickle_module=_Module())
