@@ -13,10 +13,11 @@ import operator
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import FunctionType
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy
+from triton import language
 from triton.runtime import JITFunction
 
 from .sass import short_path
@@ -234,15 +235,21 @@ class _Follower:
             made = FunctionType(source.__code__, scope, source.__name__, source.__defaults__)
             made.__kwdefaults__ = source.__kwdefaults__
             self._functions[id(function)] = made
-            for name, value in source.__globals__.items():
-                if name == "tl":
-                    scope[name] = self._language
-                elif isinstance(value, JITFunction):
-                    own = value.fn.__module__.startswith("attnops.")
-                    scope[name] = self._plain(value) if own else _absorb
-                elif name not in scope:
-                    scope[name] = value
+            scope |= {name: self._translated(v) for name, v in source.__globals__.items()}
+            scope["range"] = self._count
         return self._functions[id(function)]
+
+    def _translated(self, value: Any) -> Any:
+        """What stands for a global name of a kernel's module."""
+        if value is language:
+            return self._language
+        if isinstance(value, JITFunction):
+            return self._plain(value) if value.fn.__module__.startswith("attnops.") else _absorb
+        if isinstance(value, ModuleType) and value.__name__.startswith("attnops."):
+            functions = {k: v for k, v in vars(value).items() if isinstance(v, JITFunction)}
+            found = {k: self._plain(v) for k, v in functions.items()}
+            return SimpleNamespace(**(vars(value) | found))
+        return value
 
     def _count(self, *bounds: Any, **options: Any) -> Iterator[Known]:
         frame = sys._getframe(1)
@@ -281,4 +288,4 @@ def _stand_in(value: Any) -> Any:
         return value
     if isinstance(value, (int, float)):
         return Known(value)
-    return value if isinstance(value, tuple) else BLOCK
+    return tuple(map(_stand_in, value)) if isinstance(value, tuple) else BLOCK
