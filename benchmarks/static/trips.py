@@ -231,7 +231,7 @@ class _Follower:
         """The function with the stand-in language, its callees likewise."""
         if id(function) not in self._functions:
             source = function.fn
-            scope: dict[str, Any] = {"range": self._count}
+            scope: dict[str, Any] = {}
             made = FunctionType(source.__code__, scope, source.__name__, source.__defaults__)
             made.__kwdefaults__ = source.__kwdefaults__
             self._functions[id(function)] = made
