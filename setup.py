@@ -103,7 +103,11 @@ setup(
     distclass=NativeDistribution,
     packages=packages(),
     package_dir=package_dir(),
-    package_data={"attnops": ["py.typed"], "attnops.benchmarks": ["results/**/*"]},
+    package_data={
+        "attnops": ["py.typed"],
+        "attnops.benchmarks": ["results/**/*"],
+        "attnops.training": ["recipes/*.yaml"],
+    },
     include_package_data=False,
     cmdclass={
         "bdist_wheel": PlatformWheel,

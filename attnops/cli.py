@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
@@ -10,20 +11,32 @@ from . import env
 from ._console import command
 from ._version import __version__
 
+# Commands whose options belong to a module: (module with main(arguments) -> exit status, the extra
+# that it needs, what it does).
+DELEGATED = {
+    "bench": ("benchmarks.__main__", "bench", "tables, op microbenchmarks, reports"),
+}
+# Modules of the extras, and what pip calls those that it calls otherwise.
+OPTIONAL = ("jsonargparse", "lightning", "matplotlib", "PIL", "rich", "timm")
+OPTIONAL += ("tensorboard", "torchmetrics", "torchvision")
+DISTRIBUTIONS = {"PIL": "pillow"}
 
-def _bench(arguments: Sequence[str]) -> int:
+
+def _delegate(name: str, arguments: Sequence[str]) -> int:
+    module_name, extra, _ = DELEGATED[name]
     try:
-        from .benchmarks.__main__ import main as bench
+        return importlib.import_module(f".{module_name}", __package__).main(arguments)
     except ModuleNotFoundError as error:
-        if error.name not in ("attnops.benchmarks", "attnops.benchmarks.__main__"):
+        missing = error.name or ""
+        if f"attnops.{module_name}".startswith(missing):
+            reason = f"this installation has no {missing}; install the whole distribution"
+        elif missing.partition(".")[0] in OPTIONAL:
+            needed = missing.partition(".")[0]
+            reason = f"needs {DISTRIBUTIONS.get(needed, needed)}, which is not installed"
+        else:
             raise
-        print(
-            "attnops bench: this installation has no attnops.benchmarks; install the whole "
-            'distribution: pip install "attnops[bench]"',
-            file=sys.stderr,
-        )
+        print(f'attnops {name}: {reason}: pip install "attnops[{extra}]"', file=sys.stderr)
         return 1
-    return bench(arguments)
 
 
 def _models(pattern: str) -> int:
@@ -66,9 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     env.add_arguments(commands.add_parser("env", help="what is compiled, found and chosen"))
     listing = commands.add_parser("models", help="the networks and their sizes")
     listing.add_argument("filter", nargs="?", default="*", help="a pattern such as 'segnext_*'")
-    commands.add_parser("bench", help="tables, op microbenchmarks, reports", add_help=False)
-    if arguments[:1] == ["bench"]:  # its options belong to attnops.benchmarks
-        return _bench(arguments[1:])
+    for name, (_, _, about) in DELEGATED.items():
+        commands.add_parser(name, help=about, add_help=False)
+    if arguments and arguments[0] in DELEGATED:
+        return _delegate(arguments[0], arguments[1:])
     chosen = parser.parse_args(arguments)
     return _models(chosen.filter) if chosen.command == "models" else env.run(chosen)
 

@@ -155,7 +155,9 @@ def test_a_call_is_short_to_read(op: str, python: int, cpp: int) -> None:
     assert needed - vocabulary <= set(listed), "read, but not listed"
 
 
-@pytest.mark.parametrize("folder", ["attnops", "kernels", "models", "benchmarks", "csrc", "tests"])
+@pytest.mark.parametrize(
+    "folder", ["attnops", "kernels", "models", "training", "benchmarks", "csrc", "tests"]
+)
 def test_files_and_folders_stay_small(folder: str) -> None:
     kinds = (".py", ".h", ".cpp", ".cuh", ".cu")
     files = [p for p in (ROOT / folder).rglob("*") if p.suffix in kinds and not _is_linked(p)]

@@ -1,0 +1,1 @@
+"""Training, evaluation and prediction: data sets, augmentation, metrics, recipes, commands."""
