@@ -76,6 +76,7 @@ class SegmentationModel(nn.Module, HubMixin):
         target: Tensor,
         avg_non_ignore: bool = True,
         label_smoothing: float = 0.0,
+        class_weight: Tensor | None = None,
     ) -> Tensor:
         """The loss that the network was published with, a scalar.
 
@@ -93,6 +94,9 @@ class SegmentationModel(nn.Module, HubMixin):
                 over the kept pixels either way.
             label_smoothing: share, 0 to 1, of every pixel's target that goes to all classes in
                 equal parts, in every cross-entropy.
+            class_weight: of the classes, `[num_classes]`, in every cross-entropy of pixels. Their
+                means are weighted then, but for hard example mining, which divides the weighted
+                losses by the number of kept pixels, as ANN was released.
 
         Raises:
             TypeError: `outputs` is no dict, or `target` no tensor of integers.
@@ -102,7 +106,11 @@ class SegmentationModel(nn.Module, HubMixin):
         name = f"{type(self).__name__}.loss"
         check_outputs(name, outputs)
         check_target(name, outputs, target)
-        options = {"avg_non_ignore": avg_non_ignore, "label_smoothing": label_smoothing}
+        options = {
+            "avg_non_ignore": avg_non_ignore,
+            "label_smoothing": label_smoothing,
+            "class_weight": class_weight,
+        }
         return self.published_loss(outputs, target.long(), **options)
 
     def published_loss(

@@ -345,3 +345,28 @@ def test_numbers_of_numpy_are_numbers_of_classes():
     with torch.device("meta"):
         model = create_model("segnext_t", num_classes=np.int64(7))
     assert model.classify.out_channels == 7 and type(model.config["num_classes"]) is int
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_class_weights(family):
+    """Weights of 2 leave weighted means as they are; a class of weight 0 does not count."""
+    model = without_dropout(tiny_network(family)).double().eval()
+    images, target = images_and_target()
+    with torch.no_grad():
+        outputs = model(images.double())
+        plain = model.loss(outputs, target)
+        twice = model.loss(outputs, target, class_weight=torch.full((CLASSES,), 2.0))
+        weight = torch.tensor([1.0, 0.5, 2.0, 0.0, 3.0], dtype=torch.float64)
+        weighted = model.loss(outputs, target, class_weight=weight)
+        nothing = model.loss(outputs, target, class_weight=torch.zeros(CLASSES))
+    mined = family in ("ann", "galdv1", "galdv2")
+    torch.testing.assert_close(twice, 2 * plain if mined else plain)
+    if family == "sanet":  # the third part is of images, which have no weight
+        category = 0.2 * category_loss(outputs.maps["dense"].mean((2, 3)), target, IGNORED)
+        torch.testing.assert_close(nothing, category)
+    else:
+        assert nothing.item() == 0.0
+    if family == "segnext":
+        full = interpolate(outputs.maps["out"], SIZE, mode="bilinear", align_corners=False)
+        wanted = cross_entropy(full, target, weight, ignore_index=IGNORED)
+        torch.testing.assert_close(weighted, wanted)
