@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ class Normalization:
         return cls(_floats(values["mean"]), _floats(values["std"]), str(values["order"]))
 
 
-def _floats(values: Sequence[float]) -> tuple[float, ...]:
+def _floats(values: Iterable[float]) -> tuple[float, ...]:
     return tuple(float(x) for x in values)
 
 
@@ -72,6 +72,11 @@ def normalization_of(network: nn.Module) -> Normalization:
     own = getattr(network, "normalization", None)
     if own is not None:
         return own if isinstance(own, Normalization) else Normalization.from_dict(own)
+    backbone = getattr(network, "backbone", None)
+    if hasattr(backbone, "mean") and hasattr(backbone, "std"):  # timm's, on the scale 0 to 1
+        return Normalization(
+            *(_floats(255 * x for x in of) for of in (backbone.mean, backbone.std))
+        )
     if isinstance(network, ANN) and network.form == "released":
         return ANN_RELEASED
     if isinstance(network, (GALD, DeepLabAttention)):
