@@ -106,7 +106,7 @@ setup(
     package_data={
         "attnops": ["py.typed"],
         "attnops.benchmarks": ["results/**/*"],
-        "attnops.training": ["recipes/*.yaml"],
+        "attnops.training": ["recipes/*.yaml", "data/classes/*.txt"],
     },
     include_package_data=False,
     cmdclass={

@@ -1,5 +1,18 @@
 """Data sets for segmentation: layouts on disk, labels as classes, batches for training."""
 
+from .folder import Pair, SegmentationFolder, SegmentationSplit
 from .info import DataInfo
+from .module import SegmentationData
+from .opening import LAYOUTS, open_data
+from .shapes import Shapes
 
-__all__ = ["DataInfo"]
+__all__ = [
+    "LAYOUTS",
+    "DataInfo",
+    "Pair",
+    "SegmentationData",
+    "SegmentationFolder",
+    "SegmentationSplit",
+    "Shapes",
+    "open_data",
+]
