@@ -2,7 +2,7 @@
 
     python -m attnops.benchmarks.static.launches FOLDER OP... [--arch 90]
 
-writes FOLDER/launches.json and one cubin a variant (with --sample, of a few variants). A process of
+writes FOLDER/launches.json, one cubin a variant, and FOLDER/rows.json, what these say. A process of
 its own: a stand-in driver is active in it.
 """
 
@@ -11,17 +11,27 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..ops.cases import facts
-from .inputs import DTYPES, is_sampled, representative
+from ..ops.cases import OpCase, facts
+from .inputs import DTYPES, is_first, representative
+from .rows import rows_of
 from .stand_in import on_triton, passes
 from .trips import Undetermined, count_trips
+
+# Parts of the report: every input compiled; the first input of an op alone; and for the gate of the
+# fast tests the launches of all inputs in bfloat16, the forward of the first one compiled.
+WHOLE, FIRST, SAMPLE = "whole", "first", "sample"
+LISTED: dict[str, Callable[[OpCase], bool]] = {
+    WHOLE: lambda case: True,
+    FIRST: is_first,
+    SAMPLE: lambda case: case.dtype == DTYPES[0],
+}
 
 
 class Driver:
@@ -84,7 +94,7 @@ class Launcher:
         return {"loops": [asdict(loop) for loop in loops]}
 
 
-def record(folder: Path, ops: Sequence[str], arch: int, sample: bool) -> dict[str, Any]:
+def record(folder: Path, ops: Sequence[str], arch: int, part: str) -> dict[str, Any]:
     """Inputs with their launches, and the variants that these need."""
     from triton.runtime import driver
 
@@ -94,11 +104,9 @@ def record(folder: Path, ops: Sequence[str], arch: int, sample: bool) -> dict[st
     rows = []
     with on_triton(launcher) as aten:
         for op in ops:
-            for case in representative(op):
-                if sample and case.dtype != DTYPES[0]:
-                    continue
+            for case in filter(LISTED[part], representative(op)):
                 for name, call in passes(case):
-                    launcher.compiles = not sample or is_sampled(case, name)
+                    launcher.compiles = part != SAMPLE or (is_first(case) and name == "forward")
                     launcher.launched, aten.names = [], []
                     with aten:
                         call()
@@ -112,11 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("ops", nargs="+")
     parser.add_argument("--arch", type=int, default=90)
-    parser.add_argument("--sample", action="store_true", help="compile what the fast gate needs")
+    parser.add_argument("--part", choices=LISTED, default=WHOLE)
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    found = record(chosen.folder, chosen.ops, chosen.arch, chosen.sample)
+    found = record(chosen.folder, chosen.ops, chosen.arch, chosen.part)
     (chosen.folder / "launches.json").write_text(json.dumps(found, indent=1) + "\n")
+    (chosen.folder / "rows.json").write_text(json.dumps(rows_of(chosen.folder), indent=1) + "\n")
     return 0
 
 

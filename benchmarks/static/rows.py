@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..ops.cases import OpCase, case_of
-from .costs import Traffic
+from .costs import Traffic, is_tensor
 from .estimate import Code, Estimate, PieceCost, estimate, load_code
 
-KIND = "static estimate, not measured"
+MODELLED = 90  # the architecture that `costs` and `estimate` describe
 COPY_BYTES_A_US = 4.3e6  # measured on an H200
 # Multiply-adds a microsecond of the unit that can do them: tensor cores for products (float32 in
 # three TF32 products), else float32 pipes.
-TENSOR = {"bfloat16": 989e6 / 2, "float32": 495e6 / 2 / 3}
+TENSOR = {"bfloat16": 989e6 / 2, "float16": 989e6 / 2, "float32": 495e6 / 2 / 3}
 PIPES = 67e6 / 2
 PRODUCTS = ("anchor_attention", "local_attention", "nmf")
 
@@ -41,13 +38,17 @@ def floor_us(case: OpCase, direction: str) -> float:
     return max(moved / COPY_BYTES_A_US, macs / rate)
 
 
-def _traffic(pieces: Sequence[PieceCost], found: Estimate) -> dict[str, Any]:
-    """Loads and stores of the hottest piece of code that has any, by their width in bits.
+def _hot(pieces: Sequence[PieceCost], found: Estimate) -> dict[str, Any]:
+    """What the hottest piece of code does, of those that do it at all: loads, stores, products.
 
-    And of all bytes that a thread loads, and stores, those in accesses of 128 bits.
+    Loads and stores by their width in bits; of all bytes that a thread loads, and stores, the share
+    in accesses of 128 bits; and instructions of tensor cores.
     """
-    row: dict[str, Any] = {}
     hottest_first = sorted(range(len(pieces)), key=lambda i: -found.spent[i])
+    tensor = [sum(map(is_tensor, part.piece.instructions)) for part in pieces]
+    row: dict[str, Any] = {
+        "tensor_instructions": next((tensor[i] for i in hottest_first if tensor[i]), 0)
+    }
     for name in ("loads", "stores"):
         widths = [getattr(Traffic.of(part.piece.instructions), name) for part in pieces]
         shown = next((widths[i] for i in hottest_first if widths[i]), {})
@@ -60,24 +61,25 @@ def _traffic(pieces: Sequence[PieceCost], found: Estimate) -> dict[str, Any]:
     return row
 
 
-def _kernel(code: Code, launch: dict[str, Any]) -> dict[str, Any]:
-    """The columns of one launch."""
+def _kernel(code: Code, launch: dict[str, Any], arch: int) -> dict[str, Any]:
+    """The columns of one launch; what follows from a model, for sm_90 alone."""
     row = {
         "kernel": launch["kernel"],
         "programs": launch["programs"],
         "threads": 32 * code.warps,
         "registers": code.registers,
         "shared": code.shared,
-        "resident": code.resident,
-        "limit": code.limit,
         "spills": code.spills,
     }
+    if arch == MODELLED:
+        row |= {"resident": code.resident, "limit": code.limit}
     loops = launch["loops"]
     if loops is None:
         return row | {"why": launch["why"]}
     found = estimate(code, launch["programs"], loops)
+    if arch != MODELLED:
+        return row | _hot(code.pieces, found)
     hottest = max(zip(found.spent, code.pieces, strict=True), key=lambda pair: pair[0])[1].piece
-    tensor = sum(i.base in ("HGMMA", "HMMA") for i in hottest.instructions)
     return row | {
         "low_us": round(found.low, 2),
         "high_us": round(found.high, 2),
@@ -85,8 +87,7 @@ def _kernel(code: Code, launch: dict[str, Any]) -> dict[str, Any]:
         "warp_instructions": round(found.instructions),
         "hottest": f"{hottest.file}:{hottest.line}" if hottest.line else "outside loops",
         "hottest_instructions": len(hottest.instructions),
-        "tensor_instructions": tensor,
-        **_traffic(code.pieces, found),
+        **_hot(code.pieces, found),
     }
 
 
@@ -103,7 +104,9 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     for found in recorded["rows"]:
         case = case_of(found["op"], found)
         kernels = [
-            _kernel(code_of(launch["variant"]), launch) if "variant" in launch else dict(launch)
+            _kernel(code_of(launch["variant"]), launch, recorded["arch"])
+            if "variant" in launch
+            else dict(launch)
             for launch in found["launches"]
         ]
         floor = floor_us(case, found["pass"])
@@ -116,25 +119,3 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
             row["instructions_an_element"] = round(spent / torch.Size(case.shape).numel(), 1)
         rows.append(row | {"kernels": kernels})
     return rows
-
-
-def record(ops: Sequence[str], folder: Path, arch: int = 90, sample: bool = False) -> list:
-    """Rows of some ops, recorded and compiled in a process of its own."""
-    command = [sys.executable, "-m", "attnops.benchmarks.static.launches"]
-    # Kernels out of Triton's cache may name source files that have moved since.
-    environment = os.environ | {"TRITON_CACHE_DIR": str(folder / "cache")}
-    environment.pop("TRITON_INTERPRET", None)
-    command += [str(folder), *ops, "--arch", str(arch), *(["--sample"] if sample else [])]
-    subprocess.run(command, check=True, env=environment)
-    return rows_of(folder)
-
-
-def measure(ops: Iterable[str], folder: Path, arch: int = 90) -> dict[str, Any]:
-    """The whole document for some ops; each is compiled in a process of its own."""
-    import triton
-
-    rows = []
-    for op in ops:
-        rows += record([op], folder / op, arch)
-        print(f"{op}: {len(rows)} rows so far", file=sys.stderr, flush=True)
-    return {"kind": KIND, "arch": f"sm_{arch}", "triton": triton.__version__, "rows": rows}

@@ -9,32 +9,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from attnops._console import positive_integer
+
 from ..report.grid import Grid, markdown, number, show
 from ..report.records import write_whole
+from .compare import name_of, regressions
 from .gate import faults
 from .inputs import VARIANTS
-from .rows import measure, record
+from .launches import SAMPLE
+from .measure import OTHERS, measure, record
 
 FILE = "static.json"
-THRESHOLD = 1.1  # an estimate that has grown by more than that is a regression
 
 
 def _widths(found: Mapping[str, int]) -> str:
     """{"128": 4, "16": 1} -> "128 x4, 16 x1"."""
     widest_first = sorted(found.items(), key=lambda pair: -int(pair[0]))
     return ", ".join(f"{bits} x{count}" for bits, count in widest_first)
-
-
-def _name(row: dict[str, Any]) -> str:
-    shape = "x".join(map(str, row["shape"]))
-    options = " ".join(f"{name} {value}" for name, value in row["options"])
-    return ", ".join(part for part in (shape, options) if part)
 
 
 def _ratio(row: dict[str, Any]) -> str:
@@ -56,7 +54,7 @@ def grid_of(op: str, rows: Sequence[dict[str, Any]]) -> Grid:
         times = [number(row[key]) for key in ("low_us", "high_us")] if "low_us" in row else []
         grid.cells.append(
             [
-                _name(row),
+                name_of(row),
                 row["dtype"],
                 row["layout"],
                 row["pass"],
@@ -78,10 +76,34 @@ def grid_of(op: str, rows: Sequence[dict[str, Any]]) -> Grid:
     return grid
 
 
+def resources_of(op: str, arch: str, rows: Sequence[dict[str, Any]]) -> Grid:
+    """The table of an architecture without a model: a line a kernel and variant."""
+    header = ["kernel", "layout", "pass", "registers", "shared", "spills", "tensor"]
+    grid = Grid(f"{op} on {arch}", [*header, "loads", "stores"])
+    cells = {
+        (
+            kernel["kernel"],
+            row["layout"],
+            row["pass"],
+            *(str(kernel[key]) for key in ("registers", "shared", "spills")),
+            str(kernel.get("tensor_instructions", "")),
+            *(_widths(kernel.get(key, {})) for key in ("loads", "stores")),
+        ): None
+        for row in rows
+        for kernel in row["kernels"]
+    }
+    grid.cells += cells
+    return grid
+
+
 def grids(document: dict[str, Any]) -> list[Grid]:
-    """A table an op."""
-    ops = dict.fromkeys(row["op"] for row in document["rows"])
-    return [grid_of(op, [row for row in document["rows"] if row["op"] == op]) for op in ops]
+    """A table an op, and one for every architecture without a model."""
+    found = []
+    for op in dict.fromkeys(row["op"] for row in document["rows"]):
+        found.append(grid_of(op, [row for row in document["rows"] if row["op"] == op]))
+        for arch, rows in document.get("others", {}).items():
+            found.append(resources_of(op, arch, [row for row in rows if row["op"] == op]))
+    return [grid for grid in found if grid.cells]
 
 
 def as_markdown(document: dict[str, Any]) -> str:
@@ -96,31 +118,19 @@ def as_markdown(document: dict[str, Any]) -> str:
     return "\n".join([head, *(markdown(grid) for grid in grids(document))])
 
 
-def regressions(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Rows whose estimate has grown, or that launch more kernels than before."""
-
-    def keyed(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        facts = ("op", "shape", "options", "dtype", "layout", "pass")
-        return {json.dumps([row[key] for key in facts]): row for row in document["rows"]}
-
-    old, found = keyed(before), []
-    for key, row in keyed(after).items():
-        if key not in old:
-            continue
-        was = old[key]
-        what = f"{row['op']} {_name(row)} {row['dtype']} {row['layout']} {row['pass']}"
-        if row["launches"] > was["launches"]:
-            found.append(f"{what}: {was['launches']} -> {row['launches']} launches")
-        if "high_us" in was and row.get("high_us", float("inf")) > THRESHOLD * was["high_us"]:
-            found.append(f"{what}: {was['high_us']} -> {row.get('high_us', 'no')} us")
-    return found
-
-
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("attnops bench static", description=__doc__.splitlines()[0])
     parser.add_argument("ops", nargs="*", choices=[[], *VARIANTS], metavar="OP")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write static.json and static.md")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write static.json and static.md, with sm_80 and sm_100",
+    )
     parser.add_argument("--compare", type=Path, metavar="FILE", help="exit with 1 on regressions")
+    parser.add_argument(
+        "--jobs", type=positive_integer, default=len(os.sched_getaffinity(0)), help="processes"
+    )
     parser.add_argument(
         "--sample",
         action="store_true",
@@ -131,16 +141,16 @@ def main(arguments: Sequence[str]) -> int:
     before = json.loads(chosen.compare.read_text()) if chosen.compare else None
     with tempfile.TemporaryDirectory() as folder:
         if chosen.sample:
-            lines = faults(record(ops, Path(folder), sample=True), whole=False)
-            return _report("gate", lines)
-        document = measure(ops, Path(folder))
+            return _report("gate", faults(record(ops, Path(folder), part=SAMPLE), whole=False))
+        document, failures = measure(ops, Path(folder), chosen.jobs, OTHERS if chosen.out else ())
     for grid in grids(document):
         show(grid)
     if chosen.out:
         write_whole(chosen.out / FILE, json.dumps(document, indent=1) + "\n")
         write_whole(chosen.out / "static.md", as_markdown(document))
-    worse = _report("regression", regressions(before, document) if before else [])
-    return _report("gate", faults(document["rows"])) or worse
+    status = _report("failed", failures)
+    status |= _report("regression", regressions(before, document) if before else [])
+    return _report("gate", faults(document["rows"])) | status
 
 
 def _report(kind: str, lines: Sequence[str]) -> int:
