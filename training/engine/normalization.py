@@ -63,25 +63,29 @@ ANN_RELEASED = Normalization((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), "b
 CAFFE = Normalization((104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0), "bgr")
 
 
-def normalization_of(network: nn.Module) -> Normalization:
-    """What the published weights of a network were trained with.
-
-    A network that says so itself, by an attribute `normalization` with mean, std and order, is
-    believed; one on a backbone of timm says what timm's configuration does.
-    """
-    own = getattr(network, "normalization", None)
-    if own is not None:
-        return own if isinstance(own, Normalization) else Normalization.from_dict(own)
+def imagenet_normalization(network: nn.Module) -> Normalization:
+    """What timm's weights of the network's backbone were trained with."""
     backbone = getattr(network, "backbone", None)
-    if hasattr(backbone, "mean") and hasattr(backbone, "std"):  # timm's, on the scale 0 to 1
-        return Normalization(
-            *(_floats(255 * x for x in of) for of in (backbone.mean, backbone.std))
-        )
+    for owner in (network, backbone):
+        if hasattr(owner, "mean") and hasattr(owner, "std"):  # on the scale 0 to 1
+            return Normalization(*(_floats(255 * x for x in of) for of in (owner.mean, owner.std)))
+    return IMAGENET
+
+
+def published_normalization(network: nn.Module) -> Normalization:
+    """What the published weights of a network were trained with."""
     if isinstance(network, ANN) and network.form == "released":
         return ANN_RELEASED
     if isinstance(network, (GALD, DeepLabAttention)):
         return CAFFE
-    return IMAGENET
+    return imagenet_normalization(network)
+
+
+def normalization_of(network: nn.Module) -> Normalization:
+    """What `network` was trained with, if `load_trained` made it; else what its published weights
+    were.
+    """
+    return getattr(network, "normalization", None) or published_normalization(network)
 
 
 def normalized(network: nn.Module, images: Tensor) -> Tensor:

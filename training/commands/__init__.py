@@ -1,1 +1,0 @@
-"""The commands of attnops.training: a module with `main(arguments) -> exit status` each."""
