@@ -49,8 +49,10 @@ check: env  ## formatting and lint of Python and C++
 	@$(PY) -m ruff check .
 	@PATH="$$(dirname $(PY)):$$PATH" clang-format --dry-run -Werror $(CPP_SOURCES)
 
-aot: build  ## compile every Triton kernel ahead of time and table its resources
+aot: build  ## compile every GPU kernel ahead of time, table its resources and judge its code
 	@$(PY) -m attnops.kernels.aot
+	@$(PY) -m attnops.benchmarks static --out build/aot \
+		--compare benchmarks/results/static-sm90/static.json
 
 bench: build  ## the paper's table of the asymmetric block on this machine
 	@$(PY) -m attnops.benchmarks apnb-table

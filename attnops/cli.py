@@ -14,6 +14,7 @@ from ._version import __version__
 # Commands whose options belong to a module: (module with main(arguments) -> exit status, the extra
 # that it needs, what it does).
 DELEGATED = {
+    "check": ("training.commands.check", "train", "what a data set holds, and its faults"),
     "bench": ("benchmarks.__main__", "bench", "tables, op microbenchmarks, reports"),
     "train": ("training.engine.command", "train", "train a network on a data set"),
 }

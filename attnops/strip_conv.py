@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._checks import cast_and_check, check_shape
-from ._layout import dense, empty_map, is_channels_inner
+from ._layout import dense, empty_map, in_strides_of, is_channels_inner
 from ._op import Direction, Op
 from ._op.overridable import overridable
 
@@ -71,12 +71,9 @@ def strip_conv(
     for name, tensor in biases.items():
         if tensor is not None:
             check_shape(NAME, name, tensor, (channels,))
-    taps = torch.cat([kernel.flatten(1) for kernel in kernels.values()], dim=1)
-    zero = x.new_zeros(()).expand(channels)
-    packed = torch.stack([zero if b is None else b for b in biases.values()], dim=1)
-    _, *sides = (kernel.numel() // channels for kernel in kernels.values())
-    rows, columns = sides[0::2], sides[1::2]
-    return _op(x, taps, packed, list(weight.shape[2:]), rows, columns)[0]
+    given = list(biases.values())
+    biased = [i for i, bias in enumerate(given) if bias is not None]
+    return _op(x, list(kernels.values()), [given[i] for i in biased], biased)[0]
 
 
 def check_depthwise_weight(op: str, name: str, weight: Tensor, channels: int) -> None:
@@ -101,7 +98,7 @@ def check_depthwise_weight(op: str, name: str, weight: Tensor, channels: int) ->
 def _unpacked(
     weight: Tensor, bias: Tensor | None, strips: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Kernels and biases by the names that error messages use, in the order of packing."""
+    """Kernels and biases by the names that error messages use, in the order of the op's lists."""
     kernels, biases = {"weight": weight}, {"bias": bias}
     try:
         for i, ((w_h, b_h), (w_v, b_v)) in enumerate(strips):
@@ -114,8 +111,8 @@ def _unpacked(
     return kernels, biases
 
 
-# The op itself gets packed parameters: taps [C, T], of the local kernel row by row, then of each
-# strip those of the row and of the column; biases [C, 1 + 2 * strips] in the same order.
+# The op gets the kernels in a list: the local one, then row and column of each strip; and of the
+# biases those that there are, `biased` saying of which kernels of the list.
 
 
 def _fake(x: Tensor, *args: Any) -> tuple[Tensor]:
@@ -123,35 +120,59 @@ def _fake(x: Tensor, *args: Any) -> tuple[Tensor]:
 
 
 def _backward_fake(
-    grad: Tensor, x: Tensor, taps: Tensor, biases: Tensor, *sizes: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, x: Tensor, weights: list[Tensor], biases: list[Tensor], biased: list[int]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     grad_x = empty_map(x.shape, x, is_channels_inner(x))
-    return grad_x, taps.new_empty(taps.shape), biases.new_empty(biases.shape)
+    return grad_x, [torch.empty_like(w) for w in weights], [torch.empty_like(b) for b in biases]
 
 
-def _prepare(x: Tensor, taps: Tensor, biases: Tensor, *sizes: Any) -> tuple[Any, ...]:
-    return dense(x), taps.contiguous(), biases.contiguous(), *sizes
-
-
-def _prepare_backward(
-    grad: Tensor, x: Tensor, taps: Tensor, biases: Tensor, *sizes: Any
+def _prepare(
+    x: Tensor, weights: list[Tensor], biases: list[Tensor], biased: list[int]
 ) -> tuple[Any, ...]:
-    inner = is_channels_inner(x)
-    return dense(grad, inner), dense(x, inner), taps.contiguous(), biases.contiguous(), *sizes
+    return dense(x), [w.contiguous() for w in weights], [b.contiguous() for b in biases], biased
+
+
+def _prepare_backward(grad: Tensor, x: Tensor, *parameters: Any) -> tuple[Any, ...]:
+    return dense(grad, is_channels_inner(x)), *_prepare(x, *parameters)
+
+
+def _restore(args: tuple[Any, ...], outputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Give gradients of parameters, if `outputs` has some, the strides of the parameters."""
+    if len(outputs) == 1:
+        return outputs
+    grad_x, *lists = outputs
+    pairs = (zip(found, like, strict=True) for found, like in zip(lists, args[2:4], strict=True))
+    return grad_x, *([in_strides_of(g, p) for g, p in pair] for pair in pairs)
 
 
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
-    return inputs[:3], inputs[3:]
+    x, weights, biases, biased = inputs
+    return (x, *weights, *biases), (len(weights), biased)
 
 
-_PARAMETERS = "Tensor taps, Tensor biases, int[] kernel_size, int[] rows, int[] columns"
+def _gradient(
+    grads: tuple[Tensor | None, ...], saved: list[Tensor], kept: tuple, call: Callable[..., Any]
+) -> tuple[Any, ...]:
+    (count, biased), (x, *parameters) = kept, saved
+    weights, biases = parameters[:count], parameters[count:]
+    if grads[0] is None:
+        found = None, [None] * len(weights), [None] * len(biases)
+    else:
+        found = call(grads[0], x, weights, biases, biased)
+    # An empty list of integers looks like one of tensors, which wants a list of gradients.
+    return *found, None if biased else []
+
+
+_PARAMETERS = "Tensor[] weights, Tensor[] biases, int[] biased"
 _op = Op(
     NAME,
     Direction(f"(Tensor x, {_PARAMETERS}) -> (Tensor)", _fake, _prepare),
     Direction(
-        f"(Tensor grad, Tensor x, {_PARAMETERS}) -> (Tensor, Tensor, Tensor)",
+        f"(Tensor grad, Tensor x, {_PARAMETERS}) -> (Tensor, Tensor[], Tensor[])",
         _backward_fake,
         _prepare_backward,
     ),
     setup=_setup,
+    gradient=_gradient,
+    restore=_restore,
 )

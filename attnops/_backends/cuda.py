@@ -51,20 +51,15 @@ def _refuse_local_attention(
     return _refuse_device(query)
 
 
-def _refuse_strip_conv(
-    x: Tensor,
-    taps: Tensor,
-    biases: Tensor,
-    kernel_size: list[int],
-    rows: list[int],
-    columns: list[int],
-) -> str | None:
+def _refuse_strip_conv(x: Tensor, weights: list[Tensor], *args: Any) -> str | None:
+    kernel_size, *sides = (tuple(weight.shape[2:]) for weight in weights)
+    rows, columns = tuple(w for _, w in sides[0::2]), tuple(h for h, _ in sides[1::2])
     longest = max([*rows, *columns], default=0)
     if max(kernel_size) > _MAX_LOCAL_SIDE or len(rows) > _MAX_STRIPS or longest > _MAX_STRIP_SIDE:
         return (
             f"it takes local kernels of up to {_MAX_LOCAL_SIDE} an axis and {_MAX_STRIPS} strips "
             f"of up to {_MAX_STRIP_SIDE}, got {kernel_size[0]}x{kernel_size[1]} and rows "
-            f"{tuple(rows)}, columns {tuple(columns)}"
+            f"{rows}, columns {columns}"
         )
     if x.shape[2] * x.shape[3] > _MAX_PIXELS:
         return f"it indexes maps of up to {_MAX_PIXELS} pixels, got {tuple(x.shape)}"

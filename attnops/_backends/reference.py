@@ -176,32 +176,32 @@ def _group_attention_backward(
 
 
 def _strip_parameters(
-    taps: Tensor, biases: Tensor, kernel_size: list[int], rows: list[int], columns: list[int]
+    weights: list[Tensor], biases: list[Tensor], biased: list[int]
 ) -> tuple[Any, ...]:
-    """weight, bias and strips of `strip_conv` from the packed parameters of the op."""
-    channels = taps.shape[0]
-    shapes = [kernel_size]
-    for row, column in zip(rows, columns, strict=True):
-        shapes += [[1, row], [column, 1]]
-    parts = taps.split([h * w for h, w in shapes], dim=1)
-    weights = [t.view(channels, 1, *shape) for t, shape in zip(parts, shapes, strict=True)]
-    first, *pairs = zip(weights, biases.unbind(1), strict=True)
+    """weight, bias and strips of `strip_conv` from the lists of the op."""
+    found = dict(zip(biased, biases, strict=True))
+    first, *pairs = ((weight, found.get(i)) for i, weight in enumerate(weights))
     return *first, list(zip(pairs[0::2], pairs[1::2], strict=True))
 
 
-def _strip_conv(x: Tensor, taps: Tensor, biases: Tensor, *sizes: Any) -> tuple[Tensor]:
-    out = strip_conv(widened(x), *_strip_parameters(widened(taps), widened(biases), *sizes))
+def _strip_conv(
+    x: Tensor, weights: list[Tensor], biases: list[Tensor], biased: list[int]
+) -> tuple[Tensor]:
+    wide = [[widened(t) for t in tensors] for tensors in (weights, biases)]
+    out = strip_conv(widened(x), *_strip_parameters(*wide, biased))
     return (dense(out.to(x.dtype), is_channels_inner(x)),)
 
 
 def _strip_conv_backward(
-    grad: Tensor, x: Tensor, taps: Tensor, biases: Tensor, *sizes: Any
-) -> tuple[Tensor, ...]:
+    grad: Tensor, x: Tensor, weights: list[Tensor], biases: list[Tensor], biased: list[int]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    count = 1 + len(weights)
     with recording_gradients():
-        leaves = as_leaves(x, taps, biases)
-        out = strip_conv(leaves[0], *_strip_parameters(*leaves[1:], *sizes))
+        leaves = as_leaves(x, *weights, *biases)
+        out = strip_conv(leaves[0], *_strip_parameters(leaves[1:count], leaves[count:], biased))
         grad_x, *rest = (g.to(x.dtype) for g in gradients_of(out, leaves, widened(grad)))
-    return dense(grad_x, is_channels_inner(x)), *(g.contiguous() for g in rest)
+    rest = [g.contiguous() for g in rest]
+    return dense(grad_x, is_channels_inner(x)), rest[: len(weights)], rest[len(weights) :]
 
 
 def _depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor]:

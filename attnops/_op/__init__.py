@@ -139,6 +139,7 @@ class Op:
         torch.library.register_fake(f"attnops::{name}", self._run_fake, lib=_library)
         self._call = getattr(torch.ops.attnops, name).default
         self._inputs = len(self._call._schema.arguments)
+        self._takes_lists = "Tensor[]" in forward.schema
         if backward is not None:
             self._add_gradient(backward)
 
@@ -234,24 +235,15 @@ class Op:
             *saved, trace = saved
 
         def call(*args: Any) -> Any:
-            self._refuse_batched_lists(grads, args)
+            if self._takes_lists and transforms.is_batched(args[0]):
+                # PyTorch loops over batched gradients, but not for ops that take lists.
+                return transforms.for_each_in_batch(lambda grad: call(grad, *args[1:]), args[0])
             known = _make_trace(ctx.code, args[0].device) if trace is None else trace
             return self._call_backward(*args, known)
 
         found = self._gradient(grads[:-1], list(saved), ctx.kept, call)
         fresh = ([_fresh(g) for g in f] if isinstance(f, list) else _fresh(f) for f in found)
         return *fresh, *(None,) * (self._inputs - len(found))
-
-    def _refuse_batched_lists(self, grads: Iterable[Any], args: Iterable[Any]) -> None:
-        """PyTorch loops over batched gradients, but not for ops that take lists."""
-        lists = any(
-            isinstance(value, list) and value and isinstance(value[0], Tensor) for value in args
-        )
-        if lists and any(map(transforms.is_batched, transforms.tensors_in(grads))):
-            raise NotImplementedError(
-                f"attnops.{self.name}: many gradients of one call at once (is_grads_batched, "
-                f"vmap) are not implemented. Call attnops.reference.{self.name} instead."
-            )
 
     def _refuse_double_backward(self, ctx: Any, *grads: Any) -> None:
         raise RuntimeError(

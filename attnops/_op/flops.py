@@ -38,8 +38,8 @@ def _group_attention(theta: Tensor, *_: Any) -> int:
     return 2 * theta.numel()
 
 
-def _strip_conv(x: Tensor, taps: Tensor, *_: Any) -> int:
-    return x.numel() * taps.shape[1]
+def _strip_conv(x: Tensor, weights: list[Tensor], *_: Any) -> int:
+    return x.numel() * sum(prod(weight.shape[2:]) for weight in weights)
 
 
 def _depthwise_gelu(x: Tensor, weight: Tensor, *_: Any) -> int:

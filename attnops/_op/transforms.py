@@ -6,13 +6,14 @@ torch.func. Such calls go to the reference implementation, which PyTorch can loo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_map
 
 
 def is_transformed(args: Iterable[Any]) -> bool:
@@ -36,6 +37,22 @@ def is_in_function_transform() -> bool:
 def is_batched(x: Tensor) -> bool:
     """Whether `x` stands for many tensors: inside torch.func.vmap, or `is_grads_batched`."""
     return torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_legacy_batchedtensor(x)
+
+
+def for_each_in_batch(call: Callable[[Tensor], Any], x: Tensor) -> Any:
+    """`call` of every tensor that `x` stands for, its results as tensors that stand for all."""
+    if torch._C._functorch.is_batchedtensor(x):
+        level = torch._C._functorch.maybe_get_level(x)
+        stacked = torch._C._functorch.get_unwrapped(x).movedim(
+            torch._C._functorch.maybe_get_bdim(x), 0
+        )
+        add = torch._C._functorch._add_batch_dim
+    else:
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        stacked, add = torch._remove_batch_dim(x, level, 0, 0), torch._add_batch_dim
+    found = [call(one) for one in stacked.unbind()]
+    return tree_map(lambda *results: add(torch.stack(results), 0, level), *found)
 
 
 def has_tangent(args: Iterable[Any]) -> bool:

@@ -54,8 +54,8 @@ def _group_attention(theta: Shape, *_: Any) -> int:
     return 2 * prod(theta)
 
 
-def _strip_conv(x: Shape, taps: Shape, *_: Any) -> int:
-    return prod(x) * taps[1]
+def _strip_conv(x: Shape, weights: list[Tensor], *_: Any) -> int:
+    return prod(x) * sum(prod(weight.shape[2:]) for weight in weights)
 
 
 def _depthwise_gelu(x: Shape, weight: Shape, *_: Any) -> int:

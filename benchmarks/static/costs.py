@@ -19,6 +19,7 @@ CONVERSIONS = ("F2F", "F2FP", "F2I", "I2F", "I2FP", "FRND", "I2I")
 COMPARISONS = ("FSETP", "FSEL", "FMNMX", "FCHK", "FSET", "ISETP")
 CONTROL = ("BRA", "BSSY", "BSYNC", "EXIT", "NOP", "BAR", "CALL", "RET", "WARPSYNC", "DEPBAR")
 MEMORY = ("LDG", "LDGSTS", "STG", "LDS", "STS", "LDSM", "STSM", "LDL", "STL")
+TENSOR = ("HMMA", "HGMMA", "UTCHMMA")  # of sm_80, sm_90 and sm_100
 FREE = (*CONTROL, "MOV", "S2R", "S2UR", "CS2R", "R2UR", "LDC", "ULDC", "LDGDEPBAR", "WARPGROUP")
 L1_LATENCY, L2_LATENCY = 40, 270
 
@@ -43,6 +44,11 @@ def width(instruction: Instruction) -> int:
     if re.search(r"\.[US]16|\.16$", instruction.name):
         return 16
     return 8 if re.search(r"\.[US]8", instruction.name) else 32
+
+
+def is_tensor(instruction: Instruction) -> bool:
+    """Whether tensor cores do it."""
+    return instruction.base in TENSOR
 
 
 def tensor_cycles(instruction: Instruction) -> float:

@@ -136,7 +136,8 @@ class Estimate:
     high: float
     bound_by: str  # the busiest pipe, or "latency"
     instructions: float  # a warp
-    hottest: int  # index of the piece with most of the time
+    trips: tuple[float, ...]  # of every piece
+    spent: tuple[float, ...]  # cycles that every piece keeps a warp
 
 
 def estimate(code: Code, programs: int, loops: Sequence[dict[str, Any]]) -> Estimate:
@@ -153,11 +154,12 @@ def estimate(code: Code, programs: int, loops: Sequence[dict[str, Any]]) -> Esti
     busy = a_multiprocessor * code.warps / 4 * totals[pipe] / CYCLES_A_US
     low = rounds * sum(count * part.low for count, part in weighed) / CYCLES_A_US
     high = rounds * sum(count * part.high for count, part in weighed) / CYCLES_A_US
-    hottest = max(range(len(weighed)), key=lambda i: trips[i] * code.pieces[i].low)
+    spent = tuple(count * part.low for count, part in weighed)
     return Estimate(
         max(busy, low),
         max(busy, high),
         pipe if busy > high else "latency",
         sum(count * part.size for count, part in weighed),
-        hottest,
+        tuple(trips),
+        spent,
     )

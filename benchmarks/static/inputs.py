@@ -7,6 +7,8 @@ from ..ops.definitions import DEFINITIONS
 from ..ops.definitions._definition import Variant, variant
 
 DTYPES = ("bfloat16", "float32")
+HALF = "float16"  # shares its code paths with bfloat16: the first input alone
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _NMF = {"rank": 64, "steps": 6}
 
 VARIANTS: dict[str, tuple[Variant, ...]] = {
@@ -54,6 +56,19 @@ def representative(op: str) -> list[OpCase]:
     return [
         OpCase(op, chosen.shape, dtype, layout, direction, chosen.options)
         for chosen in VARIANTS[op]
-        for dtype in DTYPES
+        for dtype in (*DTYPES, *([HALF] if chosen == VARIANTS[op][0] else []))
         for layout in definition.layouts
     ]
+
+
+def is_first(case: OpCase) -> bool:
+    """Whether it is the first input of its op, in bfloat16."""
+    first = VARIANTS[case.op][0]
+    same = (case.shape, case.options) == (first.shape, first.options)
+    return same and case.dtype == DTYPES[0]
+
+
+def is_aligned(case: OpCase) -> bool:
+    """Whether every row of the input's maps starts at a multiple of 16 bytes."""
+    length = case.shape[1] if case.layout == "channels_last" else case.shape[-1]
+    return length * DTYPE_BYTES[case.dtype] % 16 == 0

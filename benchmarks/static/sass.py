@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,22 +60,6 @@ def _control_bits(word: int) -> tuple[int, int, int, int]:
     return (word >> 41) & 15, (word >> 46) & 7, (word >> 49) & 7, (word >> 52) & 63
 
 
-def _controls(text: str) -> Iterator[tuple[str, int, int]]:
-    """(function, address, upper word) of every instruction in nvdisasm's hexadecimal listing."""
-    name, address = "", None
-    for line in text.splitlines():
-        if line.startswith(".text."):
-            name, address = line[6:].rstrip(": "), None
-            continue
-        instruction = _INSTRUCTION.match(line)
-        word = _WORD.search(line)
-        if instruction:
-            address = int(instruction[1], 16)
-        elif word and address is not None:
-            yield name, address, int(word[1], 16)
-            address = None
-
-
 def read(cubin: Path) -> list[Function]:
     """The functions of a cubin that hold instructions.
 
@@ -84,11 +67,11 @@ def read(cubin: Path) -> list[Function]:
         subprocess.CalledProcessError: nvdisasm cannot read it.
     """
     functions: dict[str, Function] = {}
-    current, file, number = None, "", 0
-    for line in _tool("nvdisasm", "-c", "-gi", str(cubin)).splitlines():
+    current, file, number, instruction = None, "", 0, None
+    for line in _tool("nvdisasm", "-c", "-gi", "-hex", str(cubin)).splitlines():
         if line.startswith(".text."):
             name = line[6:].rstrip(": ")
-            current = functions.setdefault(name, Function(name))
+            current, instruction = functions.setdefault(name, Function(name)), None
             continue
         if current is None:
             continue
@@ -100,14 +83,10 @@ def read(cubin: Path) -> list[Function]:
             address, predicate = int(found[1], 16), (found[2] or "").strip()
             instruction = Instruction(address, predicate, found[3], found[4], file, number)
             current.instructions.append(instruction)
-    controls = {
-        (name, address): _control_bits(word)
-        for name, address, word in _controls(_tool("nvdisasm", "-c", "-hex", str(cubin)))
-    }
-    for function in functions.values():
-        for instruction in function.instructions:
-            key = function.name, instruction.address
-            instruction.control = controls.get(key, instruction.control)
+        elif instruction is not None and (word := _WORD.search(line)):
+            # An instruction has 16 bytes: the upper half, on a line of its own, holds the control.
+            instruction.control = _control_bits(int(word[1], 16))
+            instruction = None
     return [function for function in functions.values() if function.instructions]
 
 

@@ -8,137 +8,31 @@ Static estimates, not measurements; no GPU is needed. See attnops/benchmarks/sta
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from attnops._console import positive_integer
 
-from ..ops.cases import OpCase, case_of
 from ..report.grid import Grid, markdown, number, show
 from ..report.records import write_whole
-from .costs import Traffic
-from .estimate import Code, estimate, load_code
+from .compare import name_of, regressions
+from .gate import faults
 from .inputs import VARIANTS
+from .launches import SAMPLE
+from .measure import OTHERS, measure, record
 
-KIND = "static estimate, not measured"
 FILE = "static.json"
-COPY_BYTES_A_US = 4.3e6  # measured on an H200
-# Multiply-adds a microsecond of the unit that can do them: tensor cores for products (float32 in
-# three TF32 products), else float32 pipes.
-TENSOR = {"bfloat16": 989e6 / 2, "float32": 495e6 / 2 / 3}
-PIPES = 67e6 / 2
-PRODUCTS = ("anchor_attention", "local_attention", "nmf")
-THRESHOLD = 1.1  # an estimate that has grown by more than that is a regression
 
 
-def floor_us(case: OpCase, direction: str) -> float:
-    """Time that bytes or multiply-adds of one pass need at least."""
-
-    def cost(of: str) -> tuple[int, int]:
-        one = OpCase(case.op, case.shape, case.dtype, case.layout, of, case.options)
-        return one.moved_bytes(), one.macs()
-
-    moved, macs = cost("forward")
-    if direction == "backward":
-        both = cost("forward+backward")
-        moved, macs = both[0] - moved, both[1] - macs
-    rate = TENSOR[case.dtype] if case.op in PRODUCTS else PIPES
-    return max(moved / COPY_BYTES_A_US, macs / rate)
-
-
-def _widths(found: dict[int, int]) -> str:
-    """{128: 4, 16: 1} -> "128 x4, 16 x1"."""
-    return ", ".join(f"{bits} x{count}" for bits, count in sorted(found.items(), reverse=True))
-
-
-def _kernel(code: Code, variant: dict[str, Any], launch: dict[str, Any]) -> dict[str, Any]:
-    """The columns of one launch."""
-    row = {
-        "kernel": variant["kernel"],
-        "programs": launch["programs"],
-        "threads": 32 * code.warps,
-        "registers": code.registers,
-        "shared": code.shared,
-        "resident": code.resident,
-        "limit": code.limit,
-        "spills": code.spills,
-    }
-    loops = launch["loops"]
-    if loops is None:
-        return row | {"why": launch["why"]}
-    found = estimate(code, launch["programs"], loops)
-    hottest = code.pieces[found.hottest].piece
-    traffic = Traffic.of(hottest.instructions)
-    tensor = sum(i.base in ("HGMMA", "HMMA") for i in hottest.instructions)
-    return row | {
-        "low_us": round(found.low, 2),
-        "high_us": round(found.high, 2),
-        "bound_by": found.bound_by,
-        "warp_instructions": round(found.instructions),
-        "hottest": f"{hottest.file}:{hottest.line}" if hottest.line else "outside loops",
-        "hottest_instructions": len(hottest.instructions),
-        "tensor_instructions": tensor,
-        "loads": _widths(traffic.loads),
-        "stores": _widths(traffic.stores),
-    }
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """A row an input and pass, from what `launches` left in a folder."""
-    recorded = json.loads((folder / "launches.json").read_text())
-    variants = recorded["variants"]
-
-    @functools.cache
-    def code_of(tag: str) -> Code:
-        return load_code(folder / f"{tag}.cubin", variants[tag])
-
-    rows = []
-    for found in recorded["rows"]:
-        case = case_of(found["op"], found)
-        tags = [launch["variant"] for launch in found["launches"]]
-        kernels = [
-            _kernel(code_of(tag), variants[tag], launch)
-            for tag, launch in zip(tags, found["launches"], strict=True)
-        ]
-        floor = floor_us(case, found["pass"])
-        row = {key: value for key, value in found.items() if key not in ("launches", "direction")}
-        row |= {"floor_us": round(floor, 2), "launches": len(kernels)}
-        if all("low_us" in kernel for kernel in kernels):
-            row["low_us"] = round(max(floor, sum(k["low_us"] for k in kernels)), 1)
-            row["high_us"] = round(max(floor, sum(k["high_us"] for k in kernels)), 1)
-            spent = sum(k["warp_instructions"] * k["programs"] * k["threads"] for k in kernels)
-            row["instructions_an_element"] = round(spent / torch.Size(case.shape).numel(), 1)
-        rows.append(row | {"kernels": kernels})
-    return rows
-
-
-def measure(ops: Iterable[str], folder: Path, arch: int = 90) -> dict[str, Any]:
-    """The whole document for some ops; each is compiled in a process of its own."""
-    import triton
-
-    rows = []
-    for op in ops:
-        command = [sys.executable, "-m", "attnops.benchmarks.static.launches"]
-        # Kernels out of Triton's cache may name source files that have moved since.
-        environment = os.environ | {"TRITON_CACHE_DIR": str(folder / "cache")}
-        command += [str(folder / op), op, "--arch", str(arch)]
-        subprocess.run(command, check=True, env=environment)
-        rows += rows_of(folder / op)
-        print(f"{op}: {len(rows)} rows so far", file=sys.stderr, flush=True)
-    return {"kind": KIND, "arch": f"sm_{arch}", "triton": triton.__version__, "rows": rows}
-
-
-def _name(row: dict[str, Any]) -> str:
-    shape = "x".join(map(str, row["shape"]))
-    options = " ".join(f"{name} {value}" for name, value in row["options"])
-    return ", ".join(part for part in (shape, options) if part)
+def _widths(found: Mapping[str, int]) -> str:
+    """{"128": 4, "16": 1} -> "128 x4, 16 x1"."""
+    widest_first = sorted(found.items(), key=lambda pair: -int(pair[0]))
+    return ", ".join(f"{bits} x{count}" for bits, count in widest_first)
 
 
 def _ratio(row: dict[str, Any]) -> str:
@@ -160,7 +54,7 @@ def grid_of(op: str, rows: Sequence[dict[str, Any]]) -> Grid:
         times = [number(row[key]) for key in ("low_us", "high_us")] if "low_us" in row else []
         grid.cells.append(
             [
-                _name(row),
+                name_of(row),
                 row["dtype"],
                 row["layout"],
                 row["pass"],
@@ -171,7 +65,8 @@ def grid_of(op: str, rows: Sequence[dict[str, Any]]) -> Grid:
                 str(len(row["aten"])),
                 *(str(main[key]) for key in ("programs", "registers", "resident")),
                 str(main.get("tensor_instructions", "")),
-                *(main.get(key, "") for key in ("loads", "stores", "bound_by")),
+                *(_widths(main.get(key, {})) for key in ("loads", "stores")),
+                main.get("bound_by", ""),
                 number(row.get("instructions_an_element")),
             ]
         )
@@ -181,10 +76,34 @@ def grid_of(op: str, rows: Sequence[dict[str, Any]]) -> Grid:
     return grid
 
 
+def resources_of(op: str, arch: str, rows: Sequence[dict[str, Any]]) -> Grid:
+    """The table of an architecture without a model: a line a kernel and variant."""
+    header = ["kernel", "layout", "pass", "registers", "shared", "spills", "tensor"]
+    grid = Grid(f"{op} on {arch}", [*header, "loads", "stores"])
+    cells = {
+        (
+            kernel["kernel"],
+            row["layout"],
+            row["pass"],
+            *(str(kernel[key]) for key in ("registers", "shared", "spills")),
+            str(kernel.get("tensor_instructions", "")),
+            *(_widths(kernel.get(key, {})) for key in ("loads", "stores")),
+        ): None
+        for row in rows
+        for kernel in row["kernels"]
+    }
+    grid.cells += cells
+    return grid
+
+
 def grids(document: dict[str, Any]) -> list[Grid]:
-    """A table an op."""
-    ops = dict.fromkeys(row["op"] for row in document["rows"])
-    return [grid_of(op, [row for row in document["rows"] if row["op"] == op]) for op in ops]
+    """A table an op, and one for every architecture without a model."""
+    found = []
+    for op in dict.fromkeys(row["op"] for row in document["rows"]):
+        found.append(grid_of(op, [row for row in document["rows"] if row["op"] == op]))
+        for arch, rows in document.get("others", {}).items():
+            found.append(resources_of(op, arch, [row for row in rows if row["op"] == op]))
+    return [grid for grid in found if grid.cells]
 
 
 def as_markdown(document: dict[str, Any]) -> str:
@@ -199,41 +118,43 @@ def as_markdown(document: dict[str, Any]) -> str:
     return "\n".join([head, *(markdown(grid) for grid in grids(document))])
 
 
-def regressions(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Rows whose estimate has grown, or that launch more kernels than before."""
-
-    def keyed(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        facts = ("op", "shape", "options", "dtype", "layout", "pass")
-        return {json.dumps([row[key] for key in facts]): row for row in document["rows"]}
-
-    old, found = keyed(before), []
-    for key, row in keyed(after).items():
-        if key not in old:
-            continue
-        was = old[key]
-        what = f"{row['op']} {_name(row)} {row['dtype']} {row['layout']} {row['pass']}"
-        if row["launches"] > was["launches"]:
-            found.append(f"{what}: {was['launches']} -> {row['launches']} launches")
-        if "high_us" in was and row.get("high_us", float("inf")) > THRESHOLD * was["high_us"]:
-            found.append(f"{what}: {was['high_us']} -> {row.get('high_us', 'no')} us")
-    return found
-
-
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("attnops bench static", description=__doc__.splitlines()[0])
     parser.add_argument("ops", nargs="*", choices=[[], *VARIANTS], metavar="OP")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write static.json and static.md")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write static.json and static.md, with sm_80 and sm_100",
+    )
     parser.add_argument("--compare", type=Path, metavar="FILE", help="exit with 1 on regressions")
+    parser.add_argument(
+        "--jobs", type=positive_integer, default=len(os.sched_getaffinity(0)), help="processes"
+    )
+    parser.add_argument(
+        "--sample",
+        action="store_true",
+        help="the gate alone, on all launches and on a few kernels, in seconds",
+    )
     chosen = parser.parse_args(arguments)
+    ops = chosen.ops or list(VARIANTS)
     before = json.loads(chosen.compare.read_text()) if chosen.compare else None
     with tempfile.TemporaryDirectory() as folder:
-        document = measure(chosen.ops or VARIANTS, Path(folder))
+        if chosen.sample:
+            return _report("gate", faults(record(ops, Path(folder), part=SAMPLE), whole=False))
+        document, failures = measure(ops, Path(folder), chosen.jobs, OTHERS if chosen.out else ())
     for grid in grids(document):
         show(grid)
     if chosen.out:
         write_whole(chosen.out / FILE, json.dumps(document, indent=1) + "\n")
         write_whole(chosen.out / "static.md", as_markdown(document))
-    worse = regressions(before, document) if before else []
-    for line in worse:
-        print(f"regression: {line}", file=sys.stderr)
-    return 1 if worse else 0
+    status = _report("failed", failures)
+    status |= _report("regression", regressions(before, document) if before else [])
+    return _report("gate", faults(document["rows"])) | status
+
+
+def _report(kind: str, lines: Sequence[str]) -> int:
+    """The exit status after saying what is wrong."""
+    for line in lines:
+        print(f"{kind}: {line}", file=sys.stderr)
+    return 1 if lines else 0

@@ -16,13 +16,18 @@ import torch
 from ..._layout import empty_map, is_channels_inner
 from .._depthwise import TapSums, by_tap, convolve, launch_of
 from .._launch import on_device
-from .forward import groups_of
+from .forward import groups_of, packed
 
 
 def backward(
-    grad: torch.Tensor, x: torch.Tensor, taps: torch.Tensor, biases: torch.Tensor, *sides: list[int]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dx like x, dtaps like taps, dbiases like biases."""
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weights: list[torch.Tensor],
+    given: list[torch.Tensor],
+    biased: list[int],
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    """dx like x, and the gradients of weights and biases."""
+    taps, biases, *sides = packed(weights, given, biased)
     launch = launch_of(x)
     kernel_size, *_ = sides  # and the lengths of rows and of columns
     groups = groups_of(*sides)
@@ -48,4 +53,8 @@ def backward(
         sums.add(dlocal, x, kernel_size, 0, count)
         convolve(dlocal, dx, taps, None, kernel_size, True, launch)
         totals = sums.totals(x.dtype)
-    return dx, totals[:, :count].contiguous(), totals[:, count:].contiguous()
+    dweights = [torch.empty_like(weight) for weight in weights]
+    parts = totals[:, :count].split([w.shape[2] * w.shape[3] for w in weights], dim=1)
+    for to, part in zip(dweights, parts, strict=True):
+        to.copy_(part.reshape(to.shape))
+    return dx, dweights, [totals[:, count + i].contiguous() for i in biased]

@@ -230,15 +230,26 @@ def groups_of(kernel_size: list[int], rows: list[int], columns: list[int]) -> li
     return groups
 
 
+def packed(
+    weights: list[torch.Tensor], biases: list[torch.Tensor], biased: list[int]
+) -> tuple[torch.Tensor, torch.Tensor, list[int], list[int], list[int]]:
+    """taps [C, T], biases [C, 1 + 2 * strips], the local kernel's sides, rows and columns."""
+    taps = torch.cat([weight.flatten(1) for weight in weights], dim=1)
+    found = dict(zip(biased, biases, strict=True))
+    zero = taps.new_zeros(()).expand(taps.shape[0])
+    shifts = torch.stack([found.get(i, zero) for i in range(len(weights))], dim=1)
+    rows, columns = [w.shape[3] for w in weights[1::2]], [w.shape[2] for w in weights[2::2]]
+    return taps, shifts, list(weights[0].shape[2:]), rows, columns
+
+
 def forward(
     x: torch.Tensor,
-    taps: torch.Tensor,
-    biases: torch.Tensor,
-    kernel_size: list[int],
-    rows: list[int],
-    columns: list[int],
+    weights: list[torch.Tensor],
+    biases: list[torch.Tensor],
+    biased: list[int],
 ) -> tuple[torch.Tensor]:
-    """out [B, C, H, W] in the layout of x, for taps [C, T] and biases [C, 1 + 2 * strips]."""
+    """out [B, C, H, W] in the layout of x."""
+    taps, biases, kernel_size, rows, columns = packed(weights, biases, biased)
     launch = depthwise.launch_of(x)
     groups = groups_of(kernel_size, rows, columns)
     out = empty_map(x.shape, x, is_channels_inner(x))

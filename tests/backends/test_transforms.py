@@ -130,7 +130,7 @@ def test_gradcheck_with_forward_mode(name):
         lambda *t: CALLS[name].call(attnops, *t),
         leaves,
         check_forward_ad=True,
-        check_batched_grad=CALLS[name].op != "merge_scales",
+        check_batched_grad=True,
         fast_mode=True,
     )
 
@@ -156,10 +156,6 @@ def gradients_at_once(name: str, vmapped: bool) -> tuple[list, list]:
 @every_op
 @pytest.mark.parametrize("vmapped", [True, False])
 def test_gradients_for_many_at_once(name, vmapped):
-    if CALLS[name].op == "merge_scales":
-        with pytest.raises(NotImplementedError, match=r"attnops\.reference\.merge_scales"):
-            gradients_at_once(name, vmapped)
-        return
     found, expected = gradients_at_once(name, vmapped)
     torch.testing.assert_close(found, expected)
 

@@ -149,10 +149,11 @@ def test_empty(backend, device, dims):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_opcheck(backend, device, layout):
     x = in_layout(torch.randn(2, 4, 5, 6, device=device), layout).requires_grad_()
-    taps = torch.randn(4, 9 + 5 + 7, device=device, requires_grad=True)
-    biases = torch.randn(4, 3, device=device, requires_grad=True)
-    arguments = (x, taps, biases, [3, 3], [5], [7])
-    torch.library.opcheck(torch.ops.attnops.strip_conv.default, arguments)
+    _, *parameters = operands(device, torch.float32, x.shape, 3, ((5, 7),))
+    weights, biases = ([p.requires_grad_() for p in parameters[k::2]] for k in (0, 1))
+    for biased in ([0, 1, 2], [2], []):
+        arguments = (x, weights, [biases[i] for i in biased], biased)
+        torch.library.opcheck(torch.ops.attnops.strip_conv.default, arguments)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

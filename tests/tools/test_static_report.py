@@ -16,7 +16,7 @@ import attnops
 pytest.importorskip("triton")
 
 from attnops.benchmarks.ops.cases import OpCase
-from attnops.benchmarks.static import costs, estimate, table
+from attnops.benchmarks.static import compare, costs, estimate, measure, rows, table
 from attnops.benchmarks.static.inputs import VARIANTS, representative
 from attnops.benchmarks.static.loops import Piece, pieces
 from attnops.benchmarks.static.sass import Function, Instruction
@@ -102,10 +102,10 @@ def test_costs_of_instructions() -> None:
 def test_the_floor_is_bytes_or_multiply_adds() -> None:
     pool = OpCase("pyramid_pool", (1, 2048, 256, 128), "bfloat16", "contiguous", "forward+backward")
     moved = 2 * 2048 * 256 * 128
-    assert table.floor_us(pool, "forward") == pytest.approx(moved / 4.3e6, rel=0.01)
+    assert rows.floor_us(pool, "forward") == pytest.approx(moved / 4.3e6, rel=0.01)
     attention = OpCase("anchor_attention", (1, 2048, 256, 128), "float32")
     products = 2 * 2048 * 110 * 256 * 128
-    assert table.floor_us(attention, "forward") == pytest.approx(products / (165e6 / 2), rel=0.01)
+    assert rows.floor_us(attention, "forward") == pytest.approx(products / (165e6 / 2), rel=0.01)
 
 
 def recorded(folder: Path, op: str) -> dict[str, object]:
@@ -134,11 +134,11 @@ def test_real_launches_are_recorded_with_their_trips(tmp_path: Path) -> None:
     variant = found["variants"][launch["variant"]]
     blocks = 64 / int(variant["constants"]["CHANNELS"])
     assert {loop["mean"] for loop in launch["loops"]} == {9, blocks, 9 * blocks}
-    row = table.rows_of(tmp_path)[0]
+    row = rows.rows_of(tmp_path)[0]
     (kernel,) = row["kernels"]
     assert kernel["spills"] == 0 and 16 < kernel["registers"] <= 255
     assert 0 < row["floor_us"] <= row["low_us"] <= row["high_us"] < 1000
-    document = {"kind": table.KIND, "arch": "sm_90", "triton": "0", "rows": [row]}
+    document = {"kind": measure.KIND, "arch": "sm_90", "triton": "0", "rows": [row]}
     assert "| 1x64x16x16, kernel 3 dilation 2 | bfloat16 |" in table.as_markdown(document)
 
 
@@ -146,14 +146,14 @@ def test_regressions_are_named() -> None:
     row = {"op": "nmf", "shape": [1, 8, 8], "options": [], "dtype": "float32"}
     row |= {"layout": "contiguous", "pass": "forward", "launches": 3, "high_us": 10.0}
     before, after = {"rows": [row]}, {"rows": [copy.deepcopy(row)]}
-    assert table.regressions(before, after) == []
+    assert compare.regressions(before, after) == []
     after["rows"][0] |= {"launches": 4, "high_us": 10.9}
-    assert len(table.regressions(before, after)) == 1
+    assert len(compare.regressions(before, after)) == 1
     after["rows"][0]["high_us"] = 11.1
-    assert len(table.regressions(before, after)) == 2
+    assert len(compare.regressions(before, after)) == 2
 
 
 def test_every_op_has_representative_inputs() -> None:
     assert set(VARIANTS) == set(attnops.backends())
     for op in VARIANTS:
-        assert {case.dtype for case in representative(op)} == {"bfloat16", "float32"}
+        assert {case.dtype for case in representative(op)} >= {"bfloat16", "float16", "float32"}

@@ -1,5 +1,6 @@
 """Data sets for segmentation: layouts on disk, labels as classes, batches for training."""
 
+from .check import CheckReport, FaultyData, check_data
 from .folder import Pair, SegmentationFolder, SegmentationSplit
 from .info import DataInfo
 from .module import SegmentationData
@@ -8,11 +9,14 @@ from .shapes import Shapes
 
 __all__ = [
     "LAYOUTS",
+    "CheckReport",
     "DataInfo",
+    "FaultyData",
     "Pair",
     "SegmentationData",
     "SegmentationFolder",
     "SegmentationSplit",
     "Shapes",
+    "check_data",
     "open_data",
 ]

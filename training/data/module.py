@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import lightning
+import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from .augment import training_transform
@@ -127,7 +128,10 @@ class SegmentationData(lightning.LightningDataModule):
 
     def _loading(self) -> dict[str, object]:
         workers = {"prefetch_factor": 4} if self.num_workers else {}
-        return {"num_workers": self.num_workers, "collate_fn": collate, **workers}
+        # A generator of its own: making an iterator draws a number.
+        generator = torch.Generator().manual_seed(self.seed)
+        loading = {"num_workers": self.num_workers, "collate_fn": collate, "generator": generator}
+        return loading | workers
 
     def _processes(self) -> tuple[int, int]:
         """Number of this process and how many there are."""

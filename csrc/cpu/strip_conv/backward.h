@@ -142,11 +142,11 @@ class StripBackward {
 
   int64_t bytes() const { return arena_.bytes(); }
 
-  // sums: [taps + biases][kWidth], zero.
-  void run(const StripPiece& piece, const S* grad, const S* x, const S* taps, const S* biases,
+  // sums: [taps + kernels][kWidth], zero.
+  void run(const StripPiece& piece, const StripSources& parameters, const S* grad, const S* x,
            S* dx, double* sums) {
     const LaneGroup<S> group(shape_.maps, piece.group);
-    start(group, piece, grad, x, taps, biases);
+    start(group, piece, parameters, grad, x);
     double* bias_sums = sums + shape_.taps * kWidth<C>;
     local_.for_each_block([&](int64_t y, int64_t rows, bool own) {
       grad_.advance(group, y + rows + reach_.up, height_);
@@ -166,11 +166,11 @@ class StripBackward {
   }
 
  private:
-  void start(const LaneGroup<S>& group, const StripPiece& piece, const S* grad, const S* x,
-             const S* taps, const S* biases) {
+  void start(const LaneGroup<S>& group, const StripPiece& piece, const StripSources& parameters,
+             const S* grad, const S* x) {
     const int64_t width = shape_.maps.width;
-    parameters_.pack(group, taps, biases);
-    reversed_.pack(group, taps, biases);
+    parameters_.pack(group, parameters);
+    reversed_.pack(group, parameters);
     reversed_.reverse();
     memset(zeros_, 0, static_cast<size_t>(grad_.rows.stride) * sizeof(C));
     local_.start(shape_.maps, piece, reversed_.tap(0));

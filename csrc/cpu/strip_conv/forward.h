@@ -42,9 +42,9 @@ class StripForward {
 
   int64_t bytes() const { return arena_.bytes(); }
 
-  void run(const StripPiece& piece, const S* x, const S* taps, const S* biases, S* out) {
+  void run(const StripPiece& piece, const StripSources& parameters, const S* x, S* out) {
     const LaneGroup<S> group(shape_.maps, piece.group);
-    start(group, piece, x, taps, biases);
+    start(group, piece, parameters, x);
     for (int64_t y = piece.top; y < piece.bottom; y += kSlide) {
       const int64_t rows = min64(kSlide, piece.bottom - y);
       compute_rows(group, y + rows);
@@ -63,11 +63,11 @@ class StripForward {
     int64_t next;  // row to compute
   };
 
-  void start(const LaneGroup<S>& group, const StripPiece& piece, const S* x, const S* taps,
-             const S* biases) {
+  void start(const LaneGroup<S>& group, const StripPiece& piece, const StripSources& parameters,
+             const S* x) {
     own_ = {piece.left, piece.right};
     around_ = widen(own_, reach_.side, shape_.maps.width);
-    parameters_.pack(group, taps, biases);
+    parameters_.pack(group, parameters);
     memset(zeros_, 0, static_cast<size_t>(x_.rows.stride) * sizeof(C));
     auto bias = typename Vec<C>::V{};
     for (int64_t i = 0; i < shape_.strips; ++i) {

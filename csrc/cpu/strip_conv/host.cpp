@@ -57,85 +57,110 @@ class StripWork {
   std::vector<int64_t> ends_;  // pieces of worker w end at ends_[w]
 };
 
-StripShape shape_of(const Tensor& x, const Tensor& taps, const Tensor& biases,
-                    const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& rows,
-                    const std::vector<int64_t>& columns) {
-  STD_TORCH_CHECK(x.scalar_type() == taps.scalar_type() && x.scalar_type() == biases.scalar_type(),
-                  "strip_conv: expected tensors of one dtype");
-  STD_TORCH_CHECK(
-      kernel_size.size() == 2 && rows.size() == columns.size(),
-      "strip_conv: expected two sides of the kernel_size, a row and a column of each strip");
-  StripShape s;
-  s.maps = map_sizes(x);
-  s.kernel_height = kernel_size[0];
-  s.kernel_width = kernel_size[1];
-  s.strips = static_cast<int64_t>(rows.size());
-  s.rows = rows.data();
-  s.columns = columns.data();
-  s.taps = kernel_size[0] * kernel_size[1];
-  for (size_t i = 0; i < rows.size(); ++i) s.taps += rows[i] + columns[i];
-  STD_TORCH_CHECK(taps.dim() == 2 && taps.size(0) == x.size(1) && taps.size(1) == s.taps &&
-                      biases.dim() == 2 && biases.size(0) == x.size(1) &&
-                      biases.size(1) == s.biases(),
-                  "strip_conv: expected taps [C, ", s.taps, "] and biases [C, ", s.biases(), "]");
-  return s;
+// The arguments of an op, understood. Callers keep the tensors.
+class Strips {
+ public:
+  Strips(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+         const std::vector<int64_t>& biased)
+      : kernels(kernels_for(dtype_of(x))), biases_(weights.size(), nullptr) {
+    STD_TORCH_CHECK(weights.size() % 2 == 1 && biases.size() == biased.size(),
+                    "strip_conv: expected a kernel and two of each strip, and a number a bias");
+    const auto check = [&](bool fits) {
+      STD_TORCH_CHECK(fits, "strip_conv: expected weights [C, 1, kh, kw] and biases [C] like x");
+    };
+    for (size_t i = 0; i < weights.size(); ++i) {
+      const Tensor& weight = weights[i];
+      check(weight.scalar_type() == x.scalar_type() && weight.dim() == 4 &&
+            weight.size(0) == x.size(1) && weight.size(1) == 1);
+      check(i == 0 || weight.size(i % 2 == 1 ? 2 : 3) == 1);
+      if (i > 0) (i % 2 == 1 ? rows_ : columns_).push_back(weight.size(i % 2 == 1 ? 3 : 2));
+      weights_.push_back(weight.const_data_ptr());
+      shape.taps += weight.size(2) * weight.size(3);
+    }
+    for (size_t i = 0; i < biases.size(); ++i) {
+      check(biases[i].scalar_type() == x.scalar_type() && biases[i].dim() == 1 &&
+            biases[i].size(0) == x.size(1));
+      biases_.at(static_cast<size_t>(biased[i])) = biases[i].const_data_ptr();
+    }
+    shape.maps = map_sizes(x);
+    shape.kernel_height = weights[0].size(2);
+    shape.kernel_width = weights[0].size(3);
+    shape.strips = static_cast<int64_t>(rows_.size());
+    shape.rows = rows_.data();
+    shape.columns = columns_.data();
+  }
+  Strips(const Strips&) = delete;
+  Strips& operator=(const Strips&) = delete;
+
+  StripSources parameters() const { return {weights_.data(), biases_.data()}; }
+
+  const StripKernels& kernels;
+  StripShape shape{};
+
+ private:
+  std::vector<int64_t> rows_, columns_;
+  std::vector<const void*> weights_, biases_;
+};
+
+std::vector<Tensor> empty_like_all(const std::vector<Tensor>& tensors) {
+  std::vector<Tensor> found;
+  for (const Tensor& tensor : tensors) found.push_back(torch::stable::empty_like(tensor));
+  return found;
 }
 
-Tensor strip_conv(Tensor x, Tensor taps, Tensor biases, std::vector<int64_t> kernel_size,
-                  std::vector<int64_t> rows, std::vector<int64_t> columns) {
-  const StripShape s = shape_of(x, taps, biases, kernel_size, rows, columns);
-  const StripKernels& kernels = kernels_for(dtype_of(x));
+Tensor strip_conv(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> biases,
+                  std::vector<int64_t> biased) {
+  const Strips strips(x, weights, biases, biased);
+  const StripShape& s = strips.shape;
+  const StripKernels& kernels = strips.kernels;
   Tensor out = empty_map(x, s.maps);
-  const void *source = x.const_data_ptr(), *weights = taps.const_data_ptr();
-  const void* bias_data = biases.const_data_ptr();
+  const void* source = x.const_data_ptr();
   void* target = out.mutable_data_ptr();
   const int64_t tile = kernels.tile_columns(s, false);
   const StripWork work(s.maps, kernels.lanes, tile);
   work.run(kernels.scratch_bytes(s, tile, false),
            [&](int64_t, const StripPiece& piece, char* scratch) {
-             kernels.forward(s, piece, source, weights, bias_data, target, scratch);
+             kernels.forward(s, piece, strips.parameters(), source, target, scratch);
            });
   return out;
 }
-// x [B, C, H, W], taps [C, taps] of the local kernel and of the row and the column of each strip,
-// biases [C, 1 + 2 strips] in the same order -> out like x.
-ATTNOPS_REGISTER(
-    cpu, CPU, strip_conv,
-    "(Tensor x, Tensor taps, Tensor biases, int[] kernel_size, int[] rows, int[] columns) "
-    "-> Tensor out")
+// x [B, C, H, W], weights [C, 1, kh, kw] of the local kernel and of the row and the column of each
+// strip, biases [C] of the weights whose numbers `biased` has -> out like x.
+ATTNOPS_REGISTER(cpu, CPU, strip_conv,
+                 "(Tensor x, Tensor[] weights, Tensor[] biases, int[] biased) -> Tensor out")
 
-std::tuple<Tensor, Tensor, Tensor> strip_conv_backward(Tensor grad, Tensor x, Tensor taps,
-                                                       Tensor biases,
-                                                       std::vector<int64_t> kernel_size,
-                                                       std::vector<int64_t> rows,
-                                                       std::vector<int64_t> columns) {
-  const StripShape s = shape_of(x, taps, biases, kernel_size, rows, columns);
-  const StripKernels& kernels = kernels_for(dtype_of(x));
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> strip_conv_backward(
+    Tensor grad, Tensor x, std::vector<Tensor> weights, std::vector<Tensor> biases,
+    std::vector<int64_t> biased) {
+  const Strips strips(x, weights, biases, biased);
+  const StripShape& s = strips.shape;
+  const StripKernels& kernels = strips.kernels;
   Tensor dx = empty_map(x, s.maps);
-  Tensor dtaps = torch::stable::new_empty(taps, {s.maps.channels, s.taps});
-  Tensor dbiases = torch::stable::new_empty(biases, {s.maps.channels, s.biases()});
+  std::vector<Tensor> dweights = empty_like_all(weights), dbiases = empty_like_all(biases);
+  std::vector<void*> weight_data, bias_data(weights.size(), nullptr);
+  for (Tensor& dweight : dweights) weight_data.push_back(dweight.mutable_data_ptr());
+  for (size_t i = 0; i < dbiases.size(); ++i)
+    bias_data[static_cast<size_t>(biased[i])] = dbiases[i].mutable_data_ptr();
   const void *gradient = grad.const_data_ptr(), *source = x.const_data_ptr();
-  const void *weights = taps.const_data_ptr(), *bias_data = biases.const_data_ptr();
   void* target = dx.mutable_data_ptr();
   const int64_t tile = kernels.tile_columns(s, true);
   const StripWork work(s.maps, kernels.lanes, tile);
   const int64_t count = static_cast<int64_t>(work.pieces().size());
-  const int64_t piece_sums = (s.taps + s.biases()) * kernels.lanes;
+  const int64_t piece_sums = (s.taps + s.kernels()) * kernels.lanes;
   std::vector<double> sums(count * piece_sums);
   work.run(kernels.scratch_bytes(s, tile, true),
            [&](int64_t i, const StripPiece& piece, char* scratch) {
-             kernels.backward(s, piece, gradient, source, weights, bias_data, target,
+             kernels.backward(s, piece, strips.parameters(), gradient, source, target,
                               sums.data() + i * piece_sums, scratch);
            });
-  std::vector<double> totals(s.maps.channels * std::max(s.taps, s.biases()));
-  kernels.reduce(s, work.pieces().data(), count, sums.data(), dtaps.mutable_data_ptr(),
-                 dbiases.mutable_data_ptr(), totals.data());
-  return {dx, dtaps, dbiases};
+  std::vector<double> totals(s.maps.channels * s.taps);
+  kernels.reduce(s, work.pieces().data(), count, sums.data(),
+                 {weight_data.data(), bias_data.data()}, totals.data());
+  return {dx, dweights, dbiases};
 }
-ATTNOPS_REGISTER(
-    cpu, CPU, strip_conv_backward,
-    "(Tensor grad, Tensor x, Tensor taps, Tensor biases, int[] kernel_size, int[] rows, "
-    "int[] columns) -> (Tensor dx, Tensor dtaps, Tensor dbiases)")
+ATTNOPS_REGISTER(cpu, CPU, strip_conv_backward,
+                 "(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, int[] biased) "
+                 "-> (Tensor dx, Tensor[] dweights, Tensor[] dbiases)")
 
 }  // namespace
 }  // namespace attnops::cpu

@@ -31,16 +31,29 @@ struct StripPiece {
 // Pieces are cut between rows that are a multiple of this.
 constexpr int64_t kPieceRows = 8;
 
-// taps [channels, taps]: of the local kernel [kernel_height, kernel_width], then of each strip
-// rows[s] of the row and columns[s] of the column. biases [channels, 1 + 2 strips], same order.
+// Kernels in order: the local one [kernel_height, kernel_width], then of each strip the row of
+// rows[s] taps and the column of columns[s]. `taps` counts those of all, which are numbered so.
 struct StripShape {
   MapSizes maps;
   int64_t kernel_height, kernel_width, strips;
   const int64_t *rows, *columns;  // [strips]
   int64_t taps;
 
-  int64_t biases() const { return 1 + 2 * strips; }
+  int64_t kernels() const { return 1 + 2 * strips; }
+  int64_t taps_of(int64_t kernel) const {
+    if (kernel == 0) return kernel_height * kernel_width;
+    return (kernel % 2 == 1 ? rows : columns)[(kernel - 1) / 2];
+  }
 };
+
+// Where the parameters lie, or their gradients: of every kernel the weight [channels, taps] and the
+// bias [channels], null if it has none.
+template <class Pointer>
+struct StripPointers {
+  const Pointer *weights, *biases;  // [kernels]
+};
+using StripSources = StripPointers<const void*>;
+using StripTargets = StripPointers<void*>;
 
 // Entry points of one instruction set and one element type. Tensors are whole; scratch is private
 // to the caller and aligned to 64 bytes.
@@ -49,17 +62,17 @@ struct StripKernels {
   int64_t (*tile_columns)(const StripShape&, bool backward);  // of the widest piece to ask for
   int64_t (*scratch_bytes)(const StripShape&, int64_t columns, bool backward);
 
-  void (*forward)(const StripShape&, const StripPiece&, const void* x, const void* taps,
-                  const void* biases, void* out, void* scratch);
+  void (*forward)(const StripShape&, const StripPiece&, const StripSources&, const void* x,
+                  void* out, void* scratch);
 
-  // dx of a piece, and what it adds to dtaps and dbiases: sums [taps + biases][lanes], zero before.
-  void (*backward)(const StripShape&, const StripPiece&, const void* grad, const void* x,
-                   const void* taps, const void* biases, void* dx, double* sums, void* scratch);
+  // dx of a piece, and what it adds to the gradients of all taps, then of the biases of all
+  // kernels: sums [taps + kernels][lanes], zero before.
+  void (*backward)(const StripShape&, const StripPiece&, const StripSources&, const void* grad,
+                   const void* x, void* dx, double* sums, void* scratch);
 
-  // dtaps and dbiases from the sums of all pieces. totals [channels * max(taps, biases)] is
-  // scratch.
+  // The gradients from the sums of all pieces. totals [channels * taps] is scratch.
   void (*reduce)(const StripShape&, const StripPiece* pieces, int64_t count, const double* sums,
-                 void* dtaps, void* dbiases, double* totals);
+                 const StripTargets&, double* totals);
 };
 
 ATTNOPS_DECLARE_KERNELS(StripKernels, strip_kernels)

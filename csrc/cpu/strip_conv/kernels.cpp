@@ -43,25 +43,28 @@ struct StripEntries {
     return backward ? StripBackward<S>(s, columns, nullptr).bytes()
                     : StripForward<S>(s, columns, nullptr).bytes();
   }
-  static void forward(const StripShape& s, const StripPiece& piece, const void* x, const void* taps,
-                      const void* biases, void* out, void* scratch) {
+  static void forward(const StripShape& s, const StripPiece& piece, const StripSources& parameters,
+                      const void* x, void* out, void* scratch) {
     StripForward<S>(s, piece.right - piece.left, scratch)
-        .run(piece, static_cast<const S*>(x), static_cast<const S*>(taps),
-             static_cast<const S*>(biases), static_cast<S*>(out));
+        .run(piece, parameters, static_cast<const S*>(x), static_cast<S*>(out));
   }
-  static void backward(const StripShape& s, const StripPiece& piece, const void* grad,
-                       const void* x, const void* taps, const void* biases, void* dx, double* sums,
-                       void* scratch) {
+  static void backward(const StripShape& s, const StripPiece& piece, const StripSources& parameters,
+                       const void* grad, const void* x, void* dx, double* sums, void* scratch) {
     StripBackward<S>(s, piece.right - piece.left, scratch)
-        .run(piece, static_cast<const S*>(grad), static_cast<const S*>(x),
-             static_cast<const S*>(taps), static_cast<const S*>(biases), static_cast<S*>(dx), sums);
+        .run(piece, parameters, static_cast<const S*>(grad), static_cast<const S*>(x),
+             static_cast<S*>(dx), sums);
   }
   static void reduce(const StripShape& s, const StripPiece* pieces, int64_t count,
-                     const double* sums, void* dtaps, void* dbiases, double* totals) {
-    const int64_t stride = s.taps + s.biases();
-    reduce_sums<S>(s.maps, pieces, count, sums, stride, 0, s.taps, totals, static_cast<S*>(dtaps));
-    reduce_sums<S>(s.maps, pieces, count, sums, stride, s.taps, s.biases(), totals,
-                   static_cast<S*>(dbiases));
+                     const double* sums, const StripTargets& gradients, double* totals) {
+    const int64_t stride = s.taps + s.kernels();
+    int64_t first = 0;
+    for (int64_t i = 0; i < s.kernels(); first += s.taps_of(i++)) {
+      reduce_sums<S>(s.maps, pieces, count, sums, stride, first, s.taps_of(i), totals,
+                     static_cast<S*>(gradients.weights[i]));
+      if (gradients.biases[i] != nullptr)
+        reduce_sums<S>(s.maps, pieces, count, sums, stride, s.taps + i, 1, totals,
+                       static_cast<S*>(gradients.biases[i]));
+    }
   }
   static constexpr StripKernels kernels = {kWidth<C>, tile_columns, scratch_bytes,
                                            forward,   backward,     reduce};

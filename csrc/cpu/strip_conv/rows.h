@@ -260,12 +260,20 @@ class StripParameters {
 
   StripParameters(Arena& arena, const StripShape& s)
       : shape_(s),
-        taps_(arena.take<C>(round_up(s.taps, kWidth<C>) * kWidth<C>)),
-        biases_(arena.take<C>(round_up(s.biases(), kWidth<C>) * kWidth<C>)) {}
+        taps_(arena.take<C>((s.taps + kWidth<C>)*kWidth<C>)),
+        biases_(arena.take<C>((s.kernels() + kWidth<C>)*kWidth<C>)) {}
 
-  void pack(const LaneGroup<S>& group, const S* taps, const S* biases) const {
-    group.pack_parameters(taps, shape_.taps, taps_);
-    group.pack_parameters(biases, shape_.biases(), biases_);
+  void pack(const LaneGroup<S>& group, const StripSources& from) const {
+    C* taps = taps_;
+    for (int64_t i = 0; i < shape_.kernels(); ++i) {
+      const int64_t count = shape_.taps_of(i);
+      group.pack_parameters(static_cast<const S*>(from.weights[i]), count, taps);
+      taps += count * kWidth<C>;
+      if (from.biases[i] == nullptr)
+        store(bias(i), typename Vec<C>::V{});
+      else
+        group.pack_parameters(static_cast<const S*>(from.biases[i]), 1, bias(i));
+    }
   }
   // Turns the convolutions into their transposes.
   void reverse() const {

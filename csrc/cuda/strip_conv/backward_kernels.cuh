@@ -7,7 +7,7 @@
 //   dtaps: of the local kernel from da and x, of a row from gh_s and a, of a column from g and h_s
 //   dbiases: sums of da; of gh_s and g for every strip
 //
-// Maps, taps and biases as in the forward; a and h_s are computed again, and all of them stay in
+// Maps and parameters as in the forward; a and h_s are computed again, and all of them stay in
 // shared memory.
 //
 // strip_backward_map_kernel: one block a tile of a few channels, writes dx. Moved per element: one
@@ -79,20 +79,20 @@ __device__ __forceinline__ void add_row_transposed(const StripTile& tile, Acc* s
 
 template <typename T>
 __global__ void __launch_bounds__(kStripThreads, 2)
-    strip_backward_map_kernel(const T* __restrict__ p_grad, const T* __restrict__ p_taps,
-                              const T* __restrict__ p_biases, T* __restrict__ p_grad_x,
+    strip_backward_map_kernel(const T* __restrict__ p_grad, T* __restrict__ p_grad_x,
+                              const __grid_constant__ StripParameters<const T> parameters,
                               const __grid_constant__ StripPlan plan) {
   using Acc = accumulator_t<T>;
   ATTNOPS_DYNAMIC_SHARED(shared);
   const StripTile tile = make_strip_tile(plan);
   const int lanes = plan.lanes;
   const int above = plan.kernel_height / 2, left = plan.kernel_width / 2;
-  Acc* s_parameters = reinterpret_cast<Acc*>(shared);  // [taps + biases, lanes]
+  Acc* s_parameters = reinterpret_cast<Acc*>(shared);  // [taps + kernels, lanes]
   Acc* s_grad_local = s_parameters + plan.parameters() * lanes;
   Acc* s_grad_horizontal = s_grad_local + plan.grad_local().size() * lanes;
   Acc* s_grad = s_grad_horizontal + plan.grad_horizontal().size() * lanes;
 
-  tile.load_parameters(p_taps, p_biases, s_parameters);
+  tile.load_parameters(parameters, s_parameters);
   tile.load(p_grad, plan.grad_out(), above + plan.reach_y, left + plan.reach_x, s_grad);
   tile.load(p_grad, plan.grad_local(), above, left, s_grad_local);
   const Acc* s_taps = s_parameters + plan.kernel_height * plan.kernel_width * lanes + tile.lane();
@@ -206,15 +206,15 @@ __device__ __forceinline__ void sum_taps(const StripTile& tile, const TapSums& o
 template <typename T>
 __global__ void __launch_bounds__(kStripThreads, 2)
     strip_backward_taps_kernel(const T* __restrict__ p_grad, const T* __restrict__ p_x,
-                               const T* __restrict__ p_taps, const T* __restrict__ p_biases,
                                accumulator_t<T>* __restrict__ p_partials,
+                               const __grid_constant__ StripParameters<const T> parameters,
                                const __grid_constant__ StripPlan plan) {
   using Acc = accumulator_t<T>;
   ATTNOPS_DYNAMIC_SHARED(shared);
   const int lanes = plan.lanes;
   const int group = blockIdx.x % plan.groups;
   const int64_t slice = blockIdx.x / plan.groups;
-  Acc* s_parameters = reinterpret_cast<Acc*>(shared);  // [taps + biases, lanes]
+  Acc* s_parameters = reinterpret_cast<Acc*>(shared);  // [taps + kernels, lanes]
   Acc* s_local = s_parameters + plan.parameters() * lanes;
   Acc* s_row = s_local + plan.local().size() * lanes;  // h_s, then gh_s
   Acc* s_grad_local = s_row + plan.row_results() * lanes;
@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(kStripThreads, 2)
     const bool is_first = index == begin;
     const int rows = min(plan.tile_rows, plan.height - tile.y);
     const int columns = min(plan.tile_columns, plan.width - tile.x);
-    if (is_first) tile.load_parameters(p_taps, p_biases, s_parameters);
+    if (is_first) tile.load_parameters(parameters, s_parameters);
     tile.load(p_x, plan.source(), plan.reach_y + above, plan.reach_x + left, s_map);
     tile.load(p_grad, plan.own(), 0, 0, s_grad_local);
     __syncthreads();
@@ -277,13 +277,13 @@ __global__ void __launch_bounds__(kStripThreads, 2)
 
 template <typename T>
 __global__ void __launch_bounds__(kReduceThreads)
-    strip_backward_reduce_kernel(const accumulator_t<T>* __restrict__ p_partials,
-                                 T* __restrict__ p_grad_taps, T* __restrict__ p_grad_biases,
-                                 int channels, int taps, int biases, int slices) {
+    strip_backward_reduce_kernel(const accumulator_t<T>* __restrict__ p_partials, int slices,
+                                 const __grid_constant__ StripParameters<T> gradients,
+                                 const __grid_constant__ StripPlan plan) {
   using Acc = accumulator_t<T>;
   ATTNOPS_SHARED_ARRAY(Acc, s_sums, [kReduceParts][kWarp]);
-  const int parameters = taps + biases;
-  const int64_t sums = static_cast<int64_t>(channels) * parameters;
+  const int parameters = plan.parameters();
+  const int64_t sums = static_cast<int64_t>(plan.channels) * parameters;
   const int lane = threadIdx.x % kWarp, part = threadIdx.x / kWarp;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
   Acc sum = 0;
@@ -297,10 +297,14 @@ __global__ void __launch_bounds__(kReduceThreads)
   if (part != 0 || index >= sums) return;
   for (int k = 1; k < kReduceParts; ++k) sum += s_sums[k][lane];
   const int64_t channel = index / parameters;
-  const int which = static_cast<int>(index % parameters);
-  T* p_to = which < taps ? p_grad_taps + channel * taps + which
-                         : p_grad_biases + channel * biases + which - taps;
-  *p_to = narrow<T>(sum);
+  int which = static_cast<int>(index % parameters), kernel = 0;
+  if (which >= plan.taps) {
+    T* p_bias = gradients.biases[which - plan.taps];
+    if (p_bias != nullptr) p_bias[channel] = narrow<T>(sum);
+    return;
+  }
+  while (which >= plan.taps_of(kernel)) which -= plan.taps_of(kernel++);
+  gradients.weights[kernel][channel * plan.taps_of(kernel) + which] = narrow<T>(sum);
 }
 
 }  // namespace attnops::cuda

@@ -9,35 +9,38 @@
 namespace attnops::cuda {
 namespace {
 
-bool are_odd(const std::vector<int64_t>& sides) {
-  return std::all_of(sides.begin(), sides.end(), [](int64_t side) { return side % 2 == 1; });
-}
+using Tensors = std::vector<Tensor>;
 
-StripProblem make_strip_problem(const Tensor& x, const Tensor& taps, const Tensor& biases,
-                                const std::vector<int64_t>& kernel_size,
-                                const std::vector<int64_t>& rows,
-                                const std::vector<int64_t>& columns) {
+StripProblem make_strip_problem(const Tensor& x, const Tensors& weights, const Tensors& biases,
+                                const std::vector<int64_t>& biased) {
   STD_TORCH_CHECK(x.dim() == 4, "strip_conv: x must be [B, C, H, W], got ", x.dim(), "-D");
-  STD_TORCH_CHECK(kernel_size.size() == 2 && rows.size() == columns.size() &&
-                      are_odd(kernel_size) && are_odd(rows) && are_odd(columns),
-                  "strip_conv: kernel must be a pair, every strip have a row and a column, and all "
-                  "sides be odd");
-  STD_TORCH_CHECK(x.scalar_type() == taps.scalar_type() && x.scalar_type() == biases.scalar_type(),
-                  "strip_conv: x, taps and biases must have one dtype");
-  int64_t count = kernel_size[0] * kernel_size[1];
-  for (size_t s = 0; s < rows.size(); ++s) count += rows[s] + columns[s];
-  const int64_t bias_count = 1 + 2 * static_cast<int64_t>(rows.size());
-  STD_TORCH_CHECK(
-      taps.dim() == 2 && taps.size(0) == x.size(1) && taps.size(1) == count && biases.dim() == 2 &&
-          biases.size(0) == x.size(1) && biases.size(1) == bias_count && taps.is_contiguous() &&
-          biases.is_contiguous(),
-      "strip_conv: expected contiguous taps [C, ", count, "] and biases [C, ", bias_count, "]");
+  STD_TORCH_CHECK(weights.size() % 2 == 1 && biases.size() == biased.size(),
+                  "strip_conv: expected a kernel and two of each strip, and a number a bias");
+  const auto check = [&](bool fits) {
+    STD_TORCH_CHECK(fits,
+                    "strip_conv: expected contiguous weights [C, 1, kh, kw] of odd sides and "
+                    "biases [C], in the dtype of x");
+  };
+  std::vector<int64_t> rows, columns;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const Tensor& weight = weights[i];
+    check(weight.scalar_type() == x.scalar_type() && weight.dim() == 4 && weight.is_contiguous() &&
+          weight.size(0) == x.size(1) && weight.size(1) == 1 && weight.size(2) % 2 == 1 &&
+          weight.size(3) % 2 == 1);
+    if (i == 0) continue;
+    check(weight.size(i % 2 == 1 ? 2 : 3) == 1);
+    (i % 2 == 1 ? rows : columns).push_back(weight.size(i % 2 == 1 ? 3 : 2));
+  }
+  for (const Tensor& bias : biases) {
+    check(bias.scalar_type() == x.scalar_type() && bias.dim() == 1 && bias.size(0) == x.size(1) &&
+          bias.is_contiguous());
+  }
   const StripProblem problem{x.size(0),
                              x.size(1),
                              x.size(2),
                              x.size(3),
-                             kernel_size[0],
-                             kernel_size[1],
+                             weights[0].size(2),
+                             weights[0].size(3),
                              rows,
                              columns,
                              !x.is_contiguous(),
@@ -49,45 +52,62 @@ StripProblem make_strip_problem(const Tensor& x, const Tensor& taps, const Tenso
   return problem;
 }
 
-Tensor strip_conv(const Tensor& x, const Tensor& taps, const Tensor& biases,
-                  std::vector<int64_t> kernel_size, std::vector<int64_t> rows,
-                  std::vector<int64_t> columns) {
+// Where the tensors lie; T is const where they are only read.
+template <typename T>
+StripParameters<T> pointers_to(const Tensors& weights, const Tensors& biases,
+                               const std::vector<int64_t>& biased) {
+  StripParameters<T> found{};
+  for (size_t i = 0; i < weights.size(); ++i) {
+    found.weights[i] = static_cast<T*>(weights[i].mutable_data_ptr());
+  }
+  for (size_t i = 0; i < biases.size(); ++i) {
+    found.biases[biased[i]] = static_cast<T*>(biases[i].mutable_data_ptr());
+  }
+  return found;
+}
+
+Tensors empty_like_all(const Tensors& tensors) {
+  Tensors found;
+  for (const Tensor& tensor : tensors) found.push_back(torch::stable::empty_like(tensor));
+  return found;
+}
+
+Tensor strip_conv(const Tensor& x, const Tensors& weights, const Tensors& biases,
+                  std::vector<int64_t> biased) {
   const int device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  const StripProblem problem = make_strip_problem(x, taps, biases, kernel_size, rows, columns);
+  const StripProblem problem = make_strip_problem(x, weights, biases, biased);
   Tensor out = empty_map(x, problem.batch, problem.channels, problem.height, problem.width,
                          problem.channels_last);
   if (x.numel() == 0) return out;
   dispatch("strip_conv", x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     strip_forward<T>(problem, static_cast<const T*>(x.const_data_ptr()),
-                     static_cast<const T*>(taps.const_data_ptr()),
-                     static_cast<const T*>(biases.const_data_ptr()),
+                     pointers_to<const T>(weights, biases, biased),
                      static_cast<T*>(out.mutable_data_ptr()), current_stream(device));
   });
   return out;
 }
-ATTNOPS_REGISTER(
-    cuda, CUDA, strip_conv,
-    "(Tensor x, Tensor taps, Tensor biases, int[] kernel_size, int[] rows, int[] columns) "
-    "-> Tensor")
+ATTNOPS_REGISTER(cuda, CUDA, strip_conv,
+                 "(Tensor x, Tensor[] weights, Tensor[] biases, int[] biased) -> Tensor")
 
-std::tuple<Tensor, Tensor, Tensor> strip_conv_backward(const Tensor& grad, const Tensor& x,
-                                                       const Tensor& taps, const Tensor& biases,
-                                                       std::vector<int64_t> kernel_size,
-                                                       std::vector<int64_t> rows,
-                                                       std::vector<int64_t> columns) {
+std::tuple<Tensor, Tensors, Tensors> strip_conv_backward(const Tensor& grad, const Tensor& x,
+                                                         const Tensors& weights,
+                                                         const Tensors& biases,
+                                                         std::vector<int64_t> biased) {
   const int device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  const StripProblem problem = make_strip_problem(x, taps, biases, kernel_size, rows, columns);
+  const StripProblem problem = make_strip_problem(x, weights, biases, biased);
   STD_TORCH_CHECK(grad.numel() == x.numel() && grad.scalar_type() == x.scalar_type(),
                   "strip_conv_backward: grad must have the shape and dtype of x");
   Tensor grad_x = empty_map(x, problem.batch, problem.channels, problem.height, problem.width,
                             problem.channels_last);
-  Tensor grad_taps = torch::stable::new_empty(taps, {taps.size(0), taps.size(1)});
-  Tensor grad_biases = torch::stable::new_empty(biases, {biases.size(0), biases.size(1)});
+  const Tensors grad_weights = empty_like_all(weights), grad_biases = empty_like_all(biases);
   if (x.numel() == 0) {
-    return {grad_x, torch::stable::zero_(grad_taps), torch::stable::zero_(grad_biases)};
+    for (const Tensors* gradients : {&grad_weights, &grad_biases}) {
+      for (Tensor gradient : *gradients) torch::stable::zero_(gradient);
+    }
+    return {grad_x, grad_weights, grad_biases};
   }
   dispatch("strip_conv_backward", x.scalar_type(), [&](auto element) {
     using T = decltype(element);
@@ -95,18 +115,16 @@ std::tuple<Tensor, Tensor, Tensor> strip_conv_backward(const Tensor& grad, const
     const Tensor partials = torch::stable::new_empty(x, {strip_partials(sums)}, statistics_type(x));
     strip_backward<T>(
         problem, sums, static_cast<const T*>(grad.const_data_ptr()),
-        static_cast<const T*>(x.const_data_ptr()), static_cast<const T*>(taps.const_data_ptr()),
-        static_cast<const T*>(biases.const_data_ptr()), static_cast<T*>(grad_x.mutable_data_ptr()),
-        static_cast<T*>(grad_taps.mutable_data_ptr()),
-        static_cast<T*>(grad_biases.mutable_data_ptr()),
+        static_cast<const T*>(x.const_data_ptr()), pointers_to<const T>(weights, biases, biased),
+        static_cast<T*>(grad_x.mutable_data_ptr()),
+        pointers_to<T>(grad_weights, grad_biases, biased),
         static_cast<accumulator_t<T>*>(partials.mutable_data_ptr()), current_stream(device));
   });
-  return {grad_x, grad_taps, grad_biases};
+  return {grad_x, grad_weights, grad_biases};
 }
-ATTNOPS_REGISTER(
-    cuda, CUDA, strip_conv_backward,
-    "(Tensor grad, Tensor x, Tensor taps, Tensor biases, int[] kernel_size, int[] rows, "
-    "int[] columns) -> (Tensor, Tensor, Tensor)")
+ATTNOPS_REGISTER(cuda, CUDA, strip_conv_backward,
+                 "(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, int[] biased) "
+                 "-> (Tensor, Tensor[], Tensor[])")
 
 }  // namespace
 }  // namespace attnops::cuda

@@ -5,9 +5,8 @@
 //
 // where a and horizontal(a) are zero outside the map.
 //
-// x, out `[B, C, H, W]`, contiguous or channels_last; taps `[C, T]`: the local kernel row by row,
-// then row and column of every strip; biases `[C, 1 + 2 * strips]`: b, then b_h and b_v of every
-// strip.
+// x, out `[B, C, H, W]`, contiguous or channels_last; weights `[C, taps]` of the local kernel, row
+// by row, then of row and column of every strip; biases `[C]` of the same, or none.
 //
 // Grid: one block a tile (plan.h) of a few channels. a and one horizontal result at a
 // time are in shared memory, for the tile and what its columns reach; nothing of them is in global
@@ -23,19 +22,19 @@ namespace attnops::cuda {
 
 template <typename T>
 __global__ void __launch_bounds__(kStripThreads, 2)
-    strip_forward_kernel(const T* __restrict__ p_x, const T* __restrict__ p_taps,
-                         const T* __restrict__ p_biases, T* __restrict__ p_out,
+    strip_forward_kernel(const T* __restrict__ p_x, T* __restrict__ p_out,
+                         const __grid_constant__ StripParameters<const T> parameters,
                          const __grid_constant__ StripPlan plan) {
   using Acc = accumulator_t<T>;
   ATTNOPS_DYNAMIC_SHARED(shared);
   const StripTile tile = make_strip_tile(plan);
   const int lanes = plan.lanes;
-  Acc* s_parameters = reinterpret_cast<Acc*>(shared);  // [taps + biases, lanes]
+  Acc* s_parameters = reinterpret_cast<Acc*>(shared);  // [taps + kernels, lanes]
   Acc* s_local = s_parameters + plan.parameters() * lanes;
   Acc* s_source = s_local + plan.local().size() * lanes;
   Acc* s_horizontal = s_source;  // x is done with once a is there
 
-  tile.load_parameters(p_taps, p_biases, s_parameters);
+  tile.load_parameters(parameters, s_parameters);
   tile.load(p_x, plan.source(), plan.reach_y + plan.kernel_height / 2,
             plan.reach_x + plan.kernel_width / 2, s_source);
   __syncthreads();

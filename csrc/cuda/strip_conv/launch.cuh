@@ -25,38 +25,38 @@ StripPlan plan_strip_pass(const StripProblem& problem, StripPass pass) {
   return plan_strip_conv(problem, pass, sizeof(T), sizeof(accumulator_t<T>));
 }
 
-// Maps in the problem's layout; taps `[C, T]`, biases `[C, 1 + 2 * strips]`.
+// Maps in the problem's layout.
 template <typename T>
-void strip_forward(const StripProblem& problem, const T* x, const T* taps, const T* biases, T* out,
-                   cudaStream_t stream) {
+void strip_forward(const StripProblem& problem, const T* x,
+                   const StripParameters<const T>& parameters, T* out, cudaStream_t stream) {
   const StripPlan plan = plan_strip_pass<T>(problem, StripPass::kForward);
   ATTNOPS_LAUNCH((strip_forward_kernel<T>), detail::strip_grid(plan.tiles * plan.groups),
                  dim3(plan.threads()),
                  strip_shared_bytes(plan, StripPass::kForward, sizeof(accumulator_t<T>)), stream, x,
-                 taps, biases, out, plan);
+                 out, parameters, plan);
 }
 
 // Gradients like what they are of; `sums` is the plan of StripPass::kTaps, and `partials` has the
 // strip_partials(sums) numbers of scratch memory that it asks for.
 template <typename T>
 void strip_backward(const StripProblem& problem, const StripPlan& sums, const T* grad, const T* x,
-                    const T* taps, const T* biases, T* grad_x, T* grad_taps, T* grad_biases,
-                    accumulator_t<T>* partials, cudaStream_t stream) {
+                    const StripParameters<const T>& parameters, T* grad_x,
+                    const StripParameters<T>& gradients, accumulator_t<T>* partials,
+                    cudaStream_t stream) {
   constexpr size_t kSumBytes = sizeof(accumulator_t<T>);
   const StripPlan plan = plan_strip_pass<T>(problem, StripPass::kMap);
   ATTNOPS_LAUNCH((strip_backward_map_kernel<T>), detail::strip_grid(plan.tiles * plan.groups),
                  dim3(plan.threads()), strip_shared_bytes(plan, StripPass::kMap, kSumBytes), stream,
-                 grad, taps, biases, grad_x, plan);
+                 grad, grad_x, parameters, plan);
   ATTNOPS_LAUNCH((strip_backward_taps_kernel<T>),
                  detail::strip_grid(int64_t{sums.slices} * sums.groups), dim3(sums.threads()),
-                 strip_shared_bytes(sums, StripPass::kTaps, kSumBytes), stream, grad, x, taps,
-                 biases, partials, sums);
-  const int64_t parameters = int64_t{sums.channels} * sums.parameters();
+                 strip_shared_bytes(sums, StripPass::kTaps, kSumBytes), stream, grad, x, partials,
+                 parameters, sums);
+  const int64_t count = int64_t{sums.channels} * sums.parameters();
   ATTNOPS_LAUNCH((strip_backward_reduce_kernel<T>),
-                 detail::strip_grid(detail::strip_ceil_divide(parameters, kWarp)),
-                 dim3(kReduceThreads), 0, stream, static_cast<const accumulator_t<T>*>(partials),
-                 grad_taps, grad_biases, sums.channels, sums.taps, sums.parameters() - sums.taps,
-                 sums.slices);
+                 detail::strip_grid(detail::strip_ceil_divide(count, kWarp)), dim3(kReduceThreads),
+                 0, stream, static_cast<const accumulator_t<T>*>(partials), sums.slices, gradients,
+                 sums);
 }
 
 }  // namespace attnops::cuda

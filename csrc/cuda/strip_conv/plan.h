@@ -67,6 +67,15 @@ struct StripArea {
   ATTNOPS_HOST_DEVICE int size() const { return rows * pitch(); }
 };
 
+// Where the parameters of every kernel lie: the local one, then row and column of every strip.
+// Weights [C, taps]; biases [C], null if there is none. With a T that is not const: their
+// gradients. Passed to the kernels by value.
+template <typename T>
+struct StripParameters {
+  T* weights[1 + 2 * kMaxStrips];
+  T* biases[1 + 2 * kMaxStrips];
+};
+
 // Passed to the kernels by value.
 struct StripPlan {
   int channels;
@@ -94,7 +103,12 @@ struct StripPlan {
   ATTNOPS_HOST_DEVICE static int round_up(int n) {
     return (n + kStripRun - 1) / kStripRun * kStripRun;
   }
-  ATTNOPS_HOST_DEVICE int parameters() const { return taps + 1 + 2 * strips; }
+  ATTNOPS_HOST_DEVICE int kernels() const { return 1 + 2 * strips; }
+  ATTNOPS_HOST_DEVICE int parameters() const { return taps + kernels(); }
+  ATTNOPS_HOST_DEVICE int taps_of(int kernel) const {
+    if (kernel == 0) return kernel_height * kernel_width;
+    return kernel % 2 == 1 ? rows[kernel / 2] : columns[kernel / 2 - 1];
+  }
   ATTNOPS_HOST_DEVICE int runs() const { return tile_rows / kStripRun * tile_columns * lanes; }
   ATTNOPS_HOST_DEVICE int threads() const { return (runs() + kWarp - 1) / kWarp * kWarp; }
 

@@ -84,22 +84,31 @@ struct StripTile {
     });
   }
 
-  // taps `[C, taps]` and biases `[C, biases]` -> s_parameters `[taps + biases, lanes]`.
+  // All taps, then the biases of all kernels, 0 where there is none -> s_parameters
+  // `[taps + kernels, lanes]`.
   template <typename T>
-  __device__ __forceinline__ void load_parameters(const T* __restrict__ p_taps,
-                                                  const T* __restrict__ p_biases,
+  __device__ __forceinline__ void load_parameters(const StripParameters<const T>& parameters,
                                                   accumulator_t<T>* s_parameters) const {
-    const int count = plan.parameters();
-    const int biases = count - plan.taps;
+    accumulator_t<T>* s_taps = s_parameters;
+    for (int kernel = 0; kernel < plan.kernels(); ++kernel) {
+      const int taps = plan.taps_of(kernel);
+      load_parameter(parameters.weights[kernel], taps, s_taps);
+      load_parameter(parameters.biases[kernel], 1,
+                     s_parameters + (plan.taps + kernel) * plan.lanes);
+      s_taps += taps * plan.lanes;
+    }
+  }
+
+  // `[C, count]` -> s_to `[count, lanes]`.
+  template <typename T>
+  __device__ __forceinline__ void load_parameter(const T* __restrict__ p_from, int count,
+                                                 accumulator_t<T>* s_to) const {
     for (int index = threadIdx.x; index < count * plan.lanes; index += blockDim.x) {
       const int which = index % count;
       const int64_t of = first_channel + index / count;
-      accumulator_t<T> value = 0;
-      if (of < plan.channels) {
-        value = widen(which < plan.taps ? p_taps[of * plan.taps + which]
-                                        : p_biases[of * biases + which - plan.taps]);
-      }
-      s_parameters[which * plan.lanes + index / count] = value;
+      const bool exists = p_from != nullptr && of < plan.channels;
+      s_to[which * plan.lanes + index / count] =
+          exists ? widen(p_from[of * count + which]) : accumulator_t<T>(0);
     }
   }
 };

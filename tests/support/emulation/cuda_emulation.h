@@ -1,51 +1,40 @@
 // Runs CUDA kernels on the host, so that g++'s sanitizers see every access they make. Test only.
 //
 // launch.h includes this header in place of the CUDA runtime when ATTNOPS_EMULATION is defined, and
-// ATTNOPS_LAUNCH then runs the blocks of a grid one after another. The threads of a block are
-// fibers of one OS thread; each runs until it waits (barrier, shuffle, vote) or returns.
+// ATTNOPS_LAUNCH then runs the blocks of a grid one after another; ATTNOPS_LAUNCH_COOPERATIVE runs
+// them together. Threads are fibers of one OS thread; each runs until it waits (barrier, shuffle,
+// vote, tensor-core instruction) or returns.
 //
 // Order: ATTNOPS_EMULATION_ORDER = forward (default), reverse, or a number that seeds a random
-// order for every round. A missing barrier gives a wrong result under one of two opposite orders.
-// Built with -fsanitize=thread, it is reported as a data race under any: the sanitizer is told that
-// only barriers and warp functions order the threads of a block (blocks count as ordered).
+// order for every round; in the first two a warp runs on alone until it comes to a barrier. A
+// missing barrier gives a wrong result under one of two opposite orders. Built with
+// -fsanitize=thread, it is reported as a data race under any: the sanitizer is told that only
+// barriers and warp functions order the threads of a block, and only grid barriers the blocks of a
+// cooperative launch (those of another one count as ordered).
 //
 // Checked, with a message that names block, thread and source line, and exit status 86:
 // a thread that returns, or waits at another place, while others wait for it; masks of warp
 // functions (own bit, same mask and place in all lanes, lanes that returned); shuffles from lanes
-// outside the mask; limits of grid, block and shared memory. Dynamic shared memory and
+// outside the mask; asynchronous copies that are misaligned or never waited for; grid barriers that
+// blocks do not come to; limits of grid, block and shared memory. Dynamic shared memory and
 // ATTNOPS_SHARED_ARRAYs are heap blocks of exactly their size, filled with NaN at the start of
 // every block.
 //
-// Not emulated: textures, clusters, cooperative groups, inline PTX, tensor cores, bulk copies. Such
-// code stands behind ATTNOPS_EMULATION, with a plain path that runs here.
+// Instructions (mma, ldmatrix, cp.async) and grid barriers are emulated behind the wrappers of
+// csrc/cuda/common (cuda_emulation_instructions.h). Not emulated: textures, clusters, cooperative
+// groups, other inline PTX, bulk copies. Such code stands behind ATTNOPS_EMULATION, with a plain
+// path that runs here.
 #pragma once
 
-#include <ucontext.h>
-
 #include <algorithm>
-#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <functional>
-#include <memory>
-#include <new>
 #include <numeric>
 #include <random>
 #include <string>
-#include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
-#if defined(__SANITIZE_THREAD__)
-#include <sanitizer/tsan_interface.h>
-// For the scheduler's own functions: their accesses are not the kernel's.
-#define ATTNOPS_UNTRACKED __attribute__((no_sanitize_thread))
-#else
-#define ATTNOPS_UNTRACKED
-#endif
+#include "cuda_emulation_fibers.h"
 
 #define __global__
 #define __device__
@@ -55,94 +44,16 @@
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
 
-struct uint3 {
-  unsigned x, y, z;
-};
-
-struct dim3 {
-  unsigned x, y, z;
-  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
-};
-
 inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
-constexpr int warpSize = 32;
 using cudaStream_t = void*;
 
 namespace attnops::emulation {
 
-// What came before before_others(x) came before all that follows a later after_others(x).
-inline void before_others([[maybe_unused]] void* sync) {
-#if defined(__SANITIZE_THREAD__)
-  __tsan_release(sync);
-#endif
-}
-inline void after_others([[maybe_unused]] void* sync) {
-#if defined(__SANITIZE_THREAD__)
-  __tsan_acquire(sync);
-#endif
-}
-
-// Where a thread waits: the function it called and from which line.
-struct Site {
-  const char* what;
-  const char* file;
-  int line;
-  bool operator==(const Site& other) const {
-    return line == other.line && !std::strcmp(what, other.what) && !std::strcmp(file, other.file);
-  }
-};
-
-enum class State { kReady, kAtBarrier, kAtWarp, kReturned };
-
-struct Fiber {
-  static constexpr size_t kStackBytes = 128 * 1024;
-  ucontext_t context;
-  std::unique_ptr<char[]> stack{new char[kStackBytes]};
-  void* fake_stack = nullptr;  // AddressSanitizer's
-  void* tsan = nullptr;        // ThreadSanitizer's
-  unsigned index = 0;
-  State state = State::kReady;
-  Site site{};
-  // A warp function: what this lane gives, whose value it takes (-1: its own), what it gets.
-  unsigned mask = 0;
-  int source = 0;
-  bool vote = false;
-  unsigned votes = 0;
-  unsigned char value[16];
-  unsigned char result[16];
-};
-
-// Memory of exactly `bytes` that is poisoned anew for every block.
-class SharedBlock {
- public:
-  static constexpr std::align_val_t kAlignment{128};
-  explicit SharedBlock(size_t bytes)
-      : bytes_(bytes), memory_(static_cast<unsigned char*>(::operator new(bytes, kAlignment))) {}
-  ~SharedBlock() { ::operator delete(memory_, kAlignment); }
-  SharedBlock(const SharedBlock&) = delete;
-  SharedBlock& operator=(const SharedBlock&) = delete;
-
-  unsigned char* get(uint64_t block) {
-    after_others(this);
-    if (block != block_) {
-      std::memset(memory_, 0xFF, bytes_);  // NaN in every float type, -1 in integers
-      block_ = block;
-      before_others(this);
-    }
-    return memory_;
-  }
-
- private:
-  size_t bytes_;
-  unsigned char* memory_;
-  uint64_t block_ = 0;
-};
-
 class Machine {
  public:
   template <typename... Parameters, typename... Arguments>
-  void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+  void launch(const char* name, bool together, void (*kernel)(Parameters...), dim3 grid, dim3 block,
               size_t shared_bytes, cudaStream_t, Arguments&&... arguments) {
     name_ = name;
     threads_ = block.x * block.y * block.z;
@@ -152,25 +63,46 @@ class Machine {
       fail("has an illegal grid size");
     }
     if (shared_bytes > 227 * 1024) fail("asks for more shared memory than any device has");
+    const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+    if (together && blocks > 1024) fail("has more blocks than may run together here");
     gridDim = grid;
     blockDim = block;
     body_ = [&] { kernel(arguments...); };
-    while (fibers_.size() < threads_) fibers_.push_back(std::make_unique<Fiber>());
     dynamic_shared_ = std::make_unique<SharedBlock>(shared_bytes);
-    for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z) {
-      for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y) {
-        for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run_block();
-      }
-    }
+    const unsigned count = together ? static_cast<unsigned>(blocks) : 1;
+    for (uint64_t first = 0; first < blocks; first += count) run_blocks(first, count);
   }
 
-  ATTNOPS_UNTRACKED unsigned char* dynamic_shared() { return dynamic_shared_->get(block_); }
-  ATTNOPS_UNTRACKED uint64_t block() const { return block_; }
+  ATTNOPS_UNTRACKED unsigned char* dynamic_shared() { return get(*dynamic_shared_); }
+  ATTNOPS_UNTRACKED unsigned char* get(SharedBlock& memory) {
+    return memory.get(current_->slot, current_->block->number);
+  }
   ATTNOPS_UNTRACKED int lane() const { return static_cast<int>(current_->index % warpSize); }
+  Fiber& current() const { return *current_; }
+  ATTNOPS_UNTRACKED void stand_at(Site site) const { current_->site = site; }
 
   ATTNOPS_UNTRACKED void barrier(Site site) {
-    current_->mask = 0;
-    wait(State::kAtBarrier, site);
+    Fiber& self = *current_;
+    self.mask = 0;
+    wait(State::kAtBarrier, site, &self.block->barriers[self.barriers++ % 2]);
+  }
+
+  // All threads of a block that have passed a barrier: the first adds one to `counter`.
+  ATTNOPS_UNTRACKED void arrive_at_grid(unsigned* counter) {
+    if (current_->index != 0) return;
+    before_others(grid_sync(counter));
+    ++*counter;
+  }
+  // Until `counter` reaches `target`.
+  ATTNOPS_UNTRACKED void await_grid(Site site, unsigned* counter, unsigned target) {
+    Fiber& self = *current_;
+    self.mask = 0;
+    self.counter = counter;
+    self.target = target;
+    void* sync = grid_sync(counter);
+    wait(State::kAtGrid, site, &self.block->barriers[self.barriers++ % 2]);
+    after_others(sync);
+    ++self.grid_barriers;
   }
 
   // Gives `value` to the lanes of `mask`, takes that of lane `source`; returns the lanes that
@@ -184,64 +116,88 @@ class Machine {
     self.source = source;
     self.vote = vote;
     std::memcpy(self.value, value, bytes);
-    wait(State::kAtWarp, site);
+    wait(State::kAtWarp, site, &self.block->warps[self.index / warpSize]);
     std::memcpy(value, self.result, bytes);
     return self.votes;
   }
 
- private:
-  ATTNOPS_UNTRACKED Fiber& fiber(unsigned index) const { return *fibers_[index]; }
-
-  static uint3 position(unsigned index) {
-    return {index % blockDim.x, index / blockDim.x % blockDim.y, index / blockDim.x / blockDim.y};
+  // Gives `value` to all lanes of a full warp, and finds what lane k gave by given(k, which).
+  ATTNOPS_UNTRACKED unsigned give(Site site, const void* value, size_t bytes) {
+    Fiber& self = *current_;
+    const unsigned which = self.gifts++ % 2;
+    std::memcpy(self.given[which], value, bytes);
+    char nothing = 0;
+    exchange(site, 0xFFFFFFFFu, &nothing, sizeof(nothing), -1, false);
+    return which;
+  }
+  ATTNOPS_UNTRACKED const unsigned char* given(int lane, unsigned which) const {
+    const unsigned index = current_->index / warpSize * warpSize + lane;
+    if (index >= threads_) fail("and needs a full warp");
+    return fiber(current_->slot, index).given[which];
   }
 
   [[noreturn]] void fail(const std::string& what) const {
     std::fprintf(stderr, "attnops emulation: %s: block (%u, %u, %u):", name_, blockIdx.x,
                  blockIdx.y, blockIdx.z);
-    if (current_) std::fprintf(stderr, " %s", describe(*current_).c_str());
+    if (current_) std::fprintf(stderr, " %s", describe(*current_, blockDim).c_str());
     std::fprintf(stderr, " %s\n", what.c_str());
     std::fflush(stderr);
     std::_Exit(86);
   }
 
-  std::string describe(const Fiber& fiber) const {
-    const uint3 at = position(fiber.index);
-    char text[512];
-    int length = std::snprintf(text, sizeof(text), "thread (%u, %u, %u)", at.x, at.y, at.z);
-    const auto append = [&](const char* format, auto... values) {
-      length += std::snprintf(text + length, sizeof(text) - length, format, values...);
-    };
-    if (fiber.state == State::kReturned) {
-      append(" has returned");
-    } else if (fiber.site.what != nullptr) {
-      append(" is at %s [%.200s:%d]", fiber.site.what, fiber.site.file, fiber.site.line);
-      if (fiber.mask != 0) append(" with mask %08x", fiber.mask);
-    }
-    return text;
+ private:
+  void* grid_sync(unsigned* counter) const {
+    return reinterpret_cast<char*>(counter) + current_->grid_barriers % 2;
   }
 
-  ATTNOPS_UNTRACKED void run_block() {
-    ++block_;
-    std::vector<unsigned> order(threads_);
+  ATTNOPS_UNTRACKED Fiber& fiber(unsigned slot, unsigned index) const {
+    return *fibers_[slot * threads_ + index];
+  }
+
+  // Runs blocks [first, first + count) together.
+  ATTNOPS_UNTRACKED void run_blocks(uint64_t first, unsigned count) {
+    while (fibers_.size() < count * threads_) fibers_.push_back(std::make_unique<Fiber>());
+    while (blocks_.size() < count) blocks_.push_back(std::make_unique<Block>());
+    for (unsigned slot = 0; slot < count; ++slot) {
+      Block& block = *blocks_[slot];
+      block.index = position_in(first + slot, gridDim);
+      block.number = ++started_blocks_;
+      for (unsigned index = 0; index < threads_; ++index) {
+        start(fiber(slot, index), block, slot, index);
+      }
+    }
+    std::vector<unsigned> order(count * threads_);
     std::iota(order.begin(), order.end(), 0u);
     if (order_ == "reverse") std::reverse(order.begin(), order.end());
     const bool shuffled = order_ != "reverse" && order_ != "forward";
-    for (unsigned index : order) start(fiber(index), index);
-    before_others(&released_);
+    before_others(&started_);
     do {
       if (shuffled) std::shuffle(order.begin(), order.end(), random_);
-      for (unsigned index : order) {
-        if (fiber(index).state == State::kReady) resume(fiber(index));
+      for (size_t k = 0, end; k < order.size(); k = end) {
+        end = k;
+        while (end < order.size() && (shuffled || same_warp(order[k], order[end]))) ++end;
+        do {
+          for (size_t i = k; i < end; ++i) {
+            if (fibers_[order[i]]->state == State::kReady) resume(*fibers_[order[i]]);
+          }
+        } while (!shuffled && release_warps(order.data() + k, end - k));  // a warp at a time
       }
-    } while (release());
+    } while (release(order));
+    after_others(&finished_);
   }
 
-  ATTNOPS_UNTRACKED void start(Fiber& fiber, unsigned index) {
+  bool same_warp(unsigned a, unsigned b) const {
+    return a / threads_ == b / threads_ && a % threads_ / warpSize == b % threads_ / warpSize;
+  }
+
+  ATTNOPS_UNTRACKED void start(Fiber& fiber, Block& block, unsigned slot, unsigned index) {
+    fiber.block = &block;
+    fiber.slot = slot;
     fiber.index = index;
     fiber.state = State::kReady;
     fiber.site = {};
-    fiber.mask = 0;
+    fiber.mask = fiber.barriers = fiber.grid_barriers = fiber.gifts = 0;
+    fiber.copies.assign(1, {});
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = Fiber::kStackBytes;
@@ -259,7 +215,8 @@ class Machine {
   // Runs a thread until it waits or returns.
   ATTNOPS_UNTRACKED void resume(Fiber& fiber) {
     current_ = &fiber;
-    threadIdx = position(fiber.index);
+    threadIdx = position_in(fiber.index, blockDim);
+    blockIdx = fiber.block->index;
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&scheduler_fake_stack_, fiber.stack.get(), Fiber::kStackBytes);
 #elif defined(__SANITIZE_THREAD__)
@@ -273,13 +230,13 @@ class Machine {
     current_ = nullptr;
   }
 
-  // Back to the scheduler, until it resumes this fiber (never, if it has returned).
-  ATTNOPS_UNTRACKED void wait(State state, Site site) {
+  // Back to the scheduler, until it resumes this fiber (never, if it has returned). `sync` stands
+  // for the threads that wait for each other.
+  ATTNOPS_UNTRACKED void wait(State state, Site site, void* sync) {
     Fiber& self = *current_;
     self.state = state;
     self.site = site;
-    void* warp = &warps_[self.index / warpSize];
-    before_others(state == State::kAtWarp ? warp : &arrived_);
+    before_others(sync);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(state == State::kReturned ? nullptr : &self.fake_stack,
                                    scheduler_stack_, scheduler_stack_bytes_);
@@ -288,7 +245,7 @@ class Machine {
 #endif
     swapcontext(&self.context, &scheduler_);
     arrive(self.fake_stack);
-    after_others(state == State::kAtWarp ? warp : &released_);
+    after_others(sync);
   }
 
   ATTNOPS_UNTRACKED void arrive([[maybe_unused]] void* fake_stack) {
@@ -298,35 +255,61 @@ class Machine {
   }
 
   // With no thread ready: lets those go on for whom all they wait for are there. Returns false when
-  // all threads have returned.
-  ATTNOPS_UNTRACKED bool release() {
+  // all threads of these blocks have returned.
+  ATTNOPS_UNTRACKED bool release(const std::vector<unsigned>& order) {
+    if (release_warps(order.data(), order.size())) return true;
     bool released = false;
-    const Fiber* waiting = nullptr;
-    for (unsigned index = 0; index < threads_; ++index) {
-      const Fiber& fiber = this->fiber(index);
-      if (fiber.state == State::kAtWarp) released |= release_warp(fiber);
-      if (fiber.state != State::kReturned && !waiting) waiting = &fiber;
+    const Fiber* stuck = nullptr;
+    for (unsigned slot = 0; slot < order.size() / threads_; ++slot) {
+      const Fiber* waiting = all_wait(slot);
+      if (!waiting) continue;
+      if (waiting->state == State::kAtGrid && *waiting->counter < waiting->target) {
+        stuck = waiting;
+        continue;
+      }
+      for (unsigned index = 0; index < threads_; ++index) fiber(slot, index).state = State::kReady;
+      released = true;
     }
-    if (released) return true;
-    after_others(&arrived_);
-    if (!waiting) return false;
+    if (stuck && !released) {
+      fail(describe(*stuck, blockDim) + " and waits for blocks that do not come");
+    }
+    return released;
+  }
+
+  // A thread of the block, if all wait at one place; null if all have returned.
+  ATTNOPS_UNTRACKED const Fiber* all_wait(unsigned slot) const {
+    const Fiber* waiting = nullptr;
+    blockIdx = blocks_[slot]->index;  // of which messages speak
+    for (unsigned index = 0; index < threads_ && !waiting; ++index) {
+      const Fiber& fiber = this->fiber(slot, index);
+      if (fiber.state != State::kReturned) waiting = &fiber;
+    }
+    if (!waiting) return nullptr;
     for (unsigned index = 0; index < threads_; ++index) {
-      const Fiber& fiber = this->fiber(index);
+      const Fiber& fiber = this->fiber(slot, index);
       const bool is_there = fiber.state == waiting->state && fiber.site == waiting->site &&
                             fiber.mask == waiting->mask;
       if (!is_there && waits_for(*waiting, fiber)) {
-        fail(describe(*waiting) + " and waits, but " + describe(fiber));
+        fail(describe(*waiting, blockDim) + " and waits, but " + describe(fiber, blockDim));
       }
     }
-    for (unsigned index = 0; index < threads_; ++index) fiber(index).state = State::kReady;
-    before_others(&released_);
-    return true;
+    return waiting;
   }
 
   static bool waits_for(const Fiber& waiting, const Fiber& other) {
-    if (waiting.state == State::kAtBarrier) return true;
+    if (waiting.state != State::kAtWarp) return true;
     const bool same_warp = waiting.index / warpSize == other.index / warpSize;
     return same_warp && (waiting.mask >> other.index % warpSize & 1);
+  }
+
+  // Completes the warp functions of these fibers that can be.
+  ATTNOPS_UNTRACKED bool release_warps(const unsigned* fibers, size_t count) {
+    bool released = false;
+    for (size_t k = 0; k < count; ++k) {
+      const Fiber& fiber = *fibers_[fibers[k]];
+      if (fiber.state == State::kAtWarp) released |= release_warp(fiber);
+    }
+    return released;
   }
 
   // Completes the warp function at which `first` waits, if all lanes of its mask are there.
@@ -337,7 +320,7 @@ class Machine {
     unsigned votes = 0;
     for (unsigned lane = 0; lane < warpSize && base + lane < threads_; ++lane) {
       if (!(mask >> lane & 1)) continue;
-      Fiber& other = fiber(base + lane);
+      Fiber& other = fiber(first.slot, base + lane);
       const bool there = other.state == State::kAtWarp && other.mask == mask;
       if (!there || !(other.site == first.site)) return false;
       lanes[lane] = &other;
@@ -346,7 +329,7 @@ class Machine {
     for (Fiber* lane : lanes) {
       if (!lane) continue;
       const Fiber* source = lane->source < 0 ? lane : lanes[lane->source];
-      if (!source) fail(describe(*lane) + " and reads a lane that does not take part");
+      if (!source) fail(describe(*lane, blockDim) + " and reads a lane that does not take part");
       std::memcpy(lane->result, source->value, sizeof(lane->result));
       lane->votes = votes;
       lane->state = State::kReady;
@@ -361,9 +344,10 @@ class Machine {
 
   const char* name_ = "";
   std::function<void()> body_;
-  std::vector<std::unique_ptr<Fiber>> fibers_;
-  unsigned threads_ = 0;
-  uint64_t block_ = 0;  // number of the block since the start of the program, from 1
+  std::vector<std::unique_ptr<Fiber>> fibers_;  // those of a block together
+  std::vector<std::unique_ptr<Block>> blocks_;
+  unsigned threads_ = 0;  // of a block
+  uint64_t started_blocks_ = 0;
   Fiber* current_ = nullptr;
   std::unique_ptr<SharedBlock> dynamic_shared_;
   std::string order_ = read_order();
@@ -373,8 +357,7 @@ class Machine {
   const void* scheduler_stack_ = nullptr;
   size_t scheduler_stack_bytes_ = 0;
   void* scheduler_tsan_ = nullptr;
-  // Addresses on which ThreadSanitizer is told of the order of threads.
-  char arrived_ = 0, released_ = 0, warps_[1024 / warpSize] = {};
+  char started_ = 0, finished_ = 0;  // blocks that run together, for ThreadSanitizer
 };
 
 inline Machine& machine() {
@@ -385,9 +368,12 @@ inline Machine& machine() {
 inline void Machine::enter() {
   Machine& self = machine();
   self.arrive(nullptr);
-  after_others(&self.released_);
+  after_others(&self.started_);
   self.body_();
-  self.wait(State::kReturned, {});
+  for (const auto& group : self.current_->copies) {
+    if (!group.empty()) self.fail("returns while its copies are on their way");
+  }
+  self.wait(State::kReturned, {}, &self.finished_);
 }
 
 }  // namespace attnops::emulation

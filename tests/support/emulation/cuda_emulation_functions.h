@@ -17,11 +17,15 @@
 #define ATTNOPS_SHARED_ARRAY(type, name, extents)                                \
   using name##_array = type extents;                                             \
   static ::attnops::emulation::SharedBlock name##_storage(sizeof(name##_array)); \
-  auto& name = *reinterpret_cast<name##_array*>(                                 \
-      name##_storage.get(::attnops::emulation::machine().block()))
+  auto& name = *reinterpret_cast<name##_array*>(::attnops::emulation::machine().get(name##_storage))
 
-#define ATTNOPS_LAUNCH(kernel, grid, block, shared_bytes, ...) \
-  ::attnops::emulation::machine().launch(#kernel, kernel, grid, block, shared_bytes, __VA_ARGS__)
+#define ATTNOPS_LAUNCH(kernel, grid, block, shared_bytes, ...)                              \
+  ::attnops::emulation::machine().launch(#kernel, false, kernel, grid, block, shared_bytes, \
+                                         __VA_ARGS__)
+
+#define ATTNOPS_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, ...)                 \
+  ::attnops::emulation::machine().launch(#kernel, true, kernel, grid, block, shared_bytes, \
+                                         __VA_ARGS__)
 
 // Barriers and warp functions are macros, so that each knows the line it was called from.
 #define __syncthreads() ::attnops::emulation::machine().barrier(ATTNOPS_SITE("__syncthreads"))
@@ -183,4 +187,15 @@ inline double2 make_double2(double x, double y) { return {x, y}; }
 
 namespace attnops::cuda {
 inline void fill_zero(void* memory, size_t bytes, cudaStream_t) { std::memset(memory, 0, bytes); }
+
+// As many as shared memory and threads of sm_90 allow.
+template <typename... Parameters>
+int resident_blocks(void (*)(Parameters...), int threads, size_t shared_bytes,
+                    int multiprocessors) {
+  constexpr size_t kShared = 228 * 1024, kReserved = 1024;
+  constexpr int kThreads = 2048, kBlocks = 32;
+  if (shared_bytes + kReserved > kShared) return 0;
+  const int by_shared = static_cast<int>(kShared / (shared_bytes + kReserved));
+  return multiprocessors * std::min({by_shared, kThreads / threads, kBlocks});
+}
 }  // namespace attnops::cuda

@@ -1,0 +1,239 @@
+"""What the gate asks of every op, and the exceptions: one table, with a reason for each line.
+
+A line that nothing needs any more is a fault (`attnops bench static OP` and the tests name it):
+whoever rebuilds a kernel removes its lines here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Launches of attnops kernels in one call.
+LAUNCHES: dict[str, dict[str, int]] = {
+    "local_attention": {"forward": 1, "backward": 2},
+    "anchor_attention": {"forward": 1, "backward": 5},
+    "pyramid_pool": {"forward": 2, "backward": 1},
+    "strip_conv": {"forward": 1, "backward": 3},
+    "nmf": {"forward": 3, "backward": 3},
+    "upsample_gate": {"forward": 1, "backward": 2},
+    "group_attention": {"forward": 2, "backward": 3},
+    "depthwise_gelu": {"forward": 1, "backward": 3},
+    "merge_scales": {"forward": 1, "backward": 4},
+    "upsample_cross_entropy": {"forward": 1, "backward": 1},
+    "upsample_argmax": {"forward": 1},
+}
+
+# Kernels of PyTorch's own that an op may launch besides. None, where nothing is said.
+ATEN: dict[str, dict[str, int]] = {
+    # valid pixels, two sums, their quotient, and casts
+    "upsample_cross_entropy": {"forward": 6, "backward": 2},
+}
+
+
+@dataclass(frozen=True)
+class Exempt:
+    """What an op may break, and why.
+
+    Attributes:
+        rule: "launches" or "aten" (kernels of PyTorch's own) of a pass; "programs" (fewer than the
+            132 multiprocessors), "loads" or "stores" (less than nine tenths of the bytes in 128
+            bits, half precision on aligned rows) or "spills" of a kernel.
+        where: the pass, or the kernel.
+        layout: None: in any layout.
+        shape: None: at the first of the representative inputs at least.
+        most: how many launches at most, on the input that takes most.
+    """
+
+    rule: str
+    where: str
+    why: str
+    layout: str | None = None
+    shape: tuple[int, ...] | None = None
+    most: int | None = None
+
+
+_ROWS = "rows of contiguous maps are not known to be multiples of 16 bytes"
+_BOUNDS = "the masks' bounds are not known to be multiples of 16 bytes"
+
+EXCEPTIONS: dict[str, tuple[Exempt, ...]] = {
+    "local_attention": (
+        Exempt(
+            "programs",
+            "local_attention_kernel",
+            "a program owns 64 to 128 positions and all their channels",
+        ),
+        Exempt(
+            "programs",
+            "query_gradient_kernel",
+            "a program owns 64 to 128 positions and all their channels",
+        ),
+        Exempt(
+            "programs",
+            "key_gradient_kernel",
+            "a program owns 64 to 128 positions and all their channels",
+        ),
+        Exempt("loads", "local_attention_kernel", _ROWS, layout="contiguous"),
+        Exempt("loads", "query_gradient_kernel", _ROWS, layout="contiguous"),
+        Exempt("loads", "key_gradient_kernel", _ROWS, layout="contiguous"),
+        Exempt("stores", "local_attention_kernel", _ROWS, layout="contiguous"),
+        Exempt("stores", "query_gradient_kernel", _ROWS, layout="contiguous"),
+        Exempt("stores", "key_gradient_kernel", _ROWS, layout="contiguous"),
+    ),
+    "anchor_attention": (
+        Exempt("launches", "forward", "anchors are packed for every call", most=2),
+        Exempt("launches", "backward", "anchors are packed for every call", most=6),
+        Exempt("loads", "pack_anchors_kernel", "110 anchors a row are no multiple of 16 bytes"),
+        Exempt("stores", "reduce_partials_kernel", "its lanes hold one anchor each"),
+        Exempt(
+            "programs",
+            "anchor_attention_forward_kernel",
+            "a map of 64x64 or 96x96 has few tiles of positions",
+        ),
+        Exempt(
+            "programs",
+            "score_gradient_kernel",
+            "a map of 64x64 or 96x96 has few tiles of positions",
+        ),
+        Exempt(
+            "programs", "pack_anchors_kernel", "a map of 64x64 or 96x96 has few tiles of positions"
+        ),
+        Exempt(
+            "programs",
+            "anchor_gradient_kernel",
+            "a map of 64x64 or 96x96 has few tiles of positions",
+        ),
+        Exempt(
+            "programs",
+            "reduce_partials_kernel",
+            "a map of 64x64 or 96x96 has few tiles of positions",
+        ),
+    ),
+    "strip_conv": (
+        Exempt(
+            "launches",
+            "forward",
+            "strips along rows and columns, and the rest, are a launch each",
+            most=3,
+        ),
+        Exempt("aten", "forward", "parameters are packed for every call", most=5),
+        Exempt("launches", "backward", "the taps' sums of every kernel are a launch", most=12),
+        Exempt("aten", "backward", "parameters are packed, and their gradients unpacked", most=21),
+        Exempt("programs", "tap_sums_kernel", "a program sums the taps of many tiles"),
+        Exempt("loads", "convolve_kernel", _ROWS, layout="contiguous"),
+        Exempt("loads", "spread_strips_kernel", _ROWS, layout="contiguous"),
+        Exempt("loads", "gather_strips_kernel", _ROWS, layout="contiguous"),
+        Exempt("loads", "tap_sums_kernel", _ROWS, layout="contiguous"),
+        Exempt(
+            "loads",
+            "spread_strips_kernel",
+            "float32 taps beside half-precision maps",
+            layout="channels_last",
+        ),
+        Exempt("stores", "convolve_kernel", _ROWS, layout="contiguous"),
+        Exempt("stores", "spread_strips_kernel", _ROWS, layout="contiguous"),
+        Exempt("stores", "gather_strips_kernel", _ROWS, layout="contiguous"),
+        Exempt("stores", "tap_sums_kernel", "one sum a tap"),
+    ),
+    "nmf": (
+        Exempt(
+            "launches", "forward", "three launches a step and three parts of a batch of 8", most=60
+        ),
+        Exempt("aten", "forward", "half precision is widened before the steps", most=12),
+        Exempt(
+            "launches", "backward", "four launches a step and three parts of a batch of 8", most=87
+        ),
+        Exempt("aten", "backward", "half precision is widened before the steps", most=19),
+        Exempt("programs", "nmf_bases_kernel", "a program owns 32 rows of the bases"),
+        Exempt("programs", "nmf_bases_backward_kernel", "a program owns 32 rows of the bases"),
+        Exempt("programs", "nmf_coef_kernel", "a program owns 32 positions"),
+        Exempt("programs", "nmf_coef_backward_kernel", "a program owns 32 positions"),
+        Exempt(
+            "programs",
+            "nmf_sums_kernel",
+            "a rank of 16 has few tables of sums",
+            shape=(1, 256, 4096),
+        ),
+        Exempt("loads", "nmf_bases_kernel", "lengths are not known multiples of 16 bytes"),
+        Exempt("loads", "nmf_coef_kernel", "lengths are not known multiples of 16 bytes"),
+        Exempt("loads", "nmf_sums_kernel", "lengths are not known multiples of 16 bytes"),
+        Exempt("loads", "nmf_coef_backward_kernel", "lengths are not known multiples of 16 bytes"),
+        Exempt("loads", "nmf_dx_kernel", "lengths are not known multiples of 16 bytes"),
+        Exempt(
+            "loads",
+            "nmf_bases_backward_kernel",
+            "lengths are not known multiples of 16 bytes",
+            shape=(1, 256, 4096),
+        ),
+        Exempt("stores", "nmf_bases_kernel", "lengths are not known multiples of 16 bytes"),
+        Exempt("stores", "nmf_coef_kernel", "lengths are not known multiples of 16 bytes"),
+        Exempt("stores", "nmf_coef_backward_kernel", "lengths are not known multiples of 16 bytes"),
+        Exempt(
+            "stores", "nmf_bases_backward_kernel", "lengths are not known multiples of 16 bytes"
+        ),
+        Exempt("stores", "nmf_dx_kernel", "lengths are not known multiples of 16 bytes"),
+    ),
+    "upsample_gate": (
+        Exempt("loads", "gate_kernel", _BOUNDS),
+        Exempt("loads", "gate_rows_backward_kernel", _BOUNDS),
+        Exempt("loads", "gate_columns_backward_kernel", _BOUNDS),
+        Exempt("stores", "gate_kernel", _BOUNDS),
+        Exempt("stores", "gate_rows_backward_kernel", _BOUNDS),
+        Exempt("stores", "gate_columns_backward_kernel", _BOUNDS),
+    ),
+    "group_attention": (
+        Exempt("aten", "forward", "partial products are summed by PyTorch", most=1),
+        Exempt("aten", "backward", "partial products are summed by PyTorch", most=1),
+        Exempt("programs", "group_dot_kernel", "a program owns 32768 elements"),
+        Exempt("programs", "group_scale_kernel", "a program owns 32768 elements"),
+        Exempt("loads", "group_dot_kernel", _BOUNDS),
+        Exempt("loads", "group_scale_kernel", _BOUNDS),
+        Exempt("stores", "group_dot_kernel", "one product a program"),
+        Exempt("stores", "group_scale_kernel", _BOUNDS),
+    ),
+    "depthwise_gelu": (
+        Exempt("aten", "forward", "parameters are packed for every call", most=1),
+        Exempt("aten", "backward", "parameters are packed, and their gradients unpacked", most=7),
+        Exempt(
+            "programs",
+            "tap_sums_kernel",
+            "a program sums the taps of many tiles",
+            layout="channels_last",
+        ),
+        Exempt("loads", "gelu_kernel", _ROWS, layout="contiguous"),
+        Exempt("loads", "convolve_kernel", _ROWS, layout="contiguous"),
+        Exempt("loads", "tap_sums_kernel", _ROWS, layout="contiguous"),
+        Exempt("stores", "gelu_kernel", _ROWS, layout="contiguous"),
+        Exempt("stores", "convolve_kernel", _ROWS, layout="contiguous"),
+        Exempt("stores", "tap_sums_kernel", "one sum a tap"),
+    ),
+    "merge_scales": (
+        Exempt(
+            "programs",
+            "merge_map_backward_kernel",
+            "the smallest map has few positions",
+            layout="channels_last",
+        ),
+    ),
+    "upsample_cross_entropy": (
+        Exempt(
+            "loads",
+            "cross_entropy_kernel",
+            "a pixel reads its four corners alone",
+            layout="contiguous",
+        ),
+        Exempt(
+            "loads",
+            "cross_entropy_backward_kernel",
+            "a pixel reads its four corners alone",
+            layout="contiguous",
+        ),
+        Exempt("stores", "cross_entropy_kernel", _BOUNDS, layout="contiguous"),
+        Exempt("stores", "cross_entropy_backward_kernel", _BOUNDS, layout="contiguous"),
+    ),
+    "upsample_argmax": (
+        Exempt(
+            "loads", "argmax_kernel", "a pixel reads its four corners alone", layout="contiguous"
+        ),
+        Exempt("stores", "argmax_kernel", _BOUNDS, layout="contiguous"),
+    ),
+}

@@ -1,0 +1,1 @@
+"""The commands of attnops.training: a module with `main(arguments) -> exit status` each."""

@@ -1,0 +1,6 @@
+"""How good labels are: intersection over union, accuracies, the fit of boundaries."""
+
+from .boundary import boundary_scores
+from .scores import RADII, SegmentationMetrics, summary
+
+__all__ = ["RADII", "SegmentationMetrics", "boundary_scores", "summary"]
