@@ -30,10 +30,8 @@ class Gifts {
   Gifts(Site site, const T& mine) : which_(machine().give(site, &mine, sizeof(T))) {
     static_assert(sizeof(T) <= Fiber::kGivenBytes, "too much for one exchange");
   }
-  T operator[](int lane) const {
-    T value;
-    std::memcpy(&value, machine().given(lane, which_), sizeof(T));
-    return value;
+  const T& operator[](int lane) const {
+    return *reinterpret_cast<const T*>(machine().given(lane, which_));
   }
 
  private:
@@ -83,12 +81,6 @@ void multiply(float (&c)[4], const A& a, const B& b) {
   }
 }
 
-template <size_t kCount>
-struct Registers {
-  uint32_t r[kCount];
-  uint32_t operator[](int i) const { return r[i]; }
-};
-
 inline void require_aligned(const void* address, size_t bytes, const char* what) {
   if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
     machine().fail(std::string("and gives ") + what + " an address that is not aligned");
@@ -112,24 +104,14 @@ namespace attnops::cuda {
 template <typename T>
 void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
          emulation::Site site = emulation::caller("mma")) {
-  using emulation::Registers;
   const emulation::Gifts<emulation::Operands> all(site, {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
   emulation::multiply<T>(
-      c,
-      [&](int lane) {
-        const auto given = all[lane];
-        return Registers<4>{{given.a[0], given.a[1], given.a[2], given.a[3]}};
-      },
-      [&](int lane) {
-        const auto given = all[lane];
-        return Registers<2>{{given.b[0], given.b[1]}};
-      });
+      c, [&](int lane) { return all[lane].a; }, [&](int lane) { return all[lane].b; });
 }
 
 inline void mma_3xtf32(float (&c)[4], const uint32_t (&a_big)[4], const uint32_t (&a_small)[4],
                        const uint32_t (&b_big)[2], const uint32_t (&b_small)[2],
                        emulation::Site site = emulation::caller("mma_3xtf32")) {
-  using emulation::Registers;
   struct Parts {
     uint32_t a[2][4], b[2][2];
   };
@@ -138,16 +120,8 @@ inline void mma_3xtf32(float (&c)[4], const uint32_t (&a_big)[4], const uint32_t
                                            {{b_big[0], b_big[1]}, {b_small[0], b_small[1]}}});
   for (const auto& [left, right] : {std::pair(1, 0), std::pair(0, 1), std::pair(0, 0)}) {
     emulation::multiply<Tf32>(
-        c,
-        [&, part = left](int lane) {
-          const auto given = all[lane];
-          return Registers<4>{
-              {given.a[part][0], given.a[part][1], given.a[part][2], given.a[part][3]}};
-        },
-        [&, part = right](int lane) {
-          const auto given = all[lane];
-          return Registers<2>{{given.b[part][0], given.b[part][1]}};
-        });
+        c, [&, part = left](int lane) { return all[lane].a[part]; },
+        [&, part = right](int lane) { return all[lane].b[part]; });
   }
 }
 

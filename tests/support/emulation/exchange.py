@@ -56,6 +56,8 @@ class Result:
         self.offset = 0
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        if math.prod(shape) == 0:
+            return torch.empty(*shape, dtype=dtype)
         flat = torch.frombuffer(self.data, dtype=dtype, count=math.prod(shape), offset=self.offset)
         self.offset += flat.numel() * dtype.itemsize
         return flat.view(*shape)
