@@ -15,6 +15,8 @@ from ._version import __version__
 # that it needs, what it does).
 DELEGATED = {
     "check": ("training.commands.check", "train", "what a data set holds, and its faults"),
+    "eval": ("training.commands.evaluate", "train", "how well a network labels a data set"),
+    "predict": ("training.commands.predict", "train", "labels of images, folders and videos"),
     "bench": ("benchmarks.__main__", "bench", "tables, op microbenchmarks, reports"),
     "train": ("training.engine.command", "train", "train a network on a data set"),
 }

@@ -12,10 +12,13 @@ SIZE = (24, 32)
 CAMVID = ROOT.parent / "shared" / "data" / "camvid"  # for research only: not in the repository
 
 
-def write_image(path: Path, size: tuple[int, int] = SIZE, seed: int = 0) -> Path:
+def write_image(path: Path, size: tuple[int, int] = SIZE, seed: int = 0, blocks: int = 1) -> Path:
+    """Random colours in squares of `blocks` pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
+    sides = [-(-side // blocks) for side in size]
+    pixels = np.random.default_rng(seed).integers(0, 256, (*sides, 3), dtype=np.uint8)
+    pixels = pixels.repeat(blocks, 0).repeat(blocks, 1)[: size[0], : size[1]]
+    Image.fromarray(np.ascontiguousarray(pixels)).save(path)
     return path
 
 
@@ -39,12 +42,12 @@ def write_pair(image: Path, label: Path, numbers, seed: int = 0, palette: bool =
     write_labels(label, numbers, palette=palette)
 
 
-def camvid(root: Path, count: int = 3, ending: str = ".png") -> Path:
-    """SegNet's layout: blocks of the classes, so that crops of one class exist."""
+def camvid(root: Path, count: int = 3, ending: str = ".png", blocks: int = 1) -> Path:
+    """SegNet's layout: squares of the classes, so that crops of one class exist."""
     for number, split in enumerate(("train", "val", "test")):
         for index in range(count):
             image = root / split / f"{split}{index}{ending}"
-            write_image(image, seed=10 * number + index)
-            blocks = np.arange(12).reshape(3, 4).repeat(8, 0).repeat(8, 1)
-            write_labels(root / f"{split}annot" / f"{split}{index}.png", blocks)
+            write_image(image, seed=10 * number + index, blocks=blocks)
+            classes = np.arange(12).reshape(3, 4).repeat(8, 0).repeat(8, 1)
+            write_labels(root / f"{split}annot" / f"{split}{index}.png", classes)
     return root

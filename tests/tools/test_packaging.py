@@ -189,6 +189,9 @@ class TestWheels:
             names = archive.namelist()
         assert "attnops/__init__.py" in names
         assert not any("gone" in name for name in names)
+        training = (p for p in (copy / "training").rglob("*") if p.suffix in (".txt", ".yaml"))
+        files = {f"attnops/{path.relative_to(copy).as_posix()}" for path in training}
+        assert "attnops/training/data/classes/ade20k.txt" in files and files <= set(names)
 
     def test_in_a_folder_with_spaces_and_accents(self, tmp_path):
         copy = source_copy(tmp_path / "my dépôt $1 (copy)")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from peers import import_mmseg, import_peer
+from PIL import Image
 from tiny_data import CAMVID, camvid, write_image, write_labels, write_pair
 
 from attnops.training.data import DataInfo, open_data
+from attnops.training.data.classes import published_info
 from attnops.training.data.labels import LabelMap, read_labels
 
 
@@ -169,6 +174,26 @@ def test_real_camvid():
     assert image.shape == (3, 360, 480) and set(mask.unique().tolist()) <= {*range(11), 255}
 
 
+@pytest.mark.parametrize(
+    "name, theirs, with_colours",
+    [
+        ("cityscapes", "CityscapesDataset", True),
+        ("ade20k", "ADE20KDataset", True),
+        ("voc2012", "PascalVOCDataset", True),
+        ("pascal_context", "PascalContextDataset", False),
+        ("coco_stuff", "COCOStuffDataset", False),
+    ],
+)
+def test_classes_are_mmsegmentations(monkeypatch, name, theirs, with_colours):
+    import_mmseg(monkeypatch)
+    meta = getattr(import_peer("mmseg.datasets"), theirs).METAINFO
+    info = published_info(name)
+    assert info.classes == tuple(name.strip() for name in meta["classes"])
+    if with_colours:
+        assert [list(colour) for colour in info.palette] == [list(c) for c in meta["palette"]]
+    assert len(set(info.palette)) == info.num_classes or name == "ade20k"  # published so
+
+
 class TestFolders:
     def test_images_and_masks(self, tmp_path):
         for index in range(20):
@@ -263,8 +288,6 @@ def test_labels_of_every_kind_of_file(tmp_path):
     indexed = write_labels(tmp_path / "indexed.png", values, palette=True)
     deep = write_labels(tmp_path / "deep.png", values + 300)
     grey = tmp_path / "grey.png"
-    from PIL import Image
-
     Image.fromarray(values.astype(np.uint8)).convert("RGB").save(grey)
     for path in (plain, indexed, grey):
         assert read_labels(path).tolist() == values.tolist()
@@ -275,8 +298,6 @@ def test_labels_of_every_kind_of_file(tmp_path):
 
 
 def test_info_goes_through_json_and_refuses_nonsense():
-    import json
-
     info = open_data("shapes").info
     assert DataInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
     with pytest.raises(ValueError, match="2 classes but 1 colours"):

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -47,17 +48,17 @@ def main(arguments: Sequence[str]) -> int:
 
 def show(report: CheckReport, console: Console) -> None:
     """Counts and sizes of each split, then how often each class occurs."""
-    counts = Table("split", title=report.info.name, title_justify="left")
+    counts = Table("split", box=box.SIMPLE_HEAD, title=report.info.name, title_justify="left")
     for column in ("pairs", "faults", "sizes"):
         counts.add_column(column, justify="left" if column == "sizes" else "right")
     for name, split in report.splits.items():
         counts.add_row(name, str(split.samples), str(len(split.faults)), _sizes(split))
     console.print(counts)
-    classes = Table("")
+    classes = Table("", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     classes.add_column("class", no_wrap=True)
     for name in report.splits:
-        classes.add_column(f"{name}: pixels", justify="right")
-        classes.add_column("images", justify="right")
+        classes.add_column(f"{name}: pixels", justify="right", no_wrap=True)
+        classes.add_column("images", justify="right", no_wrap=True)
     for index, name in enumerate([*report.info.classes, "(no class)"]):
         shares = [cell for split in report.splits.values() for cell in _shares(split, index)]
         classes.add_row(str(index) if index < report.info.num_classes else "", name, *shares)

@@ -10,6 +10,16 @@ from pathlib import Path
 
 from ..info import Colour, DataInfo
 
+PUBLISHED_INFO = (
+    "cityscapes",
+    "ade20k",
+    "voc2012",
+    "pascal_context",
+    "coco_stuff",
+    "camvid",
+    "pascal_person_part",
+)
+
 
 def published_info(name: str) -> DataInfo:
     """The classes in NAME.txt of this folder."""

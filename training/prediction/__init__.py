@@ -1,0 +1,15 @@
+"""Labels of files: what is read, what is written, pictures of what a network attends to."""
+
+from .attention import attention_maps, draw_attention
+from .inputs import Source, find_sources, read_frames
+from .pictures import overlay, write_labels
+
+__all__ = [
+    "Source",
+    "attention_maps",
+    "draw_attention",
+    "find_sources",
+    "overlay",
+    "read_frames",
+    "write_labels",
+]
