@@ -7,7 +7,7 @@ import pytest
 from tiny_data import camvid, write_image, write_labels
 
 from attnops import cli
-from attnops.training.data import FaultyData, check, check_data, open_data
+from attnops.training.data import FaultyData, SegmentationData, check, check_data, open_data
 
 
 @pytest.fixture(autouse=True)
@@ -117,3 +117,24 @@ def test_command_with_options(tmp_path, capsys):
     assert cli.main(["check", "shapes", "--split", "val"]) == 0
     assert cli.main(["check", str(tmp_path)]) == 1
     assert "no layout" in capsys.readouterr().err
+
+
+def test_training_checks_what_it_trains_on(tmp_path):
+    """Before anything else: no folder of a run is left behind."""
+    wanted = faulty(tmp_path / "data")
+    data = SegmentationData(str(tmp_path / "data"), num_workers=0)
+    with pytest.raises(FaultyData) as error:
+        data.check()
+    assert all(path in str(error.value) for path in wanted.values())
+    SegmentationData(str(tmp_path / "data"), check_files=False).check()
+    SegmentationData(str(tmp_path / "data"), train_split="test", val_split="test").check()
+
+
+def test_train_command_names_the_faults(tmp_path, capsys):
+    faulty(tmp_path / "data")
+    options = ["--data.root", str(tmp_path / "data"), "--trainer.max_steps", "1"]
+    where = ["--trainer.default_root_dir", str(tmp_path / "runs")]
+    assert cli.main(["train", "--config", "camvid_segnext_t", *options, *where]) == 2
+    error = capsys.readouterr().err
+    assert "camvid has 8 faults" in error and "valannot/val5.png: holds 12, 200" in error
+    assert not (tmp_path / "runs").exists()

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from .augment import training_transform
+from .check import check_data
 from .folder import SegmentationSet
 from .opening import open_data
 from .order import AugmentedStream, SharedOut, StreamBatches, collate
@@ -42,6 +43,7 @@ class SegmentationData(lightning.LightningDataModule):
         test_split: split for tests; None: the one that results of this data set are reported of.
         limit: take only so many samples of every split.
         seed: of order and augmentation.
+        check_files: `check` reads the files, those that have changed since.
 
     Attributes:
         data: the data set; read when it is first asked for.
@@ -69,6 +71,7 @@ class SegmentationData(lightning.LightningDataModule):
         class_map: dict[int, int] | None = None,
         images: str | None = None,
         masks: str | None = None,
+        check_files: bool = True,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0 or (limit is not None and limit < 1):
@@ -82,7 +85,7 @@ class SegmentationData(lightning.LightningDataModule):
         self.info = self.data.info
         self.batch_size, self.num_workers = batch_size, num_workers
         self.limit, self.seed, self.consumed_samples = limit, seed, 0
-        self.train_split, self.val_split = train_split, val_split
+        self.train_split, self.val_split, self.check_files = train_split, val_split, check_files
         self.test_split = test_split or self.data.evaluation_split
         self.transform = training_transform(
             tuple(crop_size), tuple(scale_range), cat_max_ratio, flip, photometric, base_size
@@ -99,6 +102,16 @@ class SegmentationData(lightning.LightningDataModule):
     def steps_per_epoch(self) -> int:
         """Training batches, of all processes, that hold as many samples as the data set."""
         return max(1, len(self.split(self.train_split)) // (self.batch_size * self._processes()[1]))
+
+    def check(self) -> None:
+        """Read the files to train on and to validate with, unless `check_files` is False.
+
+        Raises:
+            FaultyData: some are missing, damaged, mis-sized or labelled with unknown numbers.
+        """
+        if self.check_files:
+            splits = dict.fromkeys((self.train_split, self.val_split))
+            check_data(self.data, list(splits), self.limit).raise_faults()
 
     def set_progress(self, consumed_samples: int) -> None:
         """Go on after so many training samples, of all processes; before the loader is made."""

@@ -176,6 +176,8 @@ def _processes(given: Any) -> dict[str, Any]:
 def _begin(cli: _CLI, name: str) -> Path | None:
     """Choose the folder of the run and write down what it is; a checkpoint to go on from."""
     trainer = cli.trainer
+    if trainer.is_global_zero:
+        cli.datamodule.check()
     root = Path(trainer.default_root_dir)
     wanted = cli.config["resume"]
     checkpoint = to_resume(wanted, root, name) if wanted else None
