@@ -30,8 +30,8 @@ def check_classes(owner: str, num_classes: object) -> int:
     return classes
 
 
-def check_images(owner: str, images: object, smallest_side: int) -> None:
-    """Images are float `[B, 3, H, W]`, no side shorter than `smallest_side`.
+def check_images(owner: str, images: object, smallest_side: int, in_channels: int = 3) -> None:
+    """Images are float `[B, in_channels, H, W]`, no side shorter than `smallest_side`.
 
     Raises:
         TypeError: not a float tensor.
@@ -44,21 +44,22 @@ def check_images(owner: str, images: object, smallest_side: int) -> None:
         )
     if not isinstance(images, Tensor):
         raise TypeError(
-            f"{owner}: images must be a tensor [B, 3, H, W], got {type(images).__name__}; make one "
-            "with torch.from_numpy (an array) or torch.stack (a list of tensors)"
+            f"{owner}: images must be a tensor [B, {in_channels}, H, W], got "
+            f"{type(images).__name__}; make one with torch.from_numpy (an array) or torch.stack "
+            "(a list of tensors)"
         )
     if images.dtype not in FLOAT_DTYPES:
         raise TypeError(
             f"{owner}: images have dtype {images.dtype}; expected float images, normalised as the "
             "network was trained: (images.float() - mean) / std"
         )
-    if images.dim() == 3 and images.shape[0] == 3:
+    if images.dim() == 3 and images.shape[0] == in_channels:
         raise ValueError(
-            f"{owner}: images must be [B, 3, H, W], got one image [{_sides(images.shape, ', ')}]; "
-            "give images[None]"
+            f"{owner}: images must be [B, {in_channels}, H, W], got one image "
+            f"[{_sides(images.shape, ', ')}]; give images[None]"
         )
     check_tensors(owner, images=images)
-    check_shape(owner, "images", images, ("B", 3, "H", "W"))
+    check_shape(owner, "images", images, ("B", in_channels, "H", "W"))
     size = images.shape[2:]
     if any(side < smallest_side for side in size):
         raise ValueError(

@@ -56,6 +56,7 @@ class Predictor(Protocol):
 
     align_corners: bool
     smallest_side: int
+    in_channels: int
 
     def __call__(self, images: Tensor, resize: bool = True) -> dict[str, Tensor]: ...
 
@@ -103,7 +104,7 @@ def _checked_images(
     """The images in the network's dtype; what the protocol makes of them is not too small."""
     network = getattr(model, "_orig_mod", model)
     name = f"{type(network).__name__}.predict"
-    check_images(name, images, 1)
+    check_images(name, images, 1, model.in_channels)
     size, least = images.shape[2:], model.smallest_side
     for factor in factors:
         sides = _scaled_size(size, factor)

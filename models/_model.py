@@ -24,6 +24,7 @@ class SegmentationModel(nn.Module, HubMixin):
     Attributes:
         align_corners: how the network's maps are resized.
         smallest_side: of an image that the network can take.
+        in_channels: of an image.
         ignore_index: label of pixels that have no class.
         config: name and options, set by `create_model`.
         classifiers: templates of the state dict's keys whose shapes depend on the number of
@@ -32,18 +33,19 @@ class SegmentationModel(nn.Module, HubMixin):
 
     align_corners: bool = False
     smallest_side: int = 1
+    in_channels: int = 3
     ignore_index: int = 255
     classifiers: tuple[str, ...] = ()
 
     def logits(self, images: Tensor) -> dict[str, Tensor]:
-        """Maps `[B, K, h, w]` of images `[B, 3, H, W]`, before any resizing; the main one is "out".
+        """Maps `[B, K, h, w]` of images `[B, in_channels, H, W]`, before any resizing.
 
-        Others ("aux", ...) may exist in training only.
+        The main one is "out"; others ("aux", ...) may exist in training only.
         """
         raise NotImplementedError
 
     def forward(self, images: Tensor, resize: bool = True) -> dict[str, Tensor]:
-        """Logits of images `[B, 3, H, W]`, normalised as the network's authors did.
+        """Logits of images `[B, in_channels, H, W]`, normalised as the network's authors did.
 
         Args:
             images: any float dtype.
@@ -60,7 +62,7 @@ class SegmentationModel(nn.Module, HubMixin):
             TypeError: not a float tensor.
             ValueError: another shape, or a side that is too short for the network.
         """
-        check_images(type(self).__name__, images, self.smallest_side)
+        check_images(type(self).__name__, images, self.smallest_side, self.in_channels)
         return outputs_of(
             self.logits(images),
             images.shape[2:],
@@ -172,7 +174,7 @@ class SegmentationModel(nn.Module, HubMixin):
         window: int | tuple[int, int] | None = None,
         stride: int | tuple[int, int] | None = None,
     ) -> Tensor:
-        """Labels `[B, H, W]`, int64, of images `[B, 3, H, W]`.
+        """Labels `[B, H, W]`, int64, of images `[B, in_channels, H, W]`.
 
         The network is evaluated, whatever mode it is in, and its modules are left as they are: it
         may train or predict in other threads meanwhile (`attnops.nn.evaluation` says how). On a

@@ -17,13 +17,16 @@ def register_variants(cls: type[SegmentationModel], backbones: Mapping[str, str]
 
 
 class _Variant:
-    """`cls` with its argument `backbone` given; the signature has the others."""
+    """`cls` with another default of its argument `backbone`."""
 
     def __init__(self, cls: type[SegmentationModel], backbone: str) -> None:
         self.cls, self.backbone = cls, backbone
         signature = inspect.signature(cls)
-        others = [p for p in signature.parameters.values() if p.name != "backbone"]
-        self.__signature__ = signature.replace(parameters=others)
+        parameters = [
+            p.replace(default=backbone) if p.name == "backbone" else p
+            for p in signature.parameters.values()
+        ]
+        self.__signature__ = signature.replace(parameters=parameters)
 
     def __call__(self, **options: Any) -> SegmentationModel:
-        return self.cls(backbone=self.backbone, **options)
+        return self.cls(**{"backbone": self.backbone, **options})

@@ -14,7 +14,8 @@ from ._checks import check_classes
 from ._losses import AUX_WEIGHT
 from ._model import SegmentationModel
 from ._variants import register_variants
-from .backbones.resnet import DilatedResNet
+from .backbones.choice import Pretrained, check_in_channels, load_backbone, make_backbone
+from .backbones.resnet import dilated_resnets
 from .fcn import fcn_head
 
 
@@ -47,7 +48,8 @@ class ANN(SegmentationModel):
 
     Args:
         num_classes: channels of the logits.
-        backbone: "resnet50", "resnet101", or a module with `channels` that returns four maps.
+        backbone: "resnet50", "resnet101", any name of timm's that takes features_only, or a
+            module with `channels` that returns four maps.
         form: "released": the authors' code: stem of 64, 64 and 128 channels, pooling that rounds
             up, Dropout2d in the blocks, aligned corners, hard example mining in the loss.
             "mmseg": stem of 32, 32 and 64 channels, no biases before a BatchNorm, auxiliary
@@ -56,8 +58,10 @@ class ANN(SegmentationModel):
         align_corners: of the resizes; None: that of the form (mmseg uses True for crops of 769).
         channels: of the map that the APNB refines.
         key_channels: of queries, keys and values.
+        in_channels: of the images.
+        pretrained: weights of the backbone: True, those that timm publishes, or the path of a file.
 
-    Shapes: `[B, 3, H, W]` -> "out" `[B, num_classes, H, W]`.
+    Shapes: `[B, in_channels, H, W]` -> "out" `[B, num_classes, H, W]`.
     """
 
     classifiers = ("cls.*", "aux.4.*")
@@ -71,6 +75,8 @@ class ANN(SegmentationModel):
         align_corners: bool | None = None,
         channels: int = 512,
         key_channels: int = 256,
+        in_channels: int = 3,
+        pretrained: Pretrained = False,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -81,10 +87,15 @@ class ANN(SegmentationModel):
         rate = chosen.dropout if dropout is None else dropout
         in_blocks, around = (rate, 0.0) if chosen.block_dropout else (0.0, rate)
         self.align_corners = chosen.align_corners if align_corners is None else align_corners
-        if isinstance(backbone, str):
-            backbone = DilatedResNet(backbone, chosen.stem, ceil_mode=chosen.ceil_mode)
-        self.backbone = backbone
-        low, high = backbone.channels[2:]
+        self.in_channels = check_in_channels(name, in_channels)
+        self.backbone = make_backbone(
+            name,
+            backbone,
+            dilated_resnets(stem=chosen.stem, ceil_mode=chosen.ceil_mode),
+            self.in_channels,
+            pretrained,
+        )
+        low, high = self.backbone.channels[2:]
         self.fusion = AFNB(low, high, key_channels, key_channels, dropout=in_blocks)
         self.context = nn.Sequential(
             nn.Conv2d(high, channels, 3, padding=1, bias=chosen.bias),
@@ -98,6 +109,7 @@ class ANN(SegmentationModel):
         if not chosen.bias:
             _drop_biases(self.fusion)
             _drop_biases(self.context[-1])
+        load_backbone(self, pretrained)
 
     def logits(self, images: Tensor) -> dict[str, Tensor]:
         *_, low, high = self.backbone(images)

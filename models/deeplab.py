@@ -16,6 +16,7 @@ from ._checks import check_classes
 from ._losses import mean_cross_entropy
 from ._model import SegmentationModel
 from ._registry import register
+from .backbones.choice import Pretrained, check_in_channels, load_backbone
 from .backbones.vgg import VGG16, WIDTHS, large_field
 
 
@@ -37,9 +38,11 @@ class DeepLabAttention(SegmentationModel):
         channels: of fc6 and fc7.
         hidden_channels: of the attention head.
         widths: channels of the five stages of VGG16.
+        in_channels: of the images.
+        pretrained: weights of the backbone: True, those that timm publishes, or the path of a file.
 
-    Shapes: `[B, 3, H, W]` -> "out" `[B, num_classes, H, W]`, of the finest scale's scores before
-        the last resize. Sides of 8k + 1 (321, 513) keep all grids aligned.
+    Shapes: `[B, in_channels, H, W]` -> "out" `[B, num_classes, H, W]`, of the finest scale's
+        scores before the last resize. Sides of 8k + 1 (321, 513) keep all grids aligned.
 
     Raises:
         ValueError: scales that are empty, not in order, or out of range.
@@ -58,9 +61,12 @@ class DeepLabAttention(SegmentationModel):
         channels: int = 1024,
         hidden_channels: int = 512,
         widths: Sequence[int] = WIDTHS,
+        in_channels: int = 3,
+        pretrained: Pretrained = False,
     ) -> None:
         super().__init__()
         num_classes = check_classes(type(self).__name__, num_classes)
+        self.in_channels = check_in_channels(type(self).__name__, in_channels)
         scales = tuple(float(scale) for scale in scales)
         in_range = all(0 < scale <= 1 for scale in scales)
         if not scales or not in_range or list(scales) != sorted(scales, reverse=True):
@@ -69,7 +75,7 @@ class DeepLabAttention(SegmentationModel):
                 f"{scales}"
             )
         self.scales = scales
-        self.backbone = VGG16(widths)
+        self.backbone = VGG16(widths, self.in_channels)
         self.field = large_field(self.backbone.channels, channels, dropout)
         self.cls = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.cls.weight, std=0.01)
@@ -77,6 +83,7 @@ class DeepLabAttention(SegmentationModel):
         self.attention = ScaleAttention(
             channels, len(scales), hidden_channels, dropout, source, reduce
         )
+        load_backbone(self, pretrained, published="vgg16")
 
     def logits(self, images: Tensor) -> dict[str, Tensor]:
         features = [self.field(self.backbone(_scaled(images, s))) for s in self.scales]

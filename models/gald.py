@@ -24,7 +24,8 @@ from ._checks import check_classes
 from ._losses import AUX_WEIGHT
 from ._model import SegmentationModel
 from ._variants import register_variants
-from .backbones.resnet import DilatedResNet
+from .backbones.choice import Pretrained, check_in_channels, load_backbone, make_backbone
+from .backbones.resnet import dilated_resnets
 from .fcn import fcn_head
 
 AGGREGATIONS = ("cgnl", "aspp", "psp", "nl")
@@ -129,10 +130,13 @@ class GALD(SegmentationModel):
     """What both versions share: the backbone, the auxiliary head on stage 3, and the loss.
 
     Args:
-        backbone: "resnet50", "resnet101", or a module with `channels` that returns four maps.
+        backbone: "resnet50", "resnet101", any name of timm's that takes features_only, or a
+            module with `channels` that returns four maps.
         num_classes: channels of the logits.
         dropout: rate of the auxiliary head's Dropout2d.
         channels: of the auxiliary head.
+        in_channels: of the images.
+        pretrained: weights of the backbone: True, those that timm publishes, or the path of a file.
     """
 
     align_corners = True
@@ -140,13 +144,21 @@ class GALD(SegmentationModel):
     head: nn.Module
 
     def __init__(
-        self, backbone: str | nn.Module, num_classes: int, dropout: float, channels: int
+        self,
+        backbone: str | nn.Module,
+        num_classes: int,
+        dropout: float,
+        channels: int,
+        in_channels: int,
+        pretrained: Pretrained,
     ) -> None:
         super().__init__()
-        if isinstance(backbone, str):
-            backbone = DilatedResNet(backbone, "deep", "full", ceil_mode=True)
-        self.backbone = backbone
-        self.aux = fcn_head(backbone.channels[2], channels, num_classes, dropout)
+        name = type(self).__name__
+        self.in_channels = check_in_channels(name, in_channels)
+        ours = dilated_resnets(stem="deep", dilation="full", ceil_mode=True)
+        self.backbone = make_backbone(name, backbone, ours, self.in_channels, pretrained)
+        self.aux = fcn_head(self.backbone.channels[2], channels, num_classes, dropout)
+        load_backbone(self, pretrained)
 
     def logits(self, images: Tensor) -> dict[str, Tensor]:
         *_, low, high = self.backbone(images)
@@ -173,13 +185,16 @@ class GALDv1(GALD):
 
     Args:
         num_classes: channels of the logits.
-        backbone: "resnet50", "resnet101", or a module with `channels` that returns four maps.
+        backbone: "resnet50", "resnet101", any name of timm's that takes features_only, or a
+            module with `channels` that returns four maps.
         ga: global aggregation: "cgnl" (released), "aspp", "psp" or "nl".
         dropout: rate of the auxiliary head's Dropout2d; the main head has none.
         channels: of the head.
+        in_channels: of the images.
+        pretrained: weights of the backbone: True, those that timm publishes, or the path of a file.
 
-    Shapes: `[B, 3, H, W]`, both sides at least 111, so that the map, an eighth, has the 15 that the
-        gate needs -> "out" `[B, num_classes, H, W]`.
+    Shapes: `[B, in_channels, H, W]`, both sides at least 111, so that the map, an eighth, has
+        the 15 that the gate needs -> "out" `[B, num_classes, H, W]`.
 
     Raises:
         ValueError: unknown option; in the forward, an image that is too small.
@@ -194,11 +209,13 @@ class GALDv1(GALD):
         ga: str = "cgnl",
         dropout: float = 0.1,
         channels: int = 512,
+        in_channels: int = 3,
+        pretrained: Pretrained = False,
     ) -> None:
         name = type(self).__name__
         num_classes = check_classes(name, num_classes)
         check_choice(name, "ga", ga, AGGREGATIONS)
-        super().__init__(backbone, num_classes, dropout, channels)
+        super().__init__(backbone, num_classes, dropout, channels, in_channels, pretrained)
         self.head = HeadV1(self.backbone.channels[3], channels, num_classes, ga)
 
 
@@ -210,15 +227,18 @@ class GALDv2(GALD):
 
     Args:
         num_classes: channels of the logits.
-        backbone: "resnet50", "resnet101", or a module with `channels` that returns four maps.
+        backbone: "resnet50", "resnet101", any name of timm's that takes features_only, or a
+            module with `channels` that returns four maps.
         ga: global aggregation: "aspp", "psp", "nl" or "cgnl".
         dropout: rate of the auxiliary head's Dropout2d.
         channels: of the head.
         kernel_size: odd side of the window.
         dilation: distance of the neighbours in it.
         border: "zero" or "mask", as in `attnops.local_attention`.
+        in_channels: of the images.
+        pretrained: weights of the backbone: True, those that timm publishes, or the path of a file.
 
-    Shapes: `[B, 3, H, W]` -> "out" `[B, num_classes, H, W]`.
+    Shapes: `[B, in_channels, H, W]` -> "out" `[B, num_classes, H, W]`.
     """
 
     def __init__(
@@ -231,11 +251,13 @@ class GALDv2(GALD):
         kernel_size: int = 5,
         dilation: int = 6,
         border: str = "zero",
+        in_channels: int = 3,
+        pretrained: Pretrained = False,
     ) -> None:
         name = type(self).__name__
         num_classes = check_classes(name, num_classes)
         check_choice(name, "ga", ga, AGGREGATIONS)
-        super().__init__(backbone, num_classes, dropout, channels)
+        super().__init__(backbone, num_classes, dropout, channels, in_channels, pretrained)
         self.head = HeadV2(
             self.backbone.channels[3], channels, num_classes, ga, kernel_size, dilation, border
         )

@@ -14,35 +14,10 @@ from attnops.nn import SqueezeAttention
 from ._checks import check_classes
 from ._model import SegmentationModel
 from ._variants import register_variants
-from .backbones.from_timm import import_timm, without_inplace
-from .backbones.resnet import DilatedResNet
+from .backbones.choice import Pretrained, check_in_channels, load_backbone, make_backbone
+from .backbones.resnet import dilated_resnets
 
 CATEGORY_WEIGHT, DENSE_WEIGHT = 0.2, 0.8
-
-
-class EfficientNet(nn.Module):
-    """timm's EfficientNet at output stride 8, as maps of four stages.
-
-    Args:
-        name: timm's name of it. The "tf_" ones have published weights.
-
-    Attributes:
-        channels: of the four maps, at 1/4 and three times 1/8 of the size.
-
-    Raises:
-        ImportError: timm is not installed.
-    """
-
-    def __init__(self, name: str = "tf_efficientnet_b7") -> None:
-        super().__init__()
-        self.net = import_timm().create_model(
-            name, pretrained=False, features_only=True, output_stride=8, out_indices=(1, 2, 3, 4)
-        )
-        without_inplace(self.net)
-        self.channels = tuple(self.net.feature_info.channels())
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return self.net(x)
 
 
 class SANet(SegmentationModel):
@@ -57,7 +32,7 @@ class SANet(SegmentationModel):
 
     Args:
         num_classes: channels of the logits.
-        backbone: "resnet50", "resnet101", a name of timm's that contains "efficientnet", or a
+        backbone: "resnet50", "resnet101", any name of timm's that takes features_only, or a
             module with `channels` that returns four maps.
         groups: of the heads' first convolutions.
         reduction: the heads are C / reduction wide inside.
@@ -66,8 +41,10 @@ class SANet(SegmentationModel):
         activation: of the heads' attention.
         align_corners: of all resizes.
         squeeze_channels: hidden width of a squeeze-and-excitation gate on the heads; None: none.
+        in_channels: of the images.
+        pretrained: weights of the backbone: True, those that timm publishes, or the path of a file.
 
-    Shapes: `[B, 3, H, W]` -> "out" `[B, num_classes, H, W]`.
+    Shapes: `[B, in_channels, H, W]` -> "out" `[B, num_classes, H, W]`.
     """
 
     classifiers = (
@@ -89,14 +66,17 @@ class SANet(SegmentationModel):
         activation: str = "relu",
         align_corners: bool = False,
         squeeze_channels: int | None = None,
+        in_channels: int = 3,
+        pretrained: Pretrained = False,
     ) -> None:
         super().__init__()
-        num_classes = check_classes(type(self).__name__, num_classes)
-        if isinstance(backbone, str):
-            efficient = "efficientnet" in backbone
-            backbone = EfficientNet(backbone) if efficient else DilatedResNet(backbone)
+        name = type(self).__name__
+        num_classes = check_classes(name, num_classes)
+        self.in_channels = check_in_channels(name, in_channels)
         self.align_corners = align_corners
-        self.backbone = backbone
+        self.backbone = make_backbone(
+            name, backbone, dilated_resnets(), self.in_channels, pretrained
+        )
         self.heads = nn.ModuleList(
             SqueezeAttention(
                 channels,
@@ -109,10 +89,11 @@ class SANet(SegmentationModel):
                 align_corners=align_corners,
                 squeeze_channels=squeeze_channels,
             )
-            for channels in backbone.channels
+            for channels in self.backbone.channels
         )
         self.mask = nn.Conv2d(len(self.heads) * num_classes, num_classes, 1)
-        self.dense = nn.Conv2d(backbone.channels[-1], num_classes, 1)
+        self.dense = nn.Conv2d(self.backbone.channels[-1], num_classes, 1)
+        load_backbone(self, pretrained, published=backbone if isinstance(backbone, str) else None)
 
     def logits(self, images: Tensor) -> dict[str, Tensor]:
         maps = self.backbone(images)

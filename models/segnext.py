@@ -13,6 +13,7 @@ from attnops.nn.functional import convolve
 from ._checks import check_classes
 from ._model import SegmentationModel
 from ._registry import register
+from .backbones.choice import Pretrained, check_in_channels, load_backbone, make_backbone
 from .backbones.mscan import MSCAN
 from .decoders import DECODERS, Decoder, MLPDecoder
 
@@ -58,8 +59,13 @@ class SegNeXt(SegmentationModel):
         drop_path_rate: of the encoder's last block; None: the authors'.
         dropout: rate of the Dropout2d before the classifier.
         seed: of the Hamburger's bases; None: drawn anew in every forward.
+        backbone: "mscan", any name of timm's that takes features_only, which then has its own
+            strides, or a module with `channels` that returns four maps.
+        in_channels: of the images.
+        pretrained: weights of the backbone: True, those that timm publishes, or the path of a file.
 
-    Shapes: images `[B, 3, H, W]`, both sides at least 32; logits at the stride 8 ("mlp": 4).
+    Shapes: images `[B, in_channels, H, W]`, both sides at least 32; logits at the stride 8
+        ("mlp": 4).
 
     Raises:
         ValueError: an unknown variant or decoder, or a rate out of range.
@@ -83,6 +89,9 @@ class SegNeXt(SegmentationModel):
         drop_path_rate: float | None = None,
         dropout: float = 0.1,
         seed: int | None = None,
+        backbone: str | nn.Module = "mscan",
+        in_channels: int = 3,
+        pretrained: Pretrained = False,
     ) -> None:
         super().__init__()
         num_classes = check_classes("SegNeXt", num_classes)
@@ -93,16 +102,25 @@ class SegNeXt(SegmentationModel):
         for name, value in (("drop_path_rate", rate), ("dropout", dropout)):
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"SegNeXt: {name} must be in [0, 1), got {value!r}")
-        self.backbone = MSCAN(sizes.widths, sizes.depths, drop_path_rate=rate)
+        self.in_channels = check_in_channels("SegNeXt", in_channels)
+
+        def mscan(channels: int) -> MSCAN:
+            return MSCAN(sizes.widths, sizes.depths, drop_path_rate=rate, in_channels=channels)
+
+        self.backbone = make_backbone(
+            "SegNeXt", backbone, {"mscan": mscan}, self.in_channels, pretrained, output_stride=32
+        )
+        widths = self.backbone.channels
         if decoder == "mlp":
-            self.decoder = MLPDecoder(sizes.widths, sizes.channels, dropout)
+            self.decoder = MLPDecoder(widths, sizes.channels, dropout)
         else:
             rank = sizes.rank if rank is None else rank
-            self.decoder = Decoder(sizes.widths, sizes.channels, decoder, rank, seed, dropout)
+            self.decoder = Decoder(widths, sizes.channels, decoder, rank, seed, dropout)
         self.classify = nn.Conv2d(sizes.channels, num_classes, 1)
         self.decoder.apply(_initialise)
         nn.init.normal_(self.classify.weight, 0.0, 0.01)
         nn.init.zeros_(self.classify.bias)
+        load_backbone(self, pretrained)
 
     def logits(self, images: Tensor) -> dict[str, Tensor]:
         return {"out": convolve(self.classify, self.decoder(self.backbone(images)))}

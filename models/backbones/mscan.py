@@ -136,9 +136,10 @@ class MSCAN(nn.Module):
         depths: blocks of the stages.
         expansions: of the feed-forward networks of the stages.
         drop_path_rate: of the last block.
+        in_channels: of the images.
 
-    Shapes: `[B, 3, H, W]` -> four maps `[B, C, h, w]`, sides halved and rounded up 2, 3, 4 and 5
-        times.
+    Shapes: `[B, in_channels, H, W]` -> four maps `[B, C, h, w]`, sides halved and rounded
+        up 2, 3, 4 and 5 times.
 
     Example:
         >>> import torch
@@ -153,12 +154,13 @@ class MSCAN(nn.Module):
         depths: Sequence[int],
         expansions: Sequence[float] = (8, 8, 4, 4),
         drop_path_rate: float = 0.0,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         last = max(sum(depths) - 1, 1)
         rates = iter([drop_path_rate * k / last for k in range(sum(depths))])
         stages = []
-        previous = 3
+        previous = in_channels
         for width, depth, expansion in zip(widths, depths, expansions, strict=True):
             if not stages:
                 stem = [*_halving(previous, width // 2), nn.GELU(), *_halving(width // 2, width)]
@@ -169,6 +171,7 @@ class MSCAN(nn.Module):
             stages.append(Stage(down, blocks, width))
             previous = width
         self.stages = nn.ModuleList(stages)
+        self.channels = tuple(widths)
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> list[Tensor]:

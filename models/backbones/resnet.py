@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -40,12 +41,13 @@ class DilatedResNet(nn.Module):
         grid: factors of the dilations in the blocks of stage 4, repeated; for "full".
         ceil_mode: round the pooled sizes up: 512 -> 65, not 64.
         width: channels of the first stage's 3x3 convolutions; stages and stem scale with it.
+        in_channels: of the images.
 
     Attributes:
         channels: of the four maps.
 
-    Shapes: `[B, 3, H, W]` -> maps of 4, 8, 16 and 32 times `width` channels (64: 256 .. 2048), the
-        first at a quarter of the size, the others at an eighth.
+    Shapes: `[B, in_channels, H, W]` -> maps of 4, 8, 16 and 32 times `width` channels
+        (64: 256 .. 2048), the first at a quarter of the size, the others at an eighth.
 
     Raises:
         ImportError: timm is not installed.
@@ -60,6 +62,7 @@ class DilatedResNet(nn.Module):
         grid: Sequence[int] = (1, 2, 4),
         ceil_mode: bool = False,
         width: int = 64,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -76,6 +79,7 @@ class DilatedResNet(nn.Module):
             Bottleneck,
             tuple(blocks),
             num_classes=0,
+            in_chans=in_channels,
             output_stride=8,
             stem_type="" if stem == "plain" else "deep",
             stem_width=STEMS[stem] * width // 64,
@@ -100,6 +104,15 @@ class DilatedResNet(nn.Module):
             x = stage(x)
             maps.append(x)
         return maps
+
+
+def dilated_resnets(**options: Any) -> dict[str, Callable[[int], nn.Module]]:
+    """Functions of the images' channels that make the networks of `DEPTHS` with these options."""
+
+    def maker(name: str) -> Callable[[int], nn.Module]:
+        return lambda in_channels: DilatedResNet(name, in_channels=in_channels, **options)
+
+    return {name: maker(name) for name in DEPTHS}
 
 
 def _dilate(stage: nn.Sequential, dilation: int, grid: Sequence[int]) -> None:

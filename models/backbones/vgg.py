@@ -28,17 +28,18 @@ class VGG16(nn.Module):
 
     Args:
         widths: channels of the five stages.
+        in_channels: of the images.
 
     Attributes:
         channels: of the result.
 
-    Shapes: `[B, 3, H, W]` -> `[B, channels, h, w]` with h = (H - 1) / 8 + 1, rounded up.
+    Shapes: `[B, in_channels, H, W]` -> `[B, channels, h, w]` with h = (H - 1) / 8 + 1, rounded up.
     """
 
-    def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(self, widths: Sequence[int] = WIDTHS, in_channels: int = 3) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        before = 3
+        before = in_channels
         stages = zip(CONVOLUTIONS, STRIDES, DILATIONS, widths, strict=True)
         for convolutions, stride, dilation, width in stages:
             for _ in range(convolutions):

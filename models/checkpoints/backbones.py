@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from torch import nn
+
 from ..backbones.resnet import DilatedResNet
+from ..backbones.timm_features import TimmFeatures, TimmNetwork
 from ..deeplab import DeepLabAttention
-from ..sanet import EfficientNet, SANet
+from ..sanet import SANet
 from . import formats_of
-from ._mapping import Format
+from ._mapping import Format, State, fits_any
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -46,7 +49,7 @@ def has_deep_stem(backbone: DilatedResNet) -> bool:
 
 def pretrained(backbone: object) -> Iterable[Format]:
     """Files of the backbone alone, as trained on ImageNet."""
-    if isinstance(backbone, EfficientNet):
+    if isinstance(backbone, TimmFeatures) and hasattr(backbone.net, EFFICIENT_NET[0]):
         rules = tuple((f"{name}.**", f"backbone.net.{name}.**") for name in EFFICIENT_NET)
         yield Format(
             "backbone", rules, dropped=("conv_head.*", "bn2.*", "classifier.*"), partial=True
@@ -58,6 +61,16 @@ def pretrained(backbone: object) -> Iterable[Format]:
         stems = {"backbone": DEEP, "backbone-separate": SEPARATE, "backbone-mmseg": STEM}
     for style, names in stems.items():
         yield Format(style, resnet("", names), dropped=("fc.*",), partial=True)
+
+
+@formats_of(TimmNetwork)
+def _(network: TimmNetwork) -> Iterable[Format]:
+    classifiers = tuple(f"{name}.*" for name in network.classifiers)
+
+    def without_classifiers(state: State, module: nn.Module) -> State:
+        return {key: value for key, value in state.items() if not fits_any(classifiers, key)}
+
+    yield Format("timm", (("**", "net.**"),), load=without_classifiers)
 
 
 @formats_of(SANet)

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 
 from attnops.nn import MSCA, Hamburger
 
+from ..backbones.mscan import MSCAN
 from ..decoders import Decoder
 from ..segnext import SegNeXt
 from . import formats_of
 from ._mapping import Format
+from .backbones import pretrained
 
 Rules = list[tuple[str, str]]
 
@@ -69,6 +71,9 @@ _DEPTHWISE = {"mmseg": "dwconv", "official": "dwconv.dwconv"}
 
 @formats_of(SegNeXt)
 def _(model: SegNeXt) -> Iterable[Format]:
+    if not isinstance(model.backbone, MSCAN):
+        yield from pretrained(model.backbone)
+        return
     for style, depthwise in _DEPTHWISE.items():
         if isinstance(model.decoder, Decoder) and isinstance(model.decoder.context, Hamburger):
             rules = backbone("backbone.", depthwise) + head("decode_head.", "decoder.")

@@ -15,7 +15,7 @@ from torch.nn.functional import conv2d, cross_entropy, interpolate
 pytest.importorskip("timm")
 
 from attnops.models import SegNeXt
-from attnops.models.sanet import EfficientNet
+from attnops.models.backbones.timm_features import TimmFeatures
 
 pytestmark = pytest.mark.usefixtures("without_onednn")
 
@@ -177,7 +177,7 @@ def test_hooks_in_every_decoder(decoder):
 
 
 def test_efficientnet_writes_over_nothing():
-    model = EfficientNet("efficientnet_b0")
+    model = TimmFeatures("efficientnet_b0")
     for child in model.modules():
         child.register_full_backward_hook(lambda *_: None)
     with meddling.watched(leaves(model)) as seen:

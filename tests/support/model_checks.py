@@ -18,10 +18,15 @@ KEYS = Path(__file__).resolve().parents[1] / "data" / "keys"
 
 
 def tiny_resnet(
-    stem: str = "deep", dilation: str = "contracted", ceil_mode: bool = True
+    stem: str = "deep",
+    dilation: str = "contracted",
+    ceil_mode: bool = True,
+    in_channels: int = 3,
 ) -> DilatedResNet:
     """One block a stage, 16, 32, 64 and 128 channels."""
-    return DilatedResNet((1, 1, 1, 1), stem, dilation, ceil_mode=ceil_mode, width=4)
+    return DilatedResNet(
+        (1, 1, 1, 1), stem, dilation, ceil_mode=ceil_mode, width=4, in_channels=in_channels
+    )
 
 
 def shake(model: nn.Module) -> nn.Module:

@@ -22,8 +22,8 @@ from attnops.models import (
     export_checkpoint,
     load_checkpoint,
 )
+from attnops.models.backbones.timm_features import TimmFeatures
 from attnops.models.checkpoints import checkpoint_styles
-from attnops.models.sanet import EfficientNet
 from attnops.nn import (
     AFNB,
     APNB,
@@ -41,7 +41,7 @@ NETWORKS = {
     **FAMILIES,
     "galdv1_aspp": lambda k: GALDv1(k, tiny_resnet("deep", "full"), ga="aspp", channels=32),
     "sanet_squeeze": lambda k: SANet(k, tiny_resnet("plain"), squeeze_channels=4),
-    "sanet_efficientnet": lambda k: SANet(k, EfficientNet("efficientnet_b0")),
+    "sanet_efficientnet": lambda k: SANet(k, TimmFeatures("efficientnet_b0")),
 }
 BLOCKS = {
     "APNB": lambda: APNB(8, 4, 4),
