@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from attnops._console import command
 from ..data import SegmentationData
 from ..recipes import about, list_recipes, recipe_path
 from .checkpoints import Checkpoints, Interrupted
+from .loading import KEY
 from .logs import CsvLogger
 from .module import Segmentation
 from .pictures import Pictures
@@ -183,17 +185,24 @@ def _begin(cli: _CLI, name: str) -> Path | None:
     checkpoint = to_resume(wanted, root, name) if wanted else None
     saving = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
     saving.resumed = str(checkpoint) if checkpoint else None
+    cli.model.settings, step = _settings(cli), 0
+    if checkpoint:
+        content = torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)
+        if KEY not in content:
+            raise ValueError(f"{checkpoint} is no checkpoint of attnops train")
+        cli.model.check_resumable(content[KEY])
+        _warn_of_changes(content[KEY], cli)
+        step = int(content["global_step"])
     if not trainer.is_global_zero:
         return checkpoint
     folder = checkpoint.parent if checkpoint else new_run(root, name)
     saving.folder = folder
-    step = _step_of(checkpoint) if checkpoint else 0
     for logger in cli.loggers:
         logger.begin(folder, step)
     if cli.loggers:
         curves = TensorBoardLogger(folder, name="", version="tensorboard", purge_step=step + 1)
         trainer.loggers = [*cli.loggers, curves]
-    _write_new(folder, "config", ".yaml", cli.parser.dump(cli.config, skip_none=False))
+    _write_new(folder, "config", ".yaml", cli.parser.dump(cli.config))
     _write_new(folder, "environment", ".txt", environment())
     print(f"{folder}: {_summary(cli)}" + (f", from step {step}" if checkpoint else ""), flush=True)
     return checkpoint
@@ -212,18 +221,44 @@ def _write_new(folder: Path, stem: str, suffix: str, text: str) -> None:
             number += 1
 
 
-def _step_of(checkpoint: Path) -> int:
-    content = torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)
-    return int(content["global_step"])
+def _warn_of_changes(entry: dict[str, Any], cli: _CLI) -> None:
+    """A run that goes on with other settings is not the run that would have been."""
+    now, before = cli.model.settings, entry.get("settings", {})
+    changes = [f"{k} was {before[k]!r}, now {now[k]!r}" for k in now if before.get(k) != now[k]]
+    if changes and cli.trainer.is_global_zero:
+        print(f"attnops train: going on with changes: {'; '.join(changes)}", file=sys.stderr)
+
+
+def _settings(cli: _CLI) -> dict[str, Any]:
+    """What the course of a training depends on, besides network and classes, as plain values."""
+    optimizer, schedule = cli.model.optimizer_options, cli.model.schedule_options
+    data, trainer = cli.config["data"], cli.trainer
+    values = {
+        "seed": cli.model.seed,
+        "max_steps": trainer.max_steps,
+        "images a step": _images_a_step(cli),
+        "precision": str(trainer.precision),
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "ema_decay": cli.model.ema_decay,
+        "optimizer": str(optimizer),
+        "schedule": str(schedule),
+    }
+    augmentation = ("crop_size", "scale_range", "cat_max_ratio", "flip", "photometric", "limit")
+    return values | {name: str(data[name]) for name in augmentation}
+
+
+def _images_a_step(cli: _CLI) -> int:
+    trainer = cli.trainer
+    return cli.datamodule.batch_size * trainer.accumulate_grad_batches * trainer.world_size
 
 
 def _summary(cli: _CLI) -> str:
-    network, trainer = cli.model.network, cli.trainer
+    network = cli.model.network
     parameters = sum(p.numel() for p in network.parameters()) / 1e6
-    images = cli.datamodule.batch_size * trainer.accumulate_grad_batches * trainer.world_size
     return (
         f"{network.config['name']}, {parameters:.2f} M parameters, {cli.model.info.num_classes} "
-        f"classes of {cli.model.info.name}; {trainer.max_steps} steps of {images} images"
+        f"classes of {cli.model.info.name}; {cli.trainer.max_steps} steps of "
+        f"{_images_a_step(cli)} images"
     )
 
 
@@ -259,6 +294,8 @@ def _quieten() -> None:
         ".*Checkpoint directory.*",
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
         ".*sync_dist=True.*",
+        "(?s).*was deprecated in v4.*",  # what Lightning calls of jsonargparse
+        "(?s).*one JsonargparseDeprecationWarning per type.*",
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -294,6 +331,8 @@ def _fit(cli: _CLI, checkpoint: Path | None) -> int:
         if cli.trainer.is_global_zero:
             print(f"attnops train: {stop}", file=sys.stderr)
         return 128 + stop.signal
+    except SystemExit:  # Lightning's, of a second Ctrl-C
+        return 128 + signal.SIGINT
     if cli.trainer.is_global_zero:
         best = "" if saving.best is None else f"; best mIoU {saving.best:.4f} in best.ckpt"
         print(f"{saving.folder / 'last.ckpt'}: step {cli.trainer.global_step}{best}")

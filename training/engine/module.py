@@ -113,6 +113,7 @@ class Segmentation(LightningModule):
             info.num_classes, ignore_index=info.ignore_index, validate_args=False
         )
         self.consumed = 0  # samples of all processes
+        self.settings: dict[str, Any] = {}  # of the run, for its checkpoints
 
     def _register_constants(self, class_weight: list[float] | None) -> None:
         mean, std = (torch.tensor(x) for x in (self.normalization.mean, self.normalization.std))
@@ -212,11 +213,15 @@ class Segmentation(LightningModule):
             "info": self.info.to_dict(),
             "normalization": self.normalization.to_dict(),
             "consumed": self.consumed,
-            "seed": self.seed,
+            "settings": self.settings,
         }
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        entry = checkpoint[KEY]
+    def check_resumable(self, entry: dict[str, Any]) -> None:
+        """A run can go on from what a checkpoint says under `KEY`.
+
+        Raises:
+            ValueError: it is of another network or other classes.
+        """
         mine = {"network": dict(self.network.config), "info": self.info.to_dict()}
         for name, what in (("network", "network"), ("info", "data")):
             if _plain(entry[name]) != _plain(mine[name]):
@@ -224,6 +229,9 @@ class Segmentation(LightningModule):
                     f"the checkpoint is of another {what}: {_difference(entry[name], mine[name])}; "
                     "resume with the recipe and the options of that run, or start a new one"
                 )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        entry = checkpoint[KEY]
         self.consumed = entry["consumed"]
         data = getattr(self.trainer, "datamodule", None)
         if data is not None:
