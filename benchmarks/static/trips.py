@@ -13,7 +13,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import FunctionType, ModuleType, SimpleNamespace
+from types import FrameType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy
@@ -55,6 +55,18 @@ class Block:
 
 class Integer(Block):
     """An integer type of the language."""
+
+
+class Arrival(Block):
+    """What an atomic addition returns; `last`: the program is followed as the last to arrive."""
+
+    def __init__(self, last: bool) -> None:
+        self.last = last
+
+    def __eq__(self, other: Any) -> Any:
+        return Known(self.last)
+
+    __hash__ = object.__hash__
 
 
 BLOCK, INTEGER = Block(), Integer()
@@ -138,6 +150,7 @@ class Language:
     def __init__(self, program: int, programs: int, count: Callable[..., Iterator[Any]]) -> None:
         self.program, self.programs = program, programs
         self.range = count
+        self._arrived: set[tuple] = set()
 
     def __getattr__(self, name: str) -> Any:
         return INTEGER if name.startswith(("int", "uint")) else BLOCK
@@ -147,6 +160,13 @@ class Language:
 
     def num_programs(self, axis: Any) -> Known:
         return Known(self.programs)
+
+    def atomic_add(self, *args: Any, **options: Any) -> Arrival:
+        """The last to arrive is on the longest way: every program is, once at every place."""
+        place = _places(sys._getframe(1), self)
+        last = place not in self._arrived
+        self._arrived.add(place)
+        return Arrival(last)
 
     def static_range(self, *bounds: Any) -> Iterator[Known]:
         return map(Known, range(*map(operator.index, bounds)))
@@ -212,6 +232,15 @@ class Loop:
     most: int
 
 
+def _places(frame: FrameType | None, language: Language) -> tuple[tuple[str, int], ...]:
+    """Files and lines of a call in a followed kernel, from the inside out."""
+    found = []
+    while frame is not None and frame.f_globals.get("tl") is language:
+        found.append((frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back
+    return tuple(found)
+
+
 class _Follower:
     """Runs one program after the other and adds up the trips of its loops."""
 
@@ -252,12 +281,8 @@ class _Follower:
         return value
 
     def _count(self, *bounds: Any, **options: Any) -> Iterator[Known]:
-        frame = sys._getframe(1)
-        chain, at = [], frame
-        while at is not None and at.f_globals.get("tl") is self._language:
-            chain.append((at.f_code.co_filename, at.f_lineno))
-            at = at.f_back
-        key = (short_path(chain[0][0]), chain[0][1], tuple(chain[1:]))
+        chain = _places(sys._getframe(1), self._language)
+        key = (short_path(chain[0][0]), chain[0][1], chain[1:])
         self._program.setdefault(key, 0)
         for value in range(*map(operator.index, bounds)):
             self._program[key] += 1

@@ -14,7 +14,6 @@ import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
 from .._launch import AotCase, Launch, device_guard, run
-from .forward import update_bases
 from .gradients import (
     bases_backward_launch,
     coef_backward_launch,
@@ -22,7 +21,8 @@ from .gradients import (
     nmf_bases_backward_kernel,
     nmf_coef_backward_kernel,
 )
-from .sums import CHUNK, Group, groups_of
+from .grams import gram_cases, update_bases
+from .sums import CHUNK, Group, groups_of, sums_cases
 
 
 @triton.jit
@@ -300,4 +300,4 @@ def aot_cases() -> list[AotCase]:
     names = ("p_first", "p_bases", "p_factor", "p_dp", "p_coef", "p_dx")
     launches = [dx_launch(inner) for inner in (False, True)]
     dx = [AotCase(nmf_dx_kernel, dict.fromkeys(names, "fp32"), launch) for launch in launches]
-    return gradient_cases() + dx
+    return gradient_cases() + sums_cases() + gram_cases() + dx

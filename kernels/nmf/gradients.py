@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 
 from .._launch import AotCase, Launch
-from .products import multiply_square, project_positions, store_gram, sum_tables
 from .sums import CHUNK, RANK_CLASSES, TILES, tables_at_once
+from .sums_products import multiply_square, project_positions, store_gram, sum_tables
 
 
 @triton.jit(

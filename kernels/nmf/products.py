@@ -1,171 +1,136 @@
-"""Products of tiles that the kernels of nmf are made of.
+"""Products of tiles and accesses to maps that the kernels of nmf are made of.
 
-Everything is float32, with products on CUDA cores: an error of an update is carried through all
-later ones, so nothing is rounded to the operands of tensor cores.
+Tensor cores multiply TF32 values, of 11 bits. An error of an update is carried through all later
+ones, so a float32 factor goes in as the sum of two such values, and products of a step of a loop
+are added up in float32 outside of the tensor cores, whose own sums are cut off instead of rounded.
+Half precision is exact in TF32: a map in it goes in as it is.
 
-Tables of sums are padded to RANK columns, with zeros; all other matrices have `rank` columns and
-are read under masks, so what stands in padding of tiles is never summed over.
+Blocks of coefficients and bases have the number of the base first, [RANK, ...]: 64 rows are what a
+group of four warps multiplies at once, however few the other index has.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
-from .._tiles import tile_pointers
+PRECISION = tl.constexpr("tf32" if torch.version.hip is None else "ieee")
 
 
 @triton.jit
-def sum_tables(p_tables, stride, count, b_offset, PARTS: tl.constexpr):
-    """Sum of `count` tables `stride` elements apart, at the 2-D offsets b_offset.
+def split(b_value):
+    """The TF32 value nearest to a float32 one, and what is left of it."""
+    b_bits = b_value.to(tl.int32, bitcast=True)
+    b_high = ((b_bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return b_high, b_value - b_high
 
-    The order is the same in every run: PARTS at a time as a tree, then one after the other.
+
+@triton.jit
+def multiply(b_left, b_right, LEFT_EXACT: tl.constexpr, RIGHT_EXACT: tl.constexpr):
+    """left right, of float32 values; those called exact are TF32 values already."""
+    if LEFT_EXACT:
+        b_high, b_low = split(b_right)
+        b_sum = tl.dot(b_left, b_low, input_precision=PRECISION)
+        return tl.dot(b_left, b_high, b_sum, input_precision=PRECISION)
+    elif RIGHT_EXACT:
+        b_high, b_low = split(b_left)
+        b_sum = tl.dot(b_low, b_right, input_precision=PRECISION)
+        return tl.dot(b_high, b_right, b_sum, input_precision=PRECISION)
+    else:
+        b_left_high, b_left_low = split(b_left)
+        b_right_high, b_right_low = split(b_right)
+        b_sum = tl.dot(b_left_high, b_right_low, input_precision=PRECISION)
+        b_sum = tl.dot(b_left_low, b_right_high, b_sum, input_precision=PRECISION)
+        return tl.dot(b_left_high, b_right_high, b_sum, input_precision=PRECISION)
+
+
+@triton.jit
+def load_map(p_x, b_channel, b_position, channels, positions, INNER: tl.constexpr):
+    """A tile of an item's map as float32, [CHANNELS, POSITIONS]; zeros beyond its ends.
+
+    p_x [channels, positions]: contiguous, or with INNER the channel index fastest.
     """
-    b_part = tl.arange(0, PARTS)
-    acc = tl.zeros(b_offset.shape, dtype=tl.float32)
-    for start in range(0, count, PARTS):
-        b_table = (start + b_part).to(tl.int64)[:, None, None] * stride + b_offset[None, :, :]
-        inside = (start + b_part < count)[:, None, None]
-        acc += tl.sum(tl.load(p_tables + b_table, mask=inside, other=0.0), axis=0)
-    return acc
+    if INNER:
+        b_offset = b_position.to(tl.int64)[None, :] * channels + b_channel[:, None]
+    else:
+        b_offset = b_channel.to(tl.int64)[:, None] * positions + b_position[None, :]
+    mask = (b_channel < channels)[:, None] & (b_position < positions)[None, :]
+    return tl.load(p_x + b_offset, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def project_positions(
+def ranked(b_rank, b_row, rows, rank):
+    """Offsets and mask [RANK, ROWS] of a tile of a matrix [rows, rank] in memory."""
+    b_offset = b_row.to(tl.int64)[None, :] * rank + b_rank[:, None]
+    return b_offset, (b_row < rows)[None, :] & (b_rank < rank)[:, None]
+
+
+@triton.jit
+def project(
     p_x,
     p_bases,
     b_position,
+    channels,
     positions,
-    channels,
-    rank,
+    width,
     CHUNK: tl.constexpr,
     RANK: tl.constexpr,
     INNER: tl.constexpr,
+    EXACT: tl.constexpr,
 ):
-    """x^T bases of a tile of positions: [POSITIONS, RANK].
+    """bases^T x of a tile of positions: [RANK, POSITIONS].
 
-    p_x [channels, positions] (INNER: channel index fastest), p_bases [channels, rank].
+    p_x as in load_map, exact where it is in half precision; p_bases [RANK, width], zeros from
+    `channels` on.
     """
-    b_channel = tl.arange(0, CHUNK)
     b_rank = tl.arange(0, RANK)
-    p_tile = tile_pointers(p_x, b_position, b_channel, channels, positions, INNER)
-    p_rows = p_bases + b_channel[:, None] * rank + b_rank[None, :]
-    in_map = (b_position < positions)[:, None]
-    in_rank = (b_rank < rank)[None, :]
-    acc = tl.zeros([b_position.shape[0], RANK], dtype=tl.float32)
-    for start in range(0, channels, CHUNK):
-        inside = start + b_channel < channels
-        b_x = tl.load(p_tile, mask=in_map & inside[None, :], other=0.0)  # [POSITIONS, CHUNK]
-        b_bases = tl.load(p_rows, mask=inside[:, None] & in_rank, other=0.0)  # [CHUNK, RANK]
-        acc = tl.dot(b_x, b_bases, acc, input_precision="ieee")
-        if INNER:
-            p_tile += CHUNK
-        else:
-            p_tile += positions.to(tl.int64) * CHUNK
-        p_rows += CHUNK * rank
-    return acc
+    b_acc = tl.zeros([RANK, b_position.shape[0]], dtype=tl.float32)
+    for start in range(0, width, CHUNK):
+        b_channel = start + tl.arange(0, CHUNK)
+        b_bases = tl.load(p_bases + b_rank[:, None] * width + b_channel[None, :])
+        b_x = load_map(p_x, b_channel, b_position, channels, positions, INNER)
+        b_acc += multiply(b_bases, b_x, False, EXACT)
+    return b_acc
 
 
 @triton.jit
-def multiply_square(
-    p_rows,
-    squares,
-    b_row,
-    row_count,
-    rank,
-    CHUNK: tl.constexpr,
-    RANK: tl.constexpr,
-    PARTS: tl.constexpr,
-    SYMMETRIC: tl.constexpr,
-):
-    """rows M, with SYMMETRIC rows (M + M^T): [ROWS, RANK]; M is the sum of the squares.
+def divide(b_dividend, b_divisor):
+    """dividend / divisor, rounded to nearest but for very few values, without a branch.
 
-    p_rows [row_count, rank]; squares: where the first of some tables [RANK, RANK] is, the elements
-    from one to the next, and how many there are.
+    Divisors below 2^-128 count as 0.
     """
-    p_squares, stride, count = squares
-    b_k = tl.arange(0, CHUNK)
-    b_rank = tl.arange(0, RANK)
-    in_rows = (b_row < row_count)[:, None]
-    acc = tl.zeros([b_row.shape[0], RANK], dtype=tl.float32)
-    for start in range(0, rank, CHUNK):
-        b_inner = start + b_k
-        p_tile = p_rows + b_row.to(tl.int64)[:, None] * rank + b_inner[None, :]
-        b_left = tl.load(p_tile, mask=in_rows & (b_inner < rank)[None, :], other=0.0)
-        b_square = sum_tables(
-            p_squares, stride, count, b_inner[:, None] * RANK + b_rank[None, :], PARTS
-        )
-        if SYMMETRIC:
-            b_square += sum_tables(
-                p_squares, stride, count, b_rank[None, :] * RANK + b_inner[:, None], PARTS
-            )
-        acc = tl.dot(b_left, b_square, acc, input_precision="ieee")
-    return acc
+    b_inverse = 1.0 / b_divisor
+    b_ratio = b_dividend * b_inverse
+    b_rest = tl.fma(-b_ratio, b_divisor, b_dividend)
+    return tl.where(tl.abs(b_rest) < float("inf"), tl.fma(b_rest, b_inverse, b_ratio), b_ratio)
 
 
 @triton.jit
-def accumulate_rows(
-    p_left,
-    p_right,
-    b_row,
-    begin,
-    end,
-    length,
-    row_count,
-    rank,
-    ROWS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    RANK: tl.constexpr,
-    INNER: tl.constexpr,
-):
-    """sum over n in [begin, end) of left[row, n] right[n]: [ROWS, RANK].
-
-    p_left [row_count, length] (INNER: row index fastest), p_right [length, rank].
-    """
-    b_n = begin + tl.arange(0, CHUNK)
+def multiply_square(p_square, p_rows, b_column, width, RANK: tl.constexpr):
+    """square rows: [RANK, COLUMNS], of columns of p_rows [RANK, width]; p_square [RANK, RANK]."""
+    CHUNK: tl.constexpr = min(RANK, 64)  # of the sums: factors of more would fill the registers
     b_rank = tl.arange(0, RANK)
-    if INNER:
-        p_tile = p_left + b_n.to(tl.int64)[None, :] * row_count + b_row[:, None]
-    else:
-        p_tile = p_left + b_row.to(tl.int64)[:, None] * length + b_n[None, :]
-    p_rows = p_right + b_n.to(tl.int64)[:, None] * rank + b_rank[None, :]
-    in_rows = (b_row < row_count)[:, None]
-    in_rank = (b_rank < rank)[None, :]
-    acc = tl.zeros([ROWS, RANK], dtype=tl.float32)
-    for start in range(begin, end, CHUNK):
-        inside = start + tl.arange(0, CHUNK) < end
-        b_left = tl.load(p_tile, mask=in_rows & inside[None, :], other=0.0)  # [ROWS, CHUNK]
-        b_right = tl.load(p_rows, mask=inside[:, None] & in_rank, other=0.0)  # [CHUNK, RANK]
-        acc = tl.dot(b_left, b_right, acc, input_precision="ieee")
-        if INNER:
-            p_tile += row_count.to(tl.int64) * CHUNK
-        else:
-            p_tile += CHUNK
-        p_rows += CHUNK * rank
-    return acc
+    b_acc = tl.zeros([RANK, b_column.shape[0]], dtype=tl.float32)
+    for start in range(0, RANK, CHUNK):
+        b_inner = start + tl.arange(0, CHUNK)
+        b_square = tl.load(p_square + b_rank[:, None] * RANK + b_inner[None, :])
+        b_rows = tl.load(p_rows + b_inner[:, None] * width + b_column[None, :])
+        b_acc += multiply(b_square, b_rows, False, False)
+    return b_acc
 
 
 @triton.jit
-def store_gram(
-    p_left,
-    p_right,
-    p_square,
-    begin,
-    end,
-    channels,
-    rank,
-    CHUNK: tl.constexpr,
-    RANK: tl.constexpr,
-):
-    """square [RANK, RANK] = sum over rows d in [begin, end) of left[d]^T right[d].
-
-    p_left, p_right [channels, rank].
-    """
-    ROWS: tl.constexpr = min(RANK, 64)  # an accumulator of more rows would fill the registers
+def multiply_gram(p_gram, b_rows, RANK: tl.constexpr):
+    """gram rows, of rows [RANK, COLUMNS] at hand; p_gram [RANK, RANK]."""
     b_rank = tl.arange(0, RANK)
-    for first in tl.static_range(0, RANK, ROWS):
-        b_row = first + tl.arange(0, ROWS)
-        acc = accumulate_rows(
-            p_left, p_right, b_row, begin, end, channels, rank, rank, ROWS, CHUNK, RANK, True
-        )
-        tl.store(p_square + b_row[:, None] * RANK + b_rank[None, :], acc)
+    if RANK <= 64:
+        b_gram = tl.load(p_gram + b_rank[:, None] * RANK + b_rank[None, :])
+        return multiply(b_gram, b_rows, False, False)
+    else:  # in two halves: factors of more would fill the registers
+        HALF: tl.constexpr = RANK // 2
+        b_halves = tl.reshape(b_rows, [2, HALF, b_rows.shape[1]])
+        b_upper, b_lower = tl.split(tl.permute(b_halves, [1, 2, 0]))
+        p_half = p_gram + b_rank[:, None] * RANK + tl.arange(0, HALF)[None, :]
+        b_product = multiply(tl.load(p_half), b_upper, False, False)
+        return b_product + multiply(tl.load(p_half + HALF), b_lower, False, False)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .._launch import AotCase, Launch, round_up, run
-from .products import accumulate_rows
+from .sums_products import accumulate_rows
 
 RANK_CLASSES = (16, 32, 64, 128)  # padded numbers of bases that kernels are compiled for
 MAX_RANK = RANK_CLASSES[-1]

@@ -1,0 +1,93 @@
+"""How the work of nmf is cut up: splits of positions, parts of channels, tiles, launches.
+
+None of it depends on the device, so that sums are split the same way everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import triton
+
+from .._launch import round_up
+from .._multiples import known_factor
+
+RANK_CLASSES = (16, 64, 128)  # padded numbers of bases that kernels are compiled for
+MAX_RANK = RANK_CLASSES[-1]
+# Pieces of the positions, about: two for each multiprocessor of the largest GPUs.
+UNITS = 256
+BLOCK, PARTS = 256, 32  # elements of a table of sums, and tables, that are added up at once
+
+
+@dataclass(frozen=True)
+class Shape:
+    """For a number of bases: positions of a tile, channels of a chunk, warps.
+
+    `rows`: channels whose bases are updated at once; those of a chunk are a multiple.
+    """
+
+    tile: int
+    chunk: int
+    rows: int
+    warps: int
+
+
+SHAPES = {16: Shape(32, 64, 32, 4), 64: Shape(32, 64, 32, 4), 128: Shape(16, 32, 16, 8)}
+
+
+def rank_class(rank: int) -> int:
+    """The padded number of bases that a kernel for `rank` bases is compiled for."""
+    return next(padded for padded in RANK_CLASSES if rank <= padded)
+
+
+def factor_of(x: torch.Tensor, rank: int, inner: bool) -> int:
+    """What the lengths of rows of the map and of the coefficients are multiples of."""
+    return known_factor(x, x.shape[1 if inner else 2], rank)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The pieces of one call."""
+
+    items: int
+    channels: int
+    positions: int
+    rank: int
+
+    @cached_property
+    def padded(self) -> int:
+        return rank_class(self.rank)
+
+    @cached_property
+    def width(self) -> int:
+        """Channels, padded for the kernels' own matrices."""
+        return round_up(self.channels, SHAPES[self.padded].chunk)
+
+    @property
+    def parts(self) -> int:
+        return self.width // SHAPES[self.padded].rows
+
+    @cached_property
+    def tiles(self) -> int:
+        """Tiles of a split."""
+        tiles = triton.cdiv(self.positions, SHAPES[self.padded].tile)
+        return triton.cdiv(tiles, max(1, UNITS // max(self.items, 1)))
+
+    @cached_property
+    def splits(self) -> int:
+        return triton.cdiv(self.positions, SHAPES[self.padded].tile * self.tiles)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What every kernel gets of it, in this order."""
+        return self.channels, self.positions, self.rank, self.width
+
+    @property
+    def table(self) -> int:
+        """Elements of the sums that an update of the bases needs."""
+        return (self.width + self.padded) * self.padded
+
+    def empty(self, like: torch.Tensor, *shape: int) -> torch.Tensor:
+        return like.new_empty(self.items, *shape, dtype=torch.float32)
