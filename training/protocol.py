@@ -39,7 +39,7 @@ class Protocol:
     precision: str = "32"
 
     def labels(self, network: SegmentationModel, image: Tensor) -> Tensor:
-        """Labels `[H, W]` of an image uint8 `[3, H, W]` of any size, on the network's device.
+        """Labels `[H, W]` of an image uint8 `[C, H, W]` of any size, on the network's device.
 
         An image that is too small for the network is continued at its borders.
         """

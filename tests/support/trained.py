@@ -15,6 +15,8 @@ from attnops.training.data import DataInfo
 TINY = {"widths": (4, 6, 8, 10, 12), "channels": 16, "hidden_channels": 8}
 NORMALIZATION = {"mean": [110.0, 120.0, 130.0], "std": [60.0, 61.0, 62.0], "order": "bgr"}
 
+GREY = {"mean": [120.0], "std": [60.0], "order": "rgb"}
+
 
 def trained(path: Path, info: DataInfo, seed: int = 0, **options: Any) -> SegmentationModel:
     """Writes the checkpoint of a tiny `deeplab_attention`; returns the network that is in it."""
@@ -25,14 +27,18 @@ def trained(path: Path, info: DataInfo, seed: int = 0, **options: Any) -> Segmen
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     with torch.no_grad():
-        blocks = torch.randn(1, 3, 5, 5).repeat_interleave(16, 2).repeat_interleave(16, 3)
+        blocks = (
+            torch.randn(1, network.in_channels, 5, 5)
+            .repeat_interleave(16, 2)
+            .repeat_interleave(16, 3)
+        )
         network.cls.bias -= network(blocks)["out"].mean((0, 2, 3))
     entry = {
         "format": 1,
         "version": attnops.__version__,
         "network": dict(network.config),
         "info": info.to_dict(),
-        "normalization": NORMALIZATION,
+        "normalization": NORMALIZATION if network.in_channels == 3 else GREY,
         "consumed": 0,
         "seed": 0,
     }

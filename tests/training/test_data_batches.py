@@ -7,11 +7,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tiny_data import camvid
+from PIL import Image
+from tiny_data import camvid, write_labels
 from torch import Tensor
 from torchvision import tv_tensors
 
-from attnops.training.data import SegmentationData, Shapes
+from attnops.models import create_model
+from attnops.training.data import SegmentationData, Shapes, check_data, open_data
 from attnops.training.data.augment import (
     MEAN_COLOUR,
     PhotometricDistortion,
@@ -20,6 +22,7 @@ from attnops.training.data.augment import (
     training_transform,
 )
 from attnops.training.data.order import SharedOut, StreamBatches, shuffled
+from attnops.training.engine import Normalization, normalization_of
 
 SIZE = (48, 60)
 
@@ -237,3 +240,38 @@ class TestShapes:
         means = torch.stack([torch.stack(pixels[label]).mean(0) for label in range(7)])
         assert ((means - means.mean(0)).abs() < 12).all()  # of 255; single images spread by 50
         assert all(len(found) > 40 for found in pixels.values())
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_other_channels(tmp_path, channels):
+    """Grey is made of colours; four channels are those of the file, augmented alike."""
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 4), dtype=np.uint8)
+    write_labels(tmp_path / "masks/1.png", (0, 1, 2), (30, 40))
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images/1.tif")
+    data = open_data(tmp_path, channels=channels)
+    check_data(data, cached=False).raise_faults()
+    image, _ = data.split("train")[0]
+    if channels == 4:
+        assert torch.equal(image, torch.from_numpy(pixels).permute(2, 0, 1))
+    else:
+        grey = pixels[..., :3] @ np.array([0.299, 0.587, 0.114])
+        assert np.abs(image[0].numpy() - grey).max() <= 1
+    options = {"crop_size": (64, 64), "num_workers": 0, "channels": channels}
+    plain = SegmentationData(str(tmp_path), photometric=False, **options)
+    images, masks = next(iter(plain.train_dataloader()))
+    assert images.shape == (8, channels, 64, 64) and (masks == 255).any()
+    assert (images[:, -1][masks == 255] == 115).all()  # padding
+    distorted, _ = next(iter(SegmentationData(str(tmp_path), **options).train_dataloader()))
+    assert distorted.shape == images.shape and not torch.equal(distorted, images)
+    with pytest.raises(ValueError, match="has 4 channels, expected 2"):
+        open_data(tmp_path, channels=2).split("train")[0]
+
+
+def test_normalisation_of_other_channels():
+    colours = Normalization((1.0, 2.0, 6.0), (1.0, 1.0, 4.0), "bgr")
+    assert colours.fitted(3) is colours
+    assert colours.fitted(1) == Normalization((3.0,), (2.0,))
+    assert colours.fitted(4) == Normalization((6.0, 2.0, 1.0, 3.0), (4.0, 1.0, 1.0, 2.0))
+    network = create_model("segnext_t", num_classes=2, in_channels=1)
+    assert len(normalization_of(network).mean) == 1

@@ -96,6 +96,19 @@ def test_upright_as_cameras_say(tmp_path, checkpoint):
     assert Image.open(tmp_path / "out/phone.png").size == (40, 60)
 
 
+def test_grey_networks_read_grey(tmp_path, capsys):
+    """A photograph in colours is read as grey; a film has colours."""
+    network = trained(tmp_path / "grey.ckpt", INFO, in_channels=1)
+    assert network.in_channels == 1
+    source = write_image(tmp_path / "x.png", (50, 60), blocks=10)
+    assert predict(tmp_path / "grey.ckpt", source, "-o", tmp_path / "out", "--no-legend") == 0
+    with Image.open(tmp_path / "out/x_overlay.png") as result:
+        assert result.mode == "RGB" and result.size == (60, 50)
+    (tmp_path / "film.mp4").touch()
+    assert predict(tmp_path / "grey.ckpt", tmp_path / "film.mp4", "-o", tmp_path / "out") == 1
+    assert "videos have 3 channels, the network takes 1" in capsys.readouterr().err
+
+
 class TestSources:
     def test_files_folders_and_patterns(self, tmp_path):
         for name in ("a.png", "b.jpg", "deep/er/c.png", "film.mp4", "notes.txt", "deep/a.png"):

@@ -34,6 +34,13 @@ def add_data_options(parser: argparse.ArgumentParser, prefix: str = "") -> None:
         help="names with commas, how many, or a file with one a line",
     )
     group.add_argument(
+        f"--{prefix}channels",
+        type=int,
+        default=3,
+        metavar="N",
+        help="of the images: 3 (default), 1 for grey, or as many as the files have",
+    )
+    group.add_argument(
         f"--{prefix}class_map",
         type=_class_map,
         metavar="MAP",
@@ -43,7 +50,7 @@ def add_data_options(parser: argparse.ArgumentParser, prefix: str = "") -> None:
 
 def open_from(chosen: argparse.Namespace, root: str, prefix: str = "") -> SegmentationSet:
     """The data set that the options of `add_data_options` describe."""
-    names = ("layout", "classes", "class_map", "images", "masks")
+    names = ("layout", "classes", "class_map", "images", "masks", "channels")
     return open_data(root, **{name: getattr(chosen, prefix + name) for name in names})
 
 

@@ -100,7 +100,7 @@ def _run(chosen: argparse.Namespace) -> int:
         task = progress.add_task("predict", total=total, speed="")
         for source in sources:
             try:
-                for image, name in _images(source, chosen.every):
+                for image, name in _images(source, chosen.every, network.in_channels):
                     _label(chosen, network, info, image, name)
                     progress.advance(task)
                     speed = progress.tasks[0].speed
@@ -127,11 +127,13 @@ def _refuse_to_overwrite(sources: Sequence[Source], out: Path) -> None:
         )
 
 
-def _images(source: Source, every: int) -> Iterator[tuple[Tensor, str]]:
+def _images(source: Source, every: int, channels: int) -> Iterator[tuple[Tensor, str]]:
     """Pixels and name of the results; of a video's frames their numbers in a folder."""
     if not source.is_video:
-        yield read_image(source.path), source.name
+        yield read_image(source.path, channels), source.name
         return
+    if channels != 3:
+        raise ValueError(f"{source.path}: videos have 3 channels, the network takes {channels}")
     for number, image in read_frames(source.path, every):
         yield image, f"{source.name}/{number:06}"
 

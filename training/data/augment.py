@@ -97,11 +97,17 @@ class RandomScaledCrop(v2.Transform):
             if is_mask:
                 padded = result.new_full(shape, IGNORED)
             else:
-                colour = torch.tensor(MEAN_COLOUR, dtype=result.dtype)
+                colour = torch.tensor(padding(result.shape[-3]), dtype=result.dtype)
                 padded = colour[:, None, None].expand(shape).clone()
             padded[..., :height, :width] = result
             result = padded
         return tv_tensors.wrap(result, like=inpt)
+
+
+def padding(channels: int) -> tuple[int, ...]:
+    """The colour around images: the mean, and its average in channels that are no colours."""
+    grey = round(sum(MEAN_COLOUR) / 3)
+    return (*MEAN_COLOUR, *[grey] * (channels - 3)) if channels >= 3 else (grey,) * channels
 
 
 def base_scale(sides: tuple[int, int], base_size: tuple[int, int]) -> float:
@@ -120,7 +126,8 @@ class PhotometricDistortion(v2.Transform):
     """Brightness, contrast, saturation and hue, each changed with probability 1/2.
 
     As SSD introduced it and segmentation codes use it: up to 32 of 255 are added, contrast and
-    saturation multiplied by 0.5 to 1.5, hue turned by up to a tenth of the circle.
+    saturation multiplied by 0.5 to 1.5, hue turned by up to a tenth of the circle. Images of other
+    than three channels keep the last two.
     """
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -142,6 +149,8 @@ class PhotometricDistortion(v2.Transform):
         if params["brightness"] != 0 or params["contrast"] != 1:
             image = image.float().add_(params["brightness"]).mul_(params["contrast"])
             image = image.round_().clamp_(0, 255).to(torch.uint8)
+        if image.shape[-3] != 3:
+            return tv_tensors.wrap(image, like=inpt)
         if params["saturation"] != 1:
             image = F.adjust_saturation_image(image, params["saturation"])
         if params["hue"] != 0:

@@ -114,7 +114,7 @@ def check_data(
         file = _cache_file(data, pairs) if cached else None
         report = _read_cache(file)
         if report is None:
-            report = _of_pairs(pairs, data.labels, data.info.num_classes)
+            report = _of_pairs(pairs, data.labels, data.info.num_classes, data.channels)
             _write_cache(file, report)
         found[name] = report
     return CheckReport(data.info, found)
@@ -128,13 +128,13 @@ def _of_generated(data: SegmentationSet, name: str) -> SplitReport:
     return report
 
 
-def _of_pairs(pairs: Sequence[Pair], labels: LabelMap, classes: int) -> SplitReport:
+def _of_pairs(pairs: Sequence[Pair], labels: LabelMap, classes: int, channels: int) -> SplitReport:
     report = SplitReport(len(pairs))
     report.faults += _doubled(pairs)
 
     def masks() -> Iterator[np.ndarray]:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0)) + 1) as pool:
-            for faults, mask in pool.map(lambda pair: _examine(pair, labels), pairs):
+            for faults, mask in pool.map(lambda pair: _examine(pair, labels, channels), pairs):
                 report.faults += faults
                 if mask is not None:
                     report.counted += 1
@@ -156,14 +156,14 @@ def _doubled(pairs: Sequence[Pair]) -> list[Fault]:
     ]
 
 
-def _examine(pair: Pair, labels: LabelMap) -> tuple[list[Fault], np.ndarray | None]:
+def _examine(pair: Pair, labels: LabelMap, channels: int) -> tuple[list[Fault], np.ndarray | None]:
     """What is wrong with a pair, and its labels of training."""
     faults, image, numbers = [], None, None
     if not pair.image.is_file():
         faults.append(Fault("missing image", f"{pair.image}: no such image, for {pair.label}"))
     else:
         try:
-            image = read_image(pair.image)
+            image = read_image(pair.image, channels)
         except (OSError, ValueError) as error:
             faults.append(Fault("unreadable image", _with_path(error, pair.image)))
     if not pair.label.is_file():
@@ -217,7 +217,9 @@ def _count(report: SplitReport, masks: Iterable[np.ndarray], classes: int) -> No
 
 def _cache_file(data: SegmentationFolder, pairs: Sequence[Pair]) -> Path | None:
     """Named by all that a report depends on."""
-    digest = hashlib.sha256(json.dumps([1, data.info.num_classes, data.labels.known]).encode())
+    digest = hashlib.sha256(
+        json.dumps([1, data.info.num_classes, data.channels, data.labels.known]).encode()
+    )
     for pair in pairs:
         for path in pair:
             try:

@@ -35,17 +35,17 @@ class SegmentationSet(Protocol):
 
 
 class SegmentationSplit(Dataset):
-    """Samples of one split: image uint8 `[3, H, W]`, mask uint8 `[H, W]` of labels of training."""
+    """Samples of one split: image uint8 `[C, H, W]`, mask uint8 `[H, W]` of labels of training."""
 
-    def __init__(self, pairs: Sequence[Pair], labels: LabelMap) -> None:
-        self.pairs, self.labels = list(pairs), labels
+    def __init__(self, pairs: Sequence[Pair], labels: LabelMap, channels: int = 3) -> None:
+        self.pairs, self.labels, self.channels = list(pairs), labels, channels
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
         pair = self.pairs[index]
-        image, mask = read_image(pair.image), self.read_mask(index)
+        image, mask = read_image(pair.image, self.channels), self.read_mask(index)
         if image.shape[1:] != mask.shape:
             raise ValueError(
                 f"{pair.image} is {image.shape[1]}x{image.shape[2]}, its labels {pair.label} are "
@@ -66,6 +66,7 @@ class SegmentationFolder:
         evaluation_split: the split that results are reported of.
         paths: the pairs of files of each split.
         labels: which label of training a number in a label file stands for.
+        channels: of its images.
         root: its folder.
         layout: the name of the layout that was found.
     """
@@ -78,7 +79,9 @@ class SegmentationFolder:
         root: Path,
         layout: str,
         evaluation_split: str = "val",
+        channels: int = 3,
     ) -> None:
+        self.channels = channels
         self.info, self.labels, self.root, self.layout = info, labels, root, layout
         self.paths = {name: list(pairs) for name, pairs in paths.items()}
         self.splits = tuple(self.paths)
@@ -90,7 +93,7 @@ class SegmentationFolder:
         Raises:
             ValueError: there is no such split.
         """
-        return SegmentationSplit(self.paths[check_split(self, name)], self.labels)
+        return SegmentationSplit(self.paths[check_split(self, name)], self.labels, self.channels)
 
 
 def check_split(data: SegmentationSet, name: str) -> str:

@@ -11,18 +11,26 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 IGNORED = 255
+MODES = {1: "L", 3: "RGB"}  # number of channels -> Pillow's name
 
 
-def read_image(path: str | Path) -> Tensor:
-    """The pixels of an image file, uint8 `[3, H, W]`, upright as its EXIF data says.
+def read_image(path: str | Path, channels: int = 3) -> Tensor:
+    """The pixels of an image file, uint8 `[channels, H, W]`, upright as its EXIF data says.
+
+    Any image is read as colours (3) or as grey (1); of more channels the file has to have as many.
 
     Raises:
-        ValueError: the file is no image or is cut off.
+        ValueError: the file is no image, is cut off, or has another number of channels.
         FileNotFoundError: there is none.
     """
     try:
         with Image.open(path) as image:
-            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            image = ImageOps.exif_transpose(image)
+            if channels in MODES:
+                image = image.convert(MODES[channels])
+            elif len(image.getbands()) != channels:
+                raise ValueError(f"has {len(image.getbands())} channels, expected {channels}")
+            pixels = np.atleast_3d(np.array(image))
     except FileNotFoundError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files

@@ -44,6 +44,7 @@ class SegmentationData(lightning.LightningDataModule):
         limit: take only so many samples of every split.
         seed: of order and augmentation.
         check_files: `check` reads the files, those that have changed since.
+        channels: of the images: 3, 1 (grey), or as many as the files have.
 
     Attributes:
         data: the data set; read when it is first asked for.
@@ -72,6 +73,7 @@ class SegmentationData(lightning.LightningDataModule):
         images: str | None = None,
         masks: str | None = None,
         check_files: bool = True,
+        channels: int = 3,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0 or (limit is not None and limit < 1):
@@ -80,7 +82,7 @@ class SegmentationData(lightning.LightningDataModule):
                 f"batch_size={batch_size}, limit={limit}, num_workers={num_workers}"
             )
         self.data: SegmentationSet = open_data(
-            root, layout, classes, class_map, images, masks, size=tuple(crop_size)
+            root, layout, classes, class_map, images, masks, tuple(crop_size), channels=channels
         )
         self.info = self.data.info
         self.batch_size, self.num_workers = batch_size, num_workers

@@ -25,6 +25,7 @@ def open_data(
     masks: str | None = None,
     size: tuple[int, int] = (160, 160),
     seed: int = 0,
+    channels: int = 3,
 ) -> SegmentationSet:
     """The data set in `root`.
 
@@ -41,6 +42,7 @@ def open_data(
         masks: see `images`.
         size: (height, width) of the generated images.
         seed: of the generated images.
+        channels: of the images: 3, 1 (grey), or as many as the files have.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -57,6 +59,8 @@ def open_data(
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     folder = Path(root).expanduser()
     if layout == "shapes" or (layout == "auto" and str(root) == "shapes" and not folder.exists()):
+        if channels != 3:
+            raise ValueError(f"shapes has 3 channels, channels={channels} was asked for")
         return Shapes(size=size, seed=seed)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -69,9 +73,8 @@ def open_data(
         labels = data.labels
         if not class_map and data.layout == "folder":
             labels = LabelMap.identity(info.num_classes)
-        data = SegmentationFolder(
-            info, data.paths, labels, data.root, data.layout, data.evaluation_split
-        )
+        data.info, data.labels = info, labels
+    data.channels = channels
     highest = max((v for v in data.labels.known.values() if v != 255), default=0)
     if highest >= data.info.num_classes:
         raise ValueError(

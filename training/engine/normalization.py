@@ -45,6 +45,20 @@ class Normalization:
         mean, std = (images.new_tensor(x).view(-1, 1, 1) for x in (self.mean, self.std))
         return torch.addcdiv(-mean / std, images, std)
 
+    def fitted(self, channels: int) -> Normalization:
+        """For images of another number of channels: their averages where there are no colours.
+
+        Of one or two channels all, of more than three those after red, green and blue.
+        """
+        if channels == len(self.mean):
+            return self
+        turn = slice(None, None, -1 if self.order == "bgr" else 1)
+        pairs = list(zip(self.mean, self.std, strict=True))[turn]
+        average = tuple(sum(values) / len(values) for values in zip(*pairs, strict=True))
+        colours = pairs if channels > len(pairs) else []
+        mean, std = zip(*colours, *[average] * (channels - len(colours)), strict=True)
+        return Normalization(mean, std)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
@@ -68,16 +82,21 @@ def imagenet_normalization(network: nn.Module) -> Normalization:
     backbone = getattr(network, "backbone", None)
     for owner in (network, backbone):
         if hasattr(owner, "mean") and hasattr(owner, "std"):  # on the scale 0 to 1
-            return Normalization(*(_floats(255 * x for x in of) for of in (owner.mean, owner.std)))
-    return IMAGENET
+            found = Normalization(*(_floats(255 * x for x in of) for of in (owner.mean, owner.std)))
+            return _fitted(found, network)
+    return _fitted(IMAGENET, network)
+
+
+def _fitted(normalization: Normalization, network: nn.Module) -> Normalization:
+    return normalization.fitted(getattr(network, "in_channels", 3))
 
 
 def published_normalization(network: nn.Module) -> Normalization:
     """What the published weights of a network were trained with."""
     if isinstance(network, ANN) and network.form == "released":
-        return ANN_RELEASED
+        return _fitted(ANN_RELEASED, network)
     if isinstance(network, (GALD, DeepLabAttention)):
-        return CAFFE
+        return _fitted(CAFFE, network)
     return imagenet_normalization(network)
 
 

@@ -51,7 +51,7 @@ def attention_maps(
 
     Args:
         network: evaluated whole, at scale 1.
-        image: uint8 `[3, H, W]`; one that is too small is continued at its borders.
+        image: uint8 `[C, H, W]`; one that is too small is continued at its borders.
         info: names of the classes.
     """
     twin = evaluation_twin(network)

@@ -25,7 +25,9 @@ def write_labels(path: Path, labels: Tensor, info: DataInfo) -> None:
 def overlay(
     image: Tensor, labels: Tensor, info: DataInfo, opacity: float = 0.5, legend: bool = True
 ) -> Image.Image:
-    """An image uint8 `[3, H, W]` under the colours of its labels `[H, W]`.
+    """An image uint8 `[C, H, W]` under the colours of its labels `[H, W]`.
+
+    Of other than three channels the first three are shown as colours, or the first as grey.
 
     Args:
         image: the pixels.
@@ -36,7 +38,8 @@ def overlay(
     """
     labels = labels.cpu()
     colours = torch.tensor(info.palette, dtype=torch.float32)[labels].permute(2, 0, 1)
-    mixed = torch.lerp(image.cpu().float(), colours, opacity).round().to(torch.uint8)
+    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    mixed = torch.lerp(shown.cpu().float(), colours, opacity).round().to(torch.uint8)
     picture = Image.fromarray(mixed.permute(1, 2, 0).numpy())
     return _with_legend(picture, labels, info) if legend else picture
 
