@@ -164,7 +164,7 @@ def test_recipes(parser, name):
 
 
 def _options(config):
-    return OptimizerOptions(**{k: v for k, v in vars(config).items()})
+    return OptimizerOptions(**vars(config))
 
 
 def test_groups_of_segnext_are_the_published_ones():
