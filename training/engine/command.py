@@ -195,6 +195,7 @@ def _begin(cli: _CLI, name: str) -> Path | None:
         step = int(content["global_step"])
     if not trainer.is_global_zero:
         return checkpoint
+    cli.datamodule.check()
     folder = checkpoint.parent if checkpoint else new_run(root, name)
     saving.folder = folder
     for logger in cli.loggers:

@@ -11,13 +11,14 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 import attnops
 from attnops.models import create_model, load_checkpoint
 from attnops.models._losses import averaged_over_processes
 
 from ..data.info import DataInfo
+from ..metrics import SegmentationMetrics
+from ..protocol import Protocol
 from .loading import KEY
 from .normalization import imagenet_normalization, published_normalization
 from .optimization import OptimizerOptions, ScheduleOptions, make_optimizer, make_schedule
@@ -60,7 +61,7 @@ class Segmentation(LightningModule):
         compile: compile the network with torch.compile.
         channels_last: keep maps with their channels innermost, which convolutions like best.
         sync_batch_norm: statistics over all processes where there are several.
-        predict_options: of model.predict in validation: scales, flip, window, stride.
+        protocol: of the validation: scales, flip, window, stride, base_size, precision.
         normalization: of the images: "published": as the authors' weights want it; "imagenet": mean
             and standard deviation of timm's weights, which also suits fresh ones; null: published
             with `weights`, else imagenet.
@@ -80,7 +81,7 @@ class Segmentation(LightningModule):
         compile: bool = False,
         channels_last: bool = True,
         sync_batch_norm: bool = True,
-        predict_options: dict[str, Any] | None = None,
+        protocol: dict[str, Any] | None = None,
         normalization: Literal["published", "imagenet"] | None = None,
         info: Any = None,
         seed: int = 0,
@@ -92,7 +93,7 @@ class Segmentation(LightningModule):
         self.optimizer_options, self.schedule_options = optimizer, schedule
         self.loss_options = loss
         self.compiles, self.synchronises, self.ema_decay = compile, sync_batch_norm, ema_decay
-        self.predict_options = dict(predict_options or {})
+        self.protocol = Protocol(**(protocol or {}))
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         options = {"num_classes": info.num_classes} | dict(options or {})
         if options["num_classes"] != info.num_classes:
@@ -103,15 +104,13 @@ class Segmentation(LightningModule):
         self.network = create_model(network, **options)
         self.network.ignore_index = info.ignore_index
         if weights is not None:
-            print(load_checkpoint(self.network, weights, **_dropping(load_checkpoint)))
+            print(load_checkpoint(self.network, weights, classes="drop"))
         self.network.to(memory_format=self.memory_format)
         published = weights is not None if normalization is None else normalization == "published"
         wanted = published_normalization if published else imagenet_normalization
         self.normalization = self.network.normalization = wanted(self.network)
         self._register_constants(loss.class_weight)
-        self.confusion = MulticlassConfusionMatrix(
-            info.num_classes, ignore_index=info.ignore_index, validate_args=False
-        )
+        self.metrics = SegmentationMetrics(info.num_classes, info.ignore_index)
         self.consumed = 0  # samples of all processes
         self.settings: dict[str, Any] = {}  # of the run, for its checkpoints
 
@@ -184,17 +183,17 @@ class Segmentation(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         take_from_first(self.network)
-        self.confusion.reset()
+        self.metrics.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, target = batch
-        labels = self.network.predict(self.prepared(images), **self.predict_options)
-        self.confusion.update(labels, target)
+        labels = torch.stack([self.protocol.labels(self.network, image) for image in images])
+        self.metrics.update(labels, target)
         return labels
 
     def on_validation_epoch_end(self) -> None:
-        scores = summary(self.confusion.compute().double())
-        values = {f"val/{name}": value for name, value in scores.items()}
+        scores = self.metrics.compute()
+        values = {f"val/{name}": scores[name] for name in ("mIoU", "accuracy", "mean_accuracy")}
         for name, value in values.items():
             self.log(name, value, logger=False)  # for callbacks
         if not self.trainer.sanity_checking:
@@ -203,7 +202,7 @@ class Segmentation(LightningModule):
                     {name: float(value) for name, value in values.items()},
                     step=self.trainer.global_step,
                 )
-        self.confusion.reset()
+        self.metrics.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = {
@@ -247,25 +246,6 @@ def hash_of(*numbers: int) -> int:
         state = (state ^ state >> 27) * 0x94D049BB133111EB & mask
         state ^= state >> 31
     return state
-
-
-def summary(matrix: Tensor) -> dict[str, Tensor]:
-    """mIoU and accuracies of a confusion matrix `[K, K]`, rows the truth; classes that neither
-    occur nor are predicted do not count.
-    """
-    right, truth, found = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-    union = truth + found - right
-    return {
-        "mIoU": (right / union).nanmean().nan_to_num(),
-        "accuracy": (right.sum() / matrix.sum()).nan_to_num(),
-        "mean_accuracy": (right / truth).nanmean().nan_to_num(),
-    }
-
-
-def _dropping(load: Any) -> dict[str, str]:
-    import inspect
-
-    return {"classes": "drop"} if "classes" in inspect.signature(load).parameters else {}
 
 
 def _plain(value: Any) -> Any:
