@@ -18,6 +18,10 @@ _MAX_KERNEL, _MAX_NEIGHBOURS = 63, 441
 # Kernels whose tiles fit the shared memory (csrc/cuda/strip_conv/plan.h).
 _MAX_LOCAL_SIDE, _MAX_STRIPS, _MAX_STRIP_SIDE = 11, 8, 63
 
+# Bases that tensor cores take at a time, and channels of a tile of X that fits the shared memory
+# (csrc/cuda/nmf/plan.h).
+_MAX_RANK, _MAX_NMF_CHANNELS = 64, 1024
+
 
 def _refuse_device(x: Tensor) -> str | None:
     return None if x.device.type == "cuda" else f"it runs CUDA tensors only, got {x.device}"
@@ -66,11 +70,39 @@ def _refuse_strip_conv(x: Tensor, weights: list[Tensor], *args: Any) -> str | No
     return _refuse_device(x)
 
 
+def _refuse_nmf(x: Tensor, bases: Tensor, *args: Any) -> str | None:
+    if x.dtype == torch.float64:
+        return "it computes in float32, got float64"
+    channels, rank = bases.shape[1:]
+    if rank > _MAX_RANK or channels > _MAX_NMF_CHANNELS:
+        return (
+            f"it takes up to R={_MAX_RANK} bases of D={_MAX_NMF_CHANNELS} channels, got R={rank}, "
+            f"D={channels}"
+        )
+    if x.shape[2] > _MAX_PIXELS:
+        return f"it indexes up to {_MAX_PIXELS} positions, got {tuple(x.shape)}"
+    refused = _refuse_device(x)
+    if refused:
+        return refused
+    needed = _nmf_shared_bytes(channels, rank)
+    offered = torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin
+    if needed > offered:
+        return f"a block needs {needed} bytes of shared memory, this device has {offered}"
+    return None
+
+
+def _nmf_shared_bytes(channels: int, rank: int) -> int:
+    """`nmf_shared_bytes` of csrc/cuda/nmf/plan.h."""
+    depth, padded = -(-channels // 64) * 64, 32 if rank <= 32 else 64
+    return 4 * (32 * depth + 8 * 32 * padded + (2 * 32 + padded) * (padded + 4))
+
+
 # op -> why an input cannot run, or None
 OPS = {
     "pyramid_pool": _refuse_pyramid_pool,
     "local_attention": _refuse_local_attention,
     "strip_conv": _refuse_strip_conv,
+    "nmf": _refuse_nmf,
 }
 
 

@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> nmf(const Tensor& x, const Tensor& ba
     const NmfPlan plan = plan_nmf_forward<T>(problem, p_x, count_multiprocessors(device));
     const Tensor scratch = new_floats(x, {plan.items * nmf_scratch_size(plan)});
     const Tensor counters = new_floats(x, {plan.items});
-    nmf_forward<T>(
+    run_nmf_forward<T>(
         plan,
         {p_x, static_cast<const T*>(bases.const_data_ptr()),
          static_cast<T*>(found.mutable_data_ptr()), static_cast<T*>(coef.mutable_data_ptr()),

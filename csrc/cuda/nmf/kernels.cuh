@@ -133,11 +133,7 @@ __device__ __forceinline__ void update_bases(const NmfForward<T>& to, const NmfP
         if (step == 0) {
           value = widen(to.bases[at]);
         } else {
-          float q = 0;
-#pragma unroll 8
-          for (int k = 0; k < kRank; ++k) {
-            q += s_old[e - r + k] * shared.square[k * shared.kPitch + r];
-          }
+          const float q = dot_row<kRank>(s_old + e - r, shared.square + r);
           value = s_old[e] * s_sums[e] / (q + plan.eps);
         }
         if (p_past != nullptr) p_past[int64_t{d} * plan.rank + r] = value;
@@ -176,7 +172,8 @@ __global__ void __launch_bounds__(kNmfThreads, 1)
     update_bases(to, plan, shared, scratch, item, block, 0, barrier);
     barrier.wait();
     for (int step = 0; step <= plan.steps; ++step) {
-      sum_squares(plan, scratch, block, shared.sums());
+      sum_squares(scratch.squares, scratch.square, plan.square(), plan.blocks, block,
+                  shared.sums());
       barrier.arrive();
       for (int tile = tile_begin; tile < tile_end; ++tile) {
         if (step == 0 || plan.block_tiles > 1) {
@@ -197,7 +194,8 @@ __global__ void __launch_bounds__(kNmfThreads, 1)
       }
       if (step == plan.steps) break;
       barrier.wait();
-      sum_squares(plan, scratch, block, shared.sums());
+      sum_squares(scratch.squares, scratch.square, plan.square(), plan.blocks, block,
+                  shared.sums());
       barrier.arrive();
       update_bases(to, plan, shared, scratch, item, block, step + 1, barrier);
       barrier.wait();

@@ -57,7 +57,7 @@ NmfPlan plan_nmf_forward(const NmfProblem& problem, const T* x, int multiprocess
 }
 
 template <typename T>
-void nmf_forward(const NmfPlan& plan, const NmfForward<T>& arguments, cudaStream_t stream) {
+void run_nmf_forward(const NmfPlan& plan, const NmfForward<T>& arguments, cudaStream_t stream) {
   with_nmf_rank(plan.rank, [&](auto rank) {
     launch_nmf(nmf_forward_kernel<T, rank>, plan, arguments, stream);
   });

@@ -88,14 +88,13 @@ __device__ __forceinline__ void sum_parts(const float* p_parts, int stride, int 
   }
 }
 
-// This block's share of the sum over all blocks of squares: elements of scratch.square.
-__device__ __forceinline__ void sum_squares(const NmfPlan& plan, const NmfScratch& scratch,
-                                            int block, float4* s_sums) {
-  const int share = (plan.square() / 4 + plan.blocks - 1) / plan.blocks;
-  const int first = block * share, count = plan.square() / 4 - first;
-  sum_parts(scratch.squares + 4 * first, plan.square(), plan.blocks,
-            count < share ? (count < 0 ? 0 : count) : share, s_sums,
-            [&](int v, float4 sum) { reinterpret_cast<float4*>(scratch.square)[first + v] = sum; });
+// This block's share of p_sum [size] = the sum of p_parts [blocks, size].
+__device__ __forceinline__ void sum_squares(const float* p_parts, float* p_sum, int size,
+                                            int blocks, int block, float4* s_sums) {
+  const int share = (size / 4 + blocks - 1) / blocks, first = block * share;
+  const int count = max(min(share, size / 4 - first), 0);
+  sum_parts(p_parts + 4 * first, size, blocks, count, s_sums,
+            [&](int v, float4 sum) { reinterpret_cast<float4*>(p_sum)[first + v] = sum; });
 }
 
 // s_square [rank, rank + 4] = p_square [rank, rank], plus its transpose if asked for.
@@ -106,6 +105,15 @@ __device__ __forceinline__ void load_square(const float* p_square, float* s_squa
     const int i = e / kRank, j = e % kRank;
     s_square[i * (kRank + 4) + j] = p_square[e] + (symmetrize ? p_square[j * kRank + i] : 0.0f);
   }
+}
+
+// A row of shared memory times a column of a square [kRank, kRank + 4].
+template <int kRank>
+__device__ __forceinline__ float dot_row(const float* s_row, const float* s_column) {
+  float sum = 0;
+#pragma unroll 8
+  for (int k = 0; k < kRank; ++k) sum += s_row[k] * s_column[k * (kRank + 4)];
+  return sum;
 }
 
 // sum += left^T right over `rows` rows [rows, kRank] of shared memory; a thread holds some columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 from attnops import reference
 from attnops.nmf import RECORD_ALL, RECORD_LAST, RECORD_NOTHING
 
-from .exchange import Form, exchange, to_bytes
+from .exchange import Form, checker, exchange, to_bytes
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,52 @@ def run_forward(
     return found + [result.take(shape, torch.float32) for shape in past]
 
 
-def plain(problem: Problem, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """The reference."""
+def forward(
+    program: Path, folder: Path, problem: Problem, inputs: Sequence[Tensor], **options: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both results, one after the other (of one_step zeros and the coefficients), and the past."""
+    record = RECORD_LAST if problem.one_step else RECORD_ALL
+    found, coef, *past = run_forward(program, folder, problem, inputs, record, **options)
+    return join(problem, found, coef), *past
+
+
+def backward(
+    program: Path,
+    folder: Path,
+    problem: Problem,
+    grad: Tensor,
+    inputs: Sequence[Tensor],
+    *past: Tensor,
+    **options: str,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the bases.
+
+    Raises:
+        Failed: the kernels did something they must not.
+    """
+    bases, coef = problem.sizes()
+    grads = grad.split([math.prod(bases), math.prod(coef)])
+    record = RECORD_LAST if problem.one_step else RECORD_ALL
+    request = problem.request(True, record, [*inputs, *grads, *past])
+    result = exchange(program, folder, request, **options)
+    batch, channels, positions, _ = problem.shape
+    if problem.channels_last:
+        grad_x = result.take((batch, positions, channels), problem.dtype).mT
+    else:
+        grad_x = result.take((batch, channels, positions), problem.dtype)
+    grad_bases = result.take(bases, problem.dtype)
+    return grad_x, torch.zeros_like(grad_bases) if problem.one_step else grad_bases
+
+
+def join(problem: Problem, bases: Tensor, coef: Tensor) -> Tensor:
+    return torch.cat([(0 * bases if problem.one_step else bases).flatten(), coef.flatten()])
+
+
+def plain(problem: Problem, x: Tensor, bases: Tensor) -> Tensor:
+    """The reference's results, as `forward` joins them."""
     grad = "one_step" if problem.one_step else "unrolled"
-    return reference.nmf(*inputs, problem.steps, problem.inv_t, problem.eps, grad)
+    found, coef = reference.nmf(x, bases, problem.steps, problem.inv_t, problem.eps, grad)
+    return join(problem, bases if problem.one_step else found, coef)
 
 
 def make_inputs(problem: Problem) -> list[Tensor]:
@@ -79,3 +122,6 @@ def make_inputs(problem: Problem) -> list[Tensor]:
     x = torch.randn(batch, channels, positions).relu()
     bases = torch.nn.functional.normalize(torch.rand(batch, channels, rank), dim=1)
     return [t.to(problem.dtype) for t in (x, bases)]
+
+
+check = checker(forward, backward, plain, make_inputs)
