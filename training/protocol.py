@@ -56,8 +56,8 @@ class Protocol:
 
 
 def continued(image: Tensor, side: int) -> Tensor:
-    """An image `[C, H, W]` with both sides at least `side`: its last row and column go on."""
-    for dim in (1, 2):
+    """Images `[..., H, W]` with both sides at least `side`: their last row and column go on."""
+    for dim in (-2, -1):
         if image.shape[dim] < side:
             places = torch.arange(side, device=image.device).clamp(max=image.shape[dim] - 1)
             image = image.index_select(dim, places)

@@ -49,7 +49,11 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
             matches = sorted(glob.glob(str(path), recursive=True))
             files = [Path(p) for p in matches if _is_known(Path(p))]
             if not files:
-                kind = "pattern that fits no image or video" if glob.has_magic(text) else "no file"
+                kind = (
+                    "pattern that fits no image or video"
+                    if glob.has_magic(text)
+                    else "no such image, folder or video"
+                )
                 raise FileNotFoundError(f"{text}: {kind}")
             found += [(p, p.stem) for p in files]
     return _named(found)
