@@ -120,7 +120,7 @@ def test_command(run, capsys):
     assert len(np.unique(np.concatenate([labels for labels, _ in pairs]))) > 2
     (line,) = [line for line in out.splitlines() if "mIoU" in line]
     assert float(re.search(r"mIoU (\S+)", line)[1]) == pytest.approx(mean_iou(wanted), abs=2e-3)
-    assert "3 images of camvid test" in line and "bicyclist" in out
+    assert "camvid test: 3 of 3 images" in line and "bicyclist" in out
     folder = checkpoint.parent / "eval-camvid-test"
     values = json.loads((folder / "scores.json").read_text())
     with (folder / "confusion.csv").open() as file:

@@ -136,7 +136,7 @@ def _run(chosen: argparse.Namespace, rank: int, world_size: int) -> int:
         show(found, data.info, radii, Console(soft_wrap=True))
         totals = "  ".join(f"{text} {_figure(found.scores[k])}" for k, text in TOTALS.items())
         print(
-            f"{totals}  ({found.images} image{'s' * (found.images != 1)} of {data.info.name} {name}, "
+            f"{totals}  ({data.info.name} {name}: {found.images} of {len(data.split(name))} images, "
             f"{found.images_per_second * world_size:.2f} images/s)"
         )
         print(f"{out}/: scores.json, confusion.csv, confusion.png")
