@@ -110,6 +110,7 @@ def _run(chosen: argparse.Namespace, rank: int, world_size: int) -> int:
     data = open_from(chosen, chosen.root, "data.")
     name = chosen.split or data.evaluation_split
     split = data.split(name)
+    whole = len(split)
     network, info = network_of(chosen, data.info)
     if (warning := check_classes(info, data.info)) and rank == 0:
         print(f"attnops eval: {warning}", file=sys.stderr)
@@ -136,7 +137,7 @@ def _run(chosen: argparse.Namespace, rank: int, world_size: int) -> int:
         show(found, data.info, radii, Console(soft_wrap=True))
         totals = "  ".join(f"{text} {_figure(found.scores[k])}" for k, text in TOTALS.items())
         print(
-            f"{totals}  ({data.info.name} {name}: {found.images} of {len(data.split(name))} images, "
+            f"{totals}  ({data.info.name} {name}: {found.images} of {whole} images, "
             f"{found.images_per_second * world_size:.2f} images/s)"
         )
         print(f"{out}/: scores.json, confusion.csv, confusion.png")
