@@ -147,6 +147,15 @@ def new_environment(folder: Path) -> list[str]:
     return [python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
 
 
+def lending_environment(folder: Path) -> list[str]:
+    """`new_environment` in which the packages of this one can be imported."""
+    pip = new_environment(folder)
+    (packages_there,) = (folder / "venv/lib").glob("python*/site-packages")
+    lent = {Path(module.__file__).parents[1] for module in (torch, numpy)}
+    (packages_there / "lent.pth").write_text("".join(f"{place}\n" for place in lent))
+    return pip
+
+
 def use_wheel(wheel: Path, folder: Path) -> str:
     """Installs the wheel into folder/venv and computes with its library; torch's version there."""
     python, env = folder / "venv/bin/python", clean_environ()
@@ -259,10 +268,7 @@ class TestWheels:
     @pytest.mark.timeout(1800)
     def test_wheel_runs_outside_the_checkout(self, wheel, tmp_path):
         """In an environment of its own, which lends only this one's torch and numpy."""
-        new_environment(tmp_path)
-        (packages_there,) = (tmp_path / "venv/lib").glob("python*/site-packages")
-        lent = {Path(module.__file__).parents[1] for module in (torch, numpy)}
-        (packages_there / "lent.pth").write_text("".join(f"{folder}\n" for folder in lent))
+        lending_environment(tmp_path)
         assert use_wheel(wheel, tmp_path) == torch.__version__
         env = clean_environ()
         out = run(tmp_path / "venv/bin/attnops", "env", "--json", cwd=tmp_path, env=env)
@@ -270,3 +276,30 @@ class TestWheels:
         assert facts["versions"]["attnops"] == packages.version()
         everything = "import attnops.nn, attnops.benchmarks, attnops.reference"
         run(tmp_path / "venv/bin/python", "-c", everything, cwd=tmp_path, env=env)
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(1800)
+    def test_networks_are_trained_evaluated_and_used_outside_the_checkout(self, tmp_path):
+        """By a wheel without libraries: what these commands read has to be in it."""
+        for module in ("lightning", "jsonargparse", "torchmetrics", "torchvision"):
+            pytest.importorskip(module)
+        copy = source_copy(tmp_path / "copy")
+        wheel = build_wheel(copy, tmp_path / "work", no_tools(tmp_path))
+        pip, env = lending_environment(tmp_path), clean_environ()
+        run(*pip, "--no-index", "--no-deps", wheel, cwd=tmp_path, env=env)
+
+        def attnops(*arguments: object) -> str:
+            return run(tmp_path / "venv/bin/attnops", *arguments, cwd=tmp_path, env=env)
+
+        assert "no faults" in attnops("check", "shapes", "--split", "val")
+        size = ("--data.limit", 4, "--data.batch_size", 2, "--trainer.max_steps", 1)
+        attnops("train", "--config", "shapes_segnext_t", *size)
+        (checkpoint,) = (tmp_path / "runs").rglob("last.ckpt")
+        data = ("--data.root", "shapes", "--data.limit", 2)
+        assert "mIoU" in attnops("eval", "--checkpoint", checkpoint, *data)
+        photo = checkpoint.parent / "eval-shapes-val" / "confusion.png"
+        attnops("predict", "--checkpoint", checkpoint, photo, "-o", "out")
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {
+            "confusion.png",
+            "confusion_overlay.png",
+        }

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+import socket
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -89,10 +92,22 @@ def test_processes_get_what_one_process_gets(tmp_path, free_port):
             torch.testing.assert_close(scores[name], value, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.slow
+def test_command_under_torchrun(run, tmp_path):
+    root, checkpoint, _ = run
+    options = ["eval", "--checkpoint", str(checkpoint), "--data.root", str(root), "--device", "cpu"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for start, name in (([], "one"), (launcher, "two")):
+        command = [sys.executable, *start, "-m", "attnops", *options, "-o", str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert sum("mIoU" in line for line in done.stdout.splitlines()) == 1
+    one, two = ((tmp_path / name / "confusion.csv").read_text() for name in ("one", "two"))
+    assert one == two
+
+
 @pytest.fixture
 def free_port():
-    import socket
-
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]

@@ -128,7 +128,9 @@ class TestSources:
         results = [f"{name}{ending}" for name in names for ending in ("", "_overlay")]
         assert len(set(results)) == 6
 
-    @pytest.mark.parametrize("text, message", [("none.png", "no such image"), ("*.png", "fits no image")])
+    @pytest.mark.parametrize(
+        "text, message", [("none.png", "no such image"), ("*.png", "fits no image")]
+    )
     def test_nothing_there(self, tmp_path, text, message):
         with pytest.raises(FileNotFoundError, match=message):
             find_sources([str(tmp_path / text)])
