@@ -101,6 +101,40 @@ def test_ctrl_c_ends_the_step_and_saves(train, run, monkeypatch, capfd, options)
     assert same_state(state_of(run() / "last.ckpt"), state_of(run(1, "whole") / "last.ckpt"))
 
 
+def test_a_validation_that_was_cut_off_is_made_up_for(train, run, monkeypatch):
+    """At step 6, whose checkpoint is written before it."""
+    plain = Segmentation.validation_step
+
+    def cut_off(self, batch, batch_idx):
+        if self.trainer.global_step == 6 and batch_idx == 1:
+            raise RuntimeError("cut off")
+        return plain(self, batch, batch_idx)
+
+    monkeypatch.setattr(Segmentation, "validation_step", cut_off)
+    with pytest.raises(RuntimeError, match="cut off"):
+        train()
+    assert state_of(run() / "last.ckpt")["global_step"] == 6
+    monkeypatch.setattr(Segmentation, "validation_step", plain)
+    assert train("--resume", "auto") == 0
+    assert train(root="whole") == 0
+    assert same_state(state_of(run() / "last.ckpt"), state_of(run(1, "whole") / "last.ckpt"))
+    one, other = (scores(f / "metrics.csv") for f in (run(), run(1, "whole")))
+    assert one == other and list(one) == ["6", "12"]
+
+
+def scores(file):
+    """Step -> mIoU."""
+    with open(file) as text:
+        return {r["step"]: r["val/mIoU"] for r in csv.DictReader(text) if r["val/mIoU"]}
+
+
+def test_a_run_that_is_out_of_time_is_saved(train, run):
+    assert train("--trainer.max_steps", 100_000, "--trainer.max_time", "00:00:00:02") == 0
+    state = state_of(run() / "last.ckpt")
+    with open(run() / "metrics.csv") as text:
+        assert 0 < state["global_step"] == int(list(csv.DictReader(text))[-1]["step"]) < 100_000
+
+
 def test_a_finished_run_has_nothing_left_to_do(train, run):
     assert train("--trainer.max_steps", 3) == 0
     before = (run() / "last.ckpt").read_bytes()

@@ -50,15 +50,16 @@ class Checkpoints(Checkpoint):
         self.resumed: str | None = None  # checkpoint that the run goes on from
         self.best: float | None = None
         self.saved_step = -1  # of last.ckpt
+        self.validated_step = -1  # of the last validation
         self.failure: OSError | None = None  # of the last attempt to save
         self._asked: int | None = None  # signal that asked to stop
         self._handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "validated_step": self.validated_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = state["best"]
+        self.best, self.validated_step = state["best"], state["validated_step"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         first = trainer.strategy.broadcast(self.resumed)
@@ -73,6 +74,19 @@ class Checkpoints(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._ask_to_stop)
+        if self.resumed:
+            self._validate_again(trainer)
+
+    def _validate_again(self, trainer: Trainer) -> None:
+        """Do the validation that was due after the checkpoint's step, and was cut off."""
+        loop, batches = trainer.fit_loop.epoch_loop, trainer.fit_loop.total_batch_idx + 1
+        due = loop._should_check_val_epoch() and batches % trainer.val_check_batch == 0
+        if not due or self.validated_step == trainer.global_step or not trainer.limit_val_batches:
+            return
+        loop.val_loop.restarting = False
+        trainer.validating = True
+        loop.val_loop.run()
+        trainer.training = True
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         if self._asked is not None:
@@ -94,7 +108,7 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         if trainer.fit_loop._should_accumulate():
             return  # half a step cannot be saved; a signal waits for its end
-        due = step % self.every_n_steps == 0 or step == trainer.max_steps
+        due = step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop
         if stop or (due and step != self.saved_step):
             self.save(trainer)
         if stop and step != trainer.max_steps:
@@ -113,15 +127,17 @@ class Checkpoints(Checkpoint):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         score = trainer.callback_metrics.get(self.monitor)
+        self.validated_step = trainer.global_step
         better = score is not None and (self.best is None or float(score) > self.best)
         if better:
             self.best = float(score)
+        if better or trainer.should_stop:
             self.save(trainer)
-            if trainer.is_global_zero and self.failure is None:
-                try:
-                    alias(self.folder / LAST, self.folder / BEST)
-                except OSError as error:
-                    self._report(error)
+        if better and trainer.is_global_zero and self.failure is None:
+            try:
+                alias(self.folder / LAST, self.folder / BEST)
+            except OSError as error:
+                self._report(error)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_handlers()

@@ -57,7 +57,9 @@ class CsvLogger(Logger):
             return
         rows = self._read()
         self._columns = list(rows[0]) if rows else ["step"]
-        self._write([row for row in rows if _number(row.get("step")) <= step])
+        rows = [row for row in rows if _number(row.get("step")) <= step]
+        self._written = _number(rows[-1]["step"]) if rows else None
+        self._write(rows)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
