@@ -84,14 +84,6 @@ def _read_matlab(path: str | Path) -> np.ndarray:
         raise ValueError(f"{path}: cannot be read as labels: {error}") from error
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of an upright image; reads no more than the file's header."""
-    with Image.open(path) as image:
-        width, height = image.size
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    return (width, height) if turned else (height, width)
-
-
 class LabelMap:
     """Which label of training a number in a label file stands for.
 
