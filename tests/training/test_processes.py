@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -185,3 +186,28 @@ def test_the_command_in_two_processes(tmp_path, torchrun):
         for t in (text, text_of_two)
     ]
     assert len(scores[0]) == len(scores[1]) == 2
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_two_processes(tmp_path):
+    """All end with the same step, and the run goes on."""
+    environment = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    command = [sys.executable, "-u", str(SCRIPT), "--config", config_file(tmp_path)]
+    command += ["--trainer.default_root_dir", str(tmp_path / "runs"), "--trainer.devices", "2"]
+    command += ["--trainer.max_steps", "2000", "--checkpoint.every_n_steps", "1000"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("step 4/"):
+                os.killpg(process.pid, signal.SIGINT)
+                break
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in error, error
+    step = state_of(tmp_path / "runs" / "tiny-0001" / "last.ckpt")["global_step"]
+    assert 4 <= step < 100 and f"stopped after step {step}" in error

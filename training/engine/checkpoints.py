@@ -119,8 +119,8 @@ class Checkpoints(Checkpoint):
             raise self.failure
         raise Interrupted(
             self._asked or signal.SIGTERM,
-            f"stopped after step {step}; the same command with --resume auto goes on from "
-            f"{self.folder / LAST}",
+            f"stopped after step {step}, which {self.folder} keeps; the same command with "
+            "--resume auto goes on from there",
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
