@@ -59,7 +59,7 @@ __device__ __forceinline__ void split_all(const float (&x)[kCount], uint32_t (&b
       big[i] = __float_as_uint(x[i]);
       small[i] = 0;
     } else {
-      split_tf32(x[i], big[i], small[i]);
+      split_finite_tf32(x[i], big[i], small[i]);
     }
   }
 }

@@ -64,7 +64,7 @@ class Machine {
     }
     if (shared_bytes > 227 * 1024) fail("asks for more shared memory than any device has");
     const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
-    if (together && blocks > 1024) fail("has more blocks than may run together here");
+    if (together && blocks > SharedBlock::kMost) fail("has more blocks than may run together here");
     gridDim = grid;
     blockDim = block;
     body_ = [&] { kernel(arguments...); };

@@ -134,6 +134,7 @@ inline std::string describe(const Fiber& fiber, dim3 block_dim) {
 class SharedBlock {
  public:
   static constexpr std::align_val_t kAlignment{128};
+  static constexpr unsigned kMost = 1024;  // blocks that run together
   explicit SharedBlock(size_t bytes) : bytes_(bytes) {}
   ~SharedBlock() {
     for (Part& part : parts_) ::operator delete(part.memory, kAlignment);
@@ -142,26 +143,26 @@ class SharedBlock {
   SharedBlock& operator=(const SharedBlock&) = delete;
 
   ATTNOPS_UNTRACKED unsigned char* get(unsigned slot, uint64_t block) {
-    after_others(this);
-    while (parts_.size() <= slot) {
-      parts_.push_back({static_cast<unsigned char*>(::operator new(bytes_, kAlignment)), 0});
-    }
     Part& part = parts_[slot];
+    after_others(&part);
     if (block != part.block) {
+      if (part.memory == nullptr) {
+        part.memory = static_cast<unsigned char*>(::operator new(bytes_, kAlignment));
+      }
       std::memset(part.memory, 0xFF, bytes_);  // NaN in every float type, -1 in integers
       part.block = block;
-      before_others(this);
+      before_others(&part);
     }
     return part.memory;
   }
 
  private:
   struct Part {
-    unsigned char* memory;
-    uint64_t block;
+    unsigned char* memory = nullptr;
+    uint64_t block = 0;
   };
   size_t bytes_;
-  std::vector<Part> parts_;
+  Part parts_[kMost];
 };
 
 }  // namespace attnops::emulation

@@ -32,12 +32,14 @@ __global__ void mma_kernel(const uint32_t* p_a, const uint32_t* p_b, float* p_c)
 }
 
 // The same of float fragments.
+template <bool kFinite>
 __global__ void mma_3xtf32_kernel(const float* p_a, const float* p_b, float* p_c) {
   const int lane = threadIdx.x;
   uint32_t a_big[4], a_small[4], b_big[2], b_small[2];
   float c[4];
-  for (int i = 0; i < 4; ++i) split_tf32(p_a[4 * lane + i], a_big[i], a_small[i]);
-  for (int i = 0; i < 2; ++i) split_tf32(p_b[2 * lane + i], b_big[i], b_small[i]);
+  const auto split = kFinite ? split_finite_tf32 : split_tf32;
+  for (int i = 0; i < 4; ++i) split(p_a[4 * lane + i], a_big[i], a_small[i]);
+  for (int i = 0; i < 2; ++i) split(p_b[2 * lane + i], b_big[i], b_small[i]);
   std::copy_n(p_c + 4 * lane, 4, c);
   mma_3xtf32(c, a_big, a_small, b_big, b_small);
   std::copy_n(c, 4, p_c + 4 * lane);
@@ -130,10 +132,12 @@ __global__ void grid_kernel(const float* p_x, unsigned* p_counter, int fault, fl
   p_out[blockIdx.x * blockDim.x + threadIdx.x] = scale;
 }
 
+template <bool kFinite>
 void multiply_floats(const char* input, std::ostream& file) {
   Array<float> a(32 * 4), b(32 * 2), c(32 * 4);
   c.read(b.read(a.read(input)));
-  ATTNOPS_LAUNCH(mma_3xtf32_kernel, dim3(1), dim3(32), 0, nullptr, a.data(), b.data(), c.data());
+  ATTNOPS_LAUNCH((mma_3xtf32_kernel<kFinite>), dim3(1), dim3(32), 0, nullptr, a.data(), b.data(),
+                 c.data());
   c.write(file);
 }
 
@@ -201,7 +205,8 @@ int main(int argc, char** argv) {
   if (kernel == 0 && variant == 0) multiply_fragments<__half>(bytes, file);
   if (kernel == 0 && variant == 1) multiply_fragments<__nv_bfloat16>(bytes, file);
   if (kernel == 0 && variant == 2) multiply_fragments<Tf32>(bytes, file);
-  if (kernel == 0 && variant == 3) multiply_floats(bytes, file);
+  if (kernel == 0 && variant == 3) multiply_floats<false>(bytes, file);
+  if (kernel == 0 && variant == 4) multiply_floats<true>(bytes, file);
   if (kernel == 1 && variant / 2 == 1) load<1>(variant % 2, bytes, file);
   if (kernel == 1 && variant / 2 == 2) load<2>(variant % 2, bytes, file);
   if (kernel == 1 && variant / 2 == 4) load<4>(variant % 2, bytes, file);
