@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import functools
+import json
 import subprocess
 import sys
 
@@ -146,6 +148,12 @@ def parser(tmp_path_factory):
     return Parsed(["--config", config_file(tmp_path_factory.mktemp("config"))]).parser
 
 
+@functools.cache
+def network_of(name, options):
+    with torch.device("meta"):
+        return create_model(name, num_classes=11, **json.loads(options))
+
+
 @pytest.mark.parametrize("name", list_recipes())
 def test_recipes(parser, name):
     """Options that exist, and a network that can be built with them."""
@@ -153,8 +161,7 @@ def test_recipes(parser, name):
     model, trainer = config["model"], config["trainer"]
     assert (trainer["max_steps"] > 0) != (trainer["max_epochs"] is not None)
     options = model["options"] or {}
-    with torch.device("meta"):
-        network = create_model(model["network"], num_classes=11, **options)
+    network = network_of(model["network"], json.dumps(options))
     assert len(parameter_groups(network, _options(model["optimizer"]))) > 0
     size = config["data"]["crop_size"]
     assert min(size) >= network.smallest_side

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from attnops._console import command
@@ -23,7 +22,7 @@ from ..data import SegmentationData
 from ..recipes import about, list_recipes, recipe_path
 from .checkpoints import Checkpoints, Interrupted
 from .loading import KEY
-from .logs import CsvLogger
+from .logs import CsvLogger, Curves
 from .module import Segmentation
 from .pictures import Pictures
 from .progress import DataTimer, Display, Throughput
@@ -144,8 +143,9 @@ def _length(given: Any, data: SegmentationData) -> dict[str, Any]:
     steps, accumulated = given["max_steps"], given["accumulate_grad_batches"]
     if given["fast_dev_run"]:
         steps = int(given["fast_dev_run"])
-    if steps < 0 and given["max_epochs"] is not None:
-        steps = given["max_epochs"] * max(data.steps_per_epoch // accumulated, 1)
+    if (given["max_epochs"] or -1) >= 0:  # whichever is reached first
+        by_epochs = given["max_epochs"] * max(data.steps_per_epoch // accumulated, 1)
+        steps = by_epochs if steps < 0 else min(steps, by_epochs)
     if steps < 0:
         raise ValueError("how long? Give --trainer.max_steps N or --trainer.max_epochs N")
     interval = given["val_check_interval"]
@@ -201,8 +201,7 @@ def _begin(cli: _CLI, name: str) -> Path | None:
     for logger in cli.loggers:
         logger.begin(folder, step)
     if cli.loggers:
-        curves = TensorBoardLogger(folder, name="", version="tensorboard", purge_step=step + 1)
-        trainer.loggers = [*cli.loggers, curves]
+        trainer.loggers = [*cli.loggers, Curves(folder, step)]
     _write_new(folder, "config", ".yaml", cli.parser.dump(cli.config))
     _write_new(folder, "environment", ".txt", environment())
     print(f"{folder}: {_summary(cli)}" + (f", from step {step}" if checkpoint else ""), flush=True)

@@ -1,18 +1,21 @@
-"""Curves as a CSV file that a resumed run goes on with."""
+"""Curves as a CSV file that a resumed run goes on with, and in TensorBoard."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
 
 class CsvLogger(Logger):
@@ -116,6 +119,51 @@ class CsvLogger(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
+
+
+class Curves(TensorBoardLogger):
+    """Lightning's TensorBoard logger in the folder of a run; a full disk costs curves, not the run.
+
+    Args:
+        folder: of the run.
+        step: after which events are of a future that did not happen.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        super().__init__(folder, name="", version="tensorboard", purge_step=step + 1)
+        self._works = True
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        with self._forgiven():
+            super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def log_image(self, name: str, image: Tensor, step: int) -> None:
+        """Show a picture uint8 `[3, H, W]`."""
+        with self._forgiven():
+            self.experiment.add_image(name, image, step)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """The run's folder has its configuration."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        with self._forgiven():
+            super().finalize(status)
+
+    @contextlib.contextmanager
+    def _forgiven(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__  # Lightning wraps it
+            if not isinstance(cause, OSError):
+                raise
+            if self._works:
+                print(f"attnops train: {self.log_dir} cannot be written: {cause}", file=sys.stderr)
+            self._works = False
 
 
 def _number(text: str | None) -> float:

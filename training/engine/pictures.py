@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+
+from .logs import Curves
 
 
 class Pictures(Callback):
@@ -36,8 +37,8 @@ class Pictures(Callback):
         palette = pl_module.info.palette
         row = side_by_side(images[0], target[0], outputs[0], palette)
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(f"val/{batch_idx}", row, trainer.global_step)
+            if isinstance(logger, Curves):
+                logger.log_image(f"val/{batch_idx}", row, trainer.global_step)
 
 
 def side_by_side(
