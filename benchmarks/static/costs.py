@@ -22,6 +22,7 @@ MEMORY = ("LDG", "LDGSTS", "STG", "LDS", "STS", "LDSM", "STSM", "LDL", "STL")
 TENSOR = ("HMMA", "HGMMA", "UTCHMMA")  # of sm_80, sm_90 and sm_100
 FREE = (*CONTROL, "MOV", "S2R", "S2UR", "CS2R", "R2UR", "LDC", "ULDC", "LDGDEPBAR", "WARPGROUP")
 L1_LATENCY, L2_LATENCY = 40, 270
+TURN = 4.0  # cycles that a sub-core waits for a turn of the banks of shared memory
 
 _LATENCY = {
     **dict.fromkeys(("LDC", "ULDC", "S2R", "S2UR"), 30),
@@ -80,7 +81,7 @@ def pipes(instructions: Sequence[Instruction]) -> dict[str, float]:
         "fma": float(max(2 * integer_products, counts["IMAD"] + floats)),
         "alu": 2.0 * max(0, other),
         "special": 8.0 * special,
-        "memory": 4.0 * (wavefronts + counts["SHFL"]),
+        "memory": TURN * (wavefronts + counts["SHFL"]),
         "tensor": sum(map(tensor_cycles, instructions)),
     }
 

@@ -1,23 +1,21 @@
 """An estimate of a launch's time on sm_90, from its machine code, its grid and its trips.
 
-`busy` is the time for which the busiest pipe of the busiest multiprocessor is occupied; `alone` is
-the time that one warp takes for its instructions, latencies and all, times the rounds of programs
-that follow each other. The larger of the two is the estimate, with loads out of the first-level
-cache (low) and the second-level one (high). Bank conflicts, memory bandwidth and the tail inside a
-kernel are not in it: expect the truth at 1.0 to 1.6 times the estimate, rarely below.
+`busy` is the time for which the busiest pipe of the busiest multiprocessor is occupied, with the
+conflicts of shared memory; `alone` is the time that one warp takes for its instructions, latencies
+and all, times the rounds of programs that follow each other. The larger of the two is the estimate,
+with loads out of the first-level cache (low) and the second-level one (high). Memory bandwidth,
+what scattered accesses cost and the tail inside a kernel are not in it: expect the truth at 1.0 to
+1.6 times the estimate, rarely below.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from . import costs
 from .loops import Piece, pieces
-from .sass import read, registers
+from .sass import Function
 
 MULTIPROCESSORS, CYCLES_A_US = 132, 1.75e3  # of an H100 or H200
 REGISTER_FILE, SHARED, WARPS, PROGRAMS = 65536, 233472, 64, 32  # of a multiprocessor
@@ -68,9 +66,8 @@ def occupancy(registers: int, warps: int, shared: int) -> tuple[int, str]:
     return max(1, limits[limit]), limit
 
 
-def load_code(cubin: Path, variant: dict[str, Any]) -> Code:
-    """The pieces of a variant's machine code with their costs."""
-    (function,) = read(cubin)
+def code_of(function: Function, registers: int, warps: int, shared: int) -> Code:
+    """The pieces of a function's machine code with their costs."""
     found = []
     for piece in pieces(function):
         repeats = 4 if piece.depth else 2
@@ -79,53 +76,8 @@ def load_code(cubin: Path, variant: dict[str, Any]) -> Code:
             for load in (costs.L1_LATENCY, costs.L2_LATENCY)
         )
         found.append(PieceCost(piece, costs.pipes(piece.instructions), low, high))
-    count = registers(cubin)
-    resident, limit = occupancy(count, variant["warps"], variant["shared"])
-    return Code(found, count, variant["warps"], variant["shared"], resident, limit)
-
-
-def trips_of(parts: Sequence[PieceCost], loops: Sequence[dict[str, Any]]) -> list[float]:
-    """How often every piece runs in a program, from the trips of the source's loops.
-
-    A source loop may be there several times: once for every call of its function, in the order of
-    the calls; and each of these unrolled, with its remainder behind it. Pieces that no source loop
-    explains count once.
-    """
-    source: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
-    for loop in loops:
-        source[loop["file"], loop["line"]].append(loop)
-    machine: dict[tuple[str, int], list[int]] = defaultdict(list)
-    for index, part in enumerate(parts):
-        if part.piece.depth:
-            machine[part.piece.file, part.piece.line].append(index)
-    trips = [1.0] * len(parts)
-    for place, indices in machine.items():
-        calls = source.get(place, [])
-        if not calls:
-            continue
-        if len(indices) % len(calls) or len(calls) == 1 < len(indices) > 4:
-            total = sum(loop["mean"] for loop in calls)
-            for index in indices:
-                trips[index] = total / len(indices)
-            continue
-        copies = len(indices) // len(calls)
-        for number, loop in enumerate(calls):
-            group = indices[number * copies : (number + 1) * copies]
-            for index, count in zip(group, _split(parts, group, loop["mean"]), strict=True):
-                trips[index] = count
-    return trips
-
-
-def _split(parts: Sequence[PieceCost], group: Sequence[int], total: float) -> list[float]:
-    """Trips of a loop and its remainder (the shortest): all go to the unrolled one if it can."""
-    shortest = min(parts[index].size for index in group)
-    factors = [max(1, round(parts[index].size / shortest)) for index in group]
-    longest = max(factors)
-    if len(group) == 1 or longest == 1:
-        return [total / len(group)] * len(group)
-    if total < longest:
-        return [total if factor == 1 else 0.0 for factor in factors]
-    return [total / factor if factor == longest else 0.0 for factor in factors]
+    resident, limit = occupancy(registers, warps, shared)
+    return Code(found, registers, warps, shared, resident, limit)
 
 
 @dataclass(frozen=True)
@@ -135,19 +87,21 @@ class Estimate:
     low: float
     high: float
     bound_by: str  # the busiest pipe, or "latency"
-    instructions: float  # a warp
-    trips: tuple[float, ...]  # of every piece
     spent: tuple[float, ...]  # cycles that every piece keeps a warp
 
 
-def estimate(code: Code, programs: int, loops: Sequence[dict[str, Any]]) -> Estimate:
-    """Time of `programs` programs that run the loops so often."""
-    trips = trips_of(code.pieces, loops)
+def estimate(code: Code, programs: int, trips: Sequence[float], conflicts: float = 0.0) -> Estimate:
+    """Time of `programs` programs that run every piece so often.
+
+    Args:
+        conflicts: turns of shared memory beyond the least, of a warp.
+    """
     weighed = list(zip(trips, code.pieces, strict=True))
     totals = {
         pipe: sum(count * part.pipes[pipe] for count, part in weighed)
         for pipe in code.pieces[0].pipes
     }
+    totals["memory"] = totals.get("memory", 0.0) + costs.TURN * conflicts
     pipe = max(totals, key=totals.get)
     a_multiprocessor = -(-programs // MULTIPROCESSORS)
     rounds = -(-a_multiprocessor // min(code.resident, a_multiprocessor))
@@ -155,11 +109,4 @@ def estimate(code: Code, programs: int, loops: Sequence[dict[str, Any]]) -> Esti
     low = rounds * sum(count * part.low for count, part in weighed) / CYCLES_A_US
     high = rounds * sum(count * part.high for count, part in weighed) / CYCLES_A_US
     spent = tuple(count * part.low for count, part in weighed)
-    return Estimate(
-        max(busy, low),
-        max(busy, high),
-        pipe if busy > high else "latency",
-        sum(count * part.size for count, part in weighed),
-        tuple(trips),
-        spent,
-    )
+    return Estimate(max(busy, low), max(busy, high), pipe if busy > high else "latency", spent)

@@ -2,27 +2,27 @@
 
     python -m attnops.benchmarks.static.launches FOLDER OP... [--arch 90]
 
-writes FOLDER/launches.json, one cubin a variant, and FOLDER/rows.json, what these say. A process of
-its own: a stand-in driver is active in it.
+writes FOLDER/rows.json, and a cubin a variant beside it. A process of its own: a stand-in driver is
+active in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..ops.cases import OpCase, facts
+from ..ops.cases import OpCase
+from .follow import Launch, parameters_of
 from .inputs import DTYPES, is_first, representative
-from .rows import rows_of
+from .kernels import Kernel, columns
+from .rows import row_of
 from .stand_in import on_triton, passes
-from .trips import Undetermined, count_trips
 
 # Parts of the report: every input compiled; the first input of an op alone; and for the gate of the
 # fast tests the launches of all inputs in bfloat16, the forward of the first one compiled.
@@ -53,54 +53,76 @@ class Driver:
 
 
 class Launcher:
-    """Takes the place of `run`: notes every launch, and compiles its kernel if it is told to."""
+    """Takes the place of `run`: notes every launch, and what its compiled kernel says of it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, arch: int) -> None:
+        self.folder, self.arch = folder, arch
         self.compiles = True
-        self.variants: dict[str, dict[str, Any]] = {}
         self.launched: list[dict[str, Any]] = []
+        self._kernels: dict[str, Kernel] = {}
+        self._columns: dict[tuple, dict[str, Any]] = {}
 
     def __call__(self, kernel: Any, programs: int, *args: Any, launch: Any) -> None:
-        noted = {"kernel": kernel.__name__, "programs": programs}
-        if self.compiles:
-            noted["variant"] = self._compiled(kernel, programs, args, launch)
-            noted |= self._trips(kernel, programs, args, launch)
-        self.launched.append(noted)
-
-    def _compiled(self, kernel: Any, programs: int, args: Any, launch: Any) -> str:
-        """The name of the variant that the launch needs; its cubin lies in the folder."""
-        started = time.perf_counter()
+        name = kernel.__name__
+        if not self.compiles:
+            self.launched.append({"kernel": name, "programs": programs})
+            return
         compiled = kernel.warmup(*args, grid=(programs,), **launch.constants, **launch.options())
-        seconds = time.perf_counter() - started
-        tag = f"{kernel.__name__}-{compiled.hash[:10]}"
-        if tag not in self.variants:
-            (self.folder / f"{tag}.cubin").write_bytes(compiled.asm["cubin"])
-            self.variants[tag] = {
-                "kernel": kernel.__name__,
-                "constants": {name: str(value) for name, value in launch.constants.items()},
-                "warps": compiled.metadata.num_warps,
-                "shared": compiled.metadata.shared,
-                "compile_s": round(seconds, 2),
-            }
-        return tag
+        if compiled.hash not in self._kernels:
+            cubin = self.folder / f"{name}-{compiled.hash[:10]}.cubin"
+            cubin.write_bytes(compiled.asm["cubin"])
+            (self._kernels[compiled.hash],) = Kernel.all_of(cubin).values()
+        found = self._kernels[compiled.hash]
+        values = dict(zip(kernel.arg_names, args, strict=False))
+        types = compiled.src.signature
+        parameters = [part for key, value in values.items() for part in as_bytes(value, types[key])]
+        # Equal launches of a call, such as the steps of an iteration, are followed once.
+        numbers = tuple(str(value) for value in values.values() if not torch.is_tensor(value))
+        key = compiled.hash, programs, numbers
+        if key not in self._columns:
+            shape = Launch(
+                (programs, 1, 1),
+                (32 * compiled.metadata.num_warps, 1, 1),
+                parameters_of(found.layout, parameters),
+            )
+            ranges = list(ranges_of(args))
+            shared = compiled.metadata.shared
+            self._columns[key] = columns(found, name, shape, shared, ranges, self.arch)
+        self.launched.append(self._columns[key])
 
-    @staticmethod
-    def _trips(kernel: Any, programs: int, args: Any, launch: Any) -> dict[str, Any]:
-        try:
-            loops = count_trips(kernel, programs, args, launch.constants)
-        except Undetermined as error:
-            return {"loops": None, "why": str(error)}
-        return {"loops": [asdict(loop) for loop in loops]}
+
+def as_bytes(value: Any, kind: Any) -> Iterator[bytes]:
+    """The parameters that an argument becomes: none for what was compiled in."""
+    if isinstance(kind, (tuple, list)):
+        for part, part_kind in zip(value, kind, strict=True):
+            yield from as_bytes(part, part_kind)
+    elif kind == "constexpr":
+        return
+    elif torch.is_tensor(value):
+        yield struct.pack("<Q", value.data_ptr())
+    elif kind in ("fp32", "fp64"):
+        yield struct.pack("<f" if kind == "fp32" else "<d", value)
+    else:
+        yield struct.pack("<q", value)
 
 
-def record(folder: Path, ops: Sequence[str], arch: int, part: str) -> dict[str, Any]:
-    """Inputs with their launches, and the variants that these need."""
+def ranges_of(args: Any) -> Iterator[tuple[int, int]]:
+    """Address and bytes of the memory of every tensor."""
+    for value in args:
+        if torch.is_tensor(value):
+            storage = value.untyped_storage()
+            yield storage.data_ptr(), storage.nbytes()
+        elif isinstance(value, (tuple, list)):
+            yield from ranges_of(value)
+
+
+def record(folder: Path, ops: Sequence[str], arch: int, part: str) -> list[dict[str, Any]]:
+    """A row an input and pass."""
     from triton.runtime import driver
 
     driver.set_active(Driver(arch))
     folder.mkdir(parents=True, exist_ok=True)
-    launcher = Launcher(folder)
+    launcher = Launcher(folder, arch)
     rows = []
     with on_triton(launcher) as aten:
         for op in ops:
@@ -110,9 +132,8 @@ def record(folder: Path, ops: Sequence[str], arch: int, part: str) -> dict[str, 
                     launcher.launched, aten.names = [], []
                     with aten:
                         call()
-                    found = {"launches": launcher.launched, "aten": aten.names}
-                    rows.append({"op": op, **facts(case), "pass": name, **found})
-    return {"arch": arch, "variants": launcher.variants, "rows": rows}
+                    rows.append(row_of(case, name, "triton", launcher.launched, aten.names))
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,9 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", choices=LISTED, default=WHOLE)
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    found = record(chosen.folder, chosen.ops, chosen.arch, chosen.part)
-    (chosen.folder / "launches.json").write_text(json.dumps(found, indent=1) + "\n")
-    (chosen.folder / "rows.json").write_text(json.dumps(rows_of(chosen.folder), indent=1) + "\n")
+    rows = record(chosen.folder, chosen.ops, chosen.arch, chosen.part)
+    (chosen.folder / "rows.json").write_text(json.dumps(rows, indent=1) + "\n")
     return 0
 
 

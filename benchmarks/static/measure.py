@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from .kernels import MODELLED
 from .launches import FIRST, SAMPLE, WHOLE
-from .rows import MODELLED
 
 KIND = "static estimate, not measured"
 OTHERS = (80, 100)  # architectures without a model: resources and accesses alone

@@ -10,7 +10,7 @@ from pathlib import Path
 _INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Za-z0-9_.]+)\s*(.*?)\s*;")
 _WORD = re.compile(r"/\* (0x[0-9a-f]+) \*/")
 _LINE = re.compile(r'//## File "([^"]+)", line (\d+)')
-_LABEL = re.compile(r"^(\.L_\S+):")
+_LABEL = re.compile(r"^(\.L_\S+|\$\S+):")
 
 
 @dataclass
@@ -48,12 +48,13 @@ def short_path(path: str) -> str:
     return "/".join(Path(path).parts[-2:])
 
 
-def _tool(name: str, *arguments: str) -> str:
+def tool(name: str, *arguments: str, cwd: Path | None = None) -> str:
+    """What one of the CUDA tools in Triton's package prints."""
     import triton  # where it is missing, `attnops bench report` still shows committed results
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     command = [str(tools / name), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd).stdout
 
 
 def _control_bits(word: int) -> tuple[int, int, int, int]:
@@ -68,7 +69,7 @@ def read(cubin: Path) -> list[Function]:
     """
     functions: dict[str, Function] = {}
     current, file, number, instruction = None, "", 0, None
-    for line in _tool("nvdisasm", "-c", "-gi", "-hex", str(cubin)).splitlines():
+    for line in tool("nvdisasm", "-c", "-gi", "-hex", str(cubin)).splitlines():
         if line.startswith(".text."):
             name = line[6:].rstrip(": ")
             current, instruction = functions.setdefault(name, Function(name)), None
@@ -90,6 +91,9 @@ def read(cubin: Path) -> list[Function]:
     return [function for function in functions.values() if function.instructions]
 
 
-def registers(cubin: Path) -> int:
-    """Registers a thread of the (only) kernel of a cubin."""
-    return int(re.search(r"REG:(\d+)", _tool("cuobjdump", "-res-usage", str(cubin)))[1])
+def resources(cubin: Path) -> dict[str, tuple[int, int]]:
+    """Registers a thread and bytes of static shared memory of every kernel of a cubin."""
+    found = re.findall(
+        r"Function (\S+):\s+REG:(\d+) \S+ SHARED:(\d+)", tool("cuobjdump", "-res-usage", str(cubin))
+    )
+    return {name: (int(registers), int(shared)) for name, registers, shared in found}

@@ -46,7 +46,7 @@ def grid_of(op: str, rows: Sequence[dict[str, Any]]) -> Grid:
     """The table of one op: a line an input, dtype, layout and pass."""
     header = ["input", "dtype", "layout", "pass", "floor us", "estimate us", "x floor"]
     header += ["launches", "ATen", "programs", "registers", "resident", "tensor", "loads", "stores"]
-    header += ["bound by", "instr./element"]
+    header += ["sectors", "conflicts", "bound by", "instr./element"]
     grid = Grid(op, header)
     for row in rows:
         kernels = row["kernels"]
@@ -66,6 +66,7 @@ def grid_of(op: str, rows: Sequence[dict[str, Any]]) -> Grid:
                 *(str(main[key]) for key in ("programs", "registers", "resident")),
                 str(main.get("tensor_instructions", "")),
                 *(_widths(main.get(key, {})) for key in ("loads", "stores")),
+                *(number(main.get(key)) for key in ("sectors", "conflicts")),
                 main.get("bound_by", ""),
                 number(row.get("instructions_an_element")),
             ]
@@ -111,9 +112,11 @@ def as_markdown(document: dict[str, Any]) -> str:
     head = (
         f"# Triton kernels on {document['arch']}: {document['kind']}\n\n"
         f"Compiled by Triton {document['triton']} in the variants that real calls launch; columns "
-        "from `programs` to `bound by` are those of the launch that takes longest. Estimates leave "
-        "out bank conflicts, the memory's bandwidth (which is the floor) and gaps between "
-        "launches: expect the truth at 1.0 to 1.6 times, and 2 us a launch on top.\n"
+        "from `programs` to `bound by` are those of the launch that takes longest. `sectors`: of 32 "
+        "bytes that warps' global accesses touch, over the least for so many bytes; `conflicts`: "
+        "turns of the banks of shared memory likewise. Estimates leave out the memory's bandwidth "
+        "(which is the floor) and gaps between launches: expect the truth at 1.0 to 1.6 times, and "
+        "2 us a launch on top.\n"
     )
     return "\n".join([head, *(markdown(grid) for grid in grids(document))])
 

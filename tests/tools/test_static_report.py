@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,26 +58,16 @@ def part(line: int, size: int) -> estimate.PieceCost:
     return estimate.PieceCost(piece, pipes, 2.0 * size, 3.0 * size)
 
 
-def loop(line: int, mean: float) -> dict[str, object]:
-    return {"file": "op/forward.py", "line": line, "mean": mean, "most": mean}
-
-
-def test_trips_of_calls_and_of_unrolled_loops() -> None:
-    parts = [part(0, 9), part(10, 8), part(10, 8)]
-    assert estimate.trips_of(parts, [loop(10, 25), loop(10, 7)]) == [1, 25, 7]
-    # unrolled by four, the remainder behind it
-    assert estimate.trips_of([part(0, 9), part(10, 40), part(10, 10)], [loop(10, 32)]) == [1, 8, 0]
-    assert estimate.trips_of([part(0, 9), part(10, 40), part(10, 10)], [loop(10, 3)]) == [1, 0, 3]
-
-
 def test_the_busier_of_pipe_and_latency_counts() -> None:
     code = estimate.Code([part(0, 0), part(10, 100)], 32, warps=4, shared=0, resident=16, limit="")
-    alone = estimate.estimate(code, 1, [loop(10, 35)])
+    alone = estimate.estimate(code, 1, [1, 35])
     assert alone.bound_by == "latency"
     assert alone.low == pytest.approx(35 * 200 / 1750)
-    full = estimate.estimate(code, 132 * 16, [loop(10, 35)])
+    full = estimate.estimate(code, 132 * 16, [1, 35])
     assert full.bound_by in ("issue", "fma")
     assert full.low == pytest.approx(16 * 35 * 100 / 1750)  # a warp of each program a scheduler
+    conflicts = estimate.estimate(code, 132 * 16, [1, 35], conflicts=35 * 100)
+    assert (conflicts.bound_by, conflicts.low) == ("memory", pytest.approx(4 * full.low))
 
 
 def test_occupancy() -> None:
@@ -108,7 +99,7 @@ def test_the_floor_is_bytes_or_multiply_adds() -> None:
     assert rows.floor_us(attention, "forward") == pytest.approx(products / (165e6 / 2), rel=0.01)
 
 
-def recorded(folder: Path, op: str) -> dict[str, object]:
+def recorded(folder: Path, op: str) -> list[dict[str, Any]]:
     """What a process of its own records of an op, of one small input."""
     program = (
         "import sys; from pathlib import Path; from attnops.benchmarks.static import inputs, "
@@ -123,22 +114,20 @@ def recorded(folder: Path, op: str) -> dict[str, object]:
     command = [sys.executable, "-c", program, str(folder), op]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / "launches.json").read_text())
+    return json.loads((folder / "rows.json").read_text())
 
 
-def test_real_launches_are_recorded_with_their_trips(tmp_path: Path) -> None:
+def test_real_launches_are_recorded_and_followed(tmp_path: Path) -> None:
     """Three taps squared for every block of channels, in a kernel compiled for sm_90."""
-    found = recorded(tmp_path, "local_attention")
-    assert [row["pass"] for row in found["rows"]] == ["forward", "backward"]
-    (launch,) = found["rows"][0]["launches"]
-    variant = found["variants"][launch["variant"]]
-    blocks = 64 / int(variant["constants"]["CHANNELS"])
-    assert {loop["mean"] for loop in launch["loops"]} == {9, blocks, 9 * blocks}
-    row = rows.rows_of(tmp_path)[0]
-    (kernel,) = row["kernels"]
+    forward, backward = recorded(tmp_path, "local_attention")
+    assert (forward["pass"], backward["pass"]) == ("forward", "backward")
+    (kernel,) = forward["kernels"]
+    assert kernel["kernel"] == "local_attention_kernel"
+    assert kernel["hottest_trips"] % 9 == 0 and kernel["hottest_trips"] > 0
     assert kernel["spills"] == 0 and 16 < kernel["registers"] <= 255
-    assert 0 < row["floor_us"] <= row["low_us"] <= row["high_us"] < 1000
-    document = {"kind": measure.KIND, "arch": "sm_90", "triton": "0", "rows": [row]}
+    assert kernel["sectors"] >= 1 and kernel["conflicts"] >= 1
+    assert 0 < forward["floor_us"] <= forward["low_us"] <= forward["high_us"] < 1000
+    document = {"kind": measure.KIND, "arch": "sm_90", "triton": "0", "rows": [forward]}
     assert "| 1x64x16x16, kernel 3 dilation 2 | bfloat16 |" in table.as_markdown(document)
 
 

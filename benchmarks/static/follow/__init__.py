@@ -1,0 +1,81 @@
+"""Following the machine code of a launch: what its warps execute, and which addresses they use.
+
+The integer and float32 arithmetic that addresses and branches depend on is done as the device does
+it, on the launch's own parameters and on what lies in its memory; products of tensor cores and
+packed half precision, on which only data depends, are left out. So loops run as often as they
+would, tables that a kernel reads included, with no model of how the source was compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ..sass import Function
+from .elf import Layout
+from .memory import Access, Memory
+from .warp import Follower, Launch, Unfollowed, Warp
+
+__all__ = ["Access", "Followed", "Launch", "Unfollowed", "follow", "parameters_of"]
+
+SAMPLES = 4  # blocks of a launch, evenly spread; of each another warp
+
+
+@dataclass
+class Followed:
+    """Means over the warps that were followed.
+
+    Attributes:
+        counts: executions of every instruction, in the order of the code.
+        accesses: by the index of the instruction.
+        outside: share of the loads from global memory that read none of the launch's memory.
+    """
+
+    counts: list[float]
+    accesses: dict[int, Access] = field(default_factory=dict)
+    outside: float = 0.0
+
+
+def follow(
+    function: Function, launch: Launch, layout: Layout, ranges: Iterable[tuple[int, int]]
+) -> Followed:
+    """Some warps of a launch.
+
+    Args:
+        ranges: address and bytes of memory that the launch may read.
+
+    Raises:
+        Unfollowed: the code goes where this cannot.
+    """
+    follower, memory = Follower(function), Memory(ranges)
+    blocks = launch.grid[0] * launch.grid[1] * launch.grid[2]
+    warps = max(1, launch.block[0] * launch.block[1] * launch.block[2] // 32)
+    chosen = sorted({blocks * (2 * k + 1) // (2 * SAMPLES) for k in range(SAMPLES)})
+    total = [0] * len(function.instructions)
+    found = Followed([])
+    for number, block in enumerate(chosen):
+        first = 32 * (number * max(1, warps // SAMPLES) % warps)
+        warp = Warp(launch, layout, memory, block, first)
+        total = [a + b for a, b in zip(total, follower.run(warp), strict=True)]
+        _add(found.accesses, warp.accesses)
+    found.counts = [count / len(chosen) for count in total]
+    found.outside = memory.outside / max(1, memory.outside + memory.inside)
+    return found
+
+
+def _add(total: dict[int, Access], more: dict[int, Access]) -> None:
+    for index, access in more.items():
+        into = total.setdefault(index, Access(access.is_shared))
+        into.executions += access.executions
+        into.parts += access.parts
+        into.least += access.least
+
+
+def parameters_of(layout: Layout, values: Sequence[bytes]) -> bytes:
+    """The parameters as they lie in the constant bank, from the bytes of each."""
+    end = max((offset + size for offset, size in layout.parameters.values()), default=0)
+    bank = bytearray(end)
+    for ordinal, value in enumerate(values):
+        offset, size = layout.parameters[ordinal]
+        bank[offset : offset + size] = value[:size].ljust(size, b"\0")
+    return bytes(bank)
