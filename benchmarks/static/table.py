@@ -112,11 +112,11 @@ def as_markdown(document: dict[str, Any]) -> str:
     head = (
         f"# Triton kernels on {document['arch']}: {document['kind']}\n\n"
         f"Compiled by Triton {document['triton']} in the variants that real calls launch; columns "
-        "from `programs` to `bound by` are those of the launch that takes longest. `sectors`: of 32 "
-        "bytes that warps' global accesses touch, over the least for so many bytes; `conflicts`: "
-        "turns of the banks of shared memory likewise. Estimates leave out the memory's bandwidth "
-        "(which is the floor) and gaps between launches: expect the truth at 1.0 to 1.6 times, and "
-        "2 us a launch on top.\n"
+        "from `programs` to `bound by` are those of the launch that takes longest. `sectors` are "
+        "those of 32 bytes that warps' global accesses touch, over the least for so many bytes; "
+        "`conflicts` are turns of the banks of shared memory, likewise. Estimates leave out the "
+        "memory's bandwidth (which is the floor) and gaps between launches: expect the truth at "
+        "1.0 to 1.6 times, and 2 us a launch on top.\n"
     )
     return "\n".join([head, *(markdown(grid) for grid in grids(document))])
 
