@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tiny_training
 import torch
+from timm.layers import BatchNormAct2d
 from tiny_networks import CLASSES, tiny_network
 from tiny_training import config_file, state_of
 from torch import distributed
@@ -105,18 +106,19 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, name):
     assert any(not torch.equal(one[key], start[key]) for key in one)
 
 
-def test_statistics_over_processes_by_torchs_batch_norm(tmp_path):
+@pytest.mark.parametrize("kind", [torch.nn.BatchNorm2d, BatchNormAct2d], ids=["torch", "timm"])
+def test_statistics_over_processes(tmp_path, kind):
     """Values, gradients and running statistics of one BatchNorm over the whole batch."""
     x = torch.randn(6, 5, 4, 3, dtype=torch.float64)
     grad = torch.randn_like(x)
-    whole = torch.nn.BatchNorm2d(5, momentum=0.3).double()
+    whole = kind(5, momentum=0.3).double()
     torch.nn.init.uniform_(whole.weight)
     leaf = x.clone().requires_grad_()
     wanted = whole(leaf)
     wanted.backward(grad)
 
     def part(rank):
-        norm = torch.nn.BatchNorm2d(5, momentum=0.3).double()
+        norm = kind(5, momentum=0.3).double()
         norm.weight.data.copy_(whole.weight)
         holder = torch.nn.Sequential(norm)
         synchronise(holder, torch.device("cpu"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import random
 import resource
@@ -133,6 +134,20 @@ def test_a_run_that_is_out_of_time_is_saved(train, run):
     state = state_of(run() / "last.ckpt")
     with open(run() / "metrics.csv") as text:
         assert 0 < state["global_step"] == int(list(csv.DictReader(text))[-1]["step"]) < 100_000
+
+
+def test_a_loss_that_is_no_number_does_not_reach_the_checkpoints(train, run, capfd, monkeypatch):
+    plain = Segmentation.training_step
+
+    def diverging(self, batch, batch_idx):
+        return plain(self, batch, batch_idx) * (math.nan if batch_idx >= 7 else 1.0)
+
+    monkeypatch.setattr(Segmentation, "training_step", diverging)
+    assert train() == 1
+    assert "the loss at step 9 is nan" in capfd.readouterr().err
+    state = state_of(run() / "last.ckpt")
+    assert state["global_step"] == 6
+    assert all(x.isfinite().all() for x in state["state_dict"].values())
 
 
 def test_a_finished_run_has_nothing_left_to_do(train, run):

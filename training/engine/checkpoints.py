@@ -28,13 +28,18 @@ class Interrupted(Exception):
         self.signal = number
 
 
+class Diverged(Exception):
+    """The loss is no number any more."""
+
+
 class Checkpoints(Checkpoint):
     """`last.ckpt`, `previous.ckpt` (the one before it) and `best.ckpt` in the folder of the run.
 
     A file is written beside its name, brought to the disk, and renamed; so there is a good one at
     every moment. A disk that is full loses nothing either: the run goes on and says so, and tries
-    again at the next interval. Ctrl-C and SIGTERM let the step end, save, and stop; a second one
-    stops at once.
+    again at the next interval. A loss that is NaN or infinite ends the run before the checkpoints
+    are written over (but for float16, whose scaler passes over such steps). Ctrl-C and SIGTERM let
+    the step end, save, and stop; a second one stops at once.
 
     Args:
         every_n_steps: distance of checkpoints.
@@ -110,9 +115,21 @@ class Checkpoints(Checkpoint):
             return  # half a step cannot be saved; a signal waits for its end
         due = step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop
         if stop or (due and step != self.saved_step):
+            self._refuse_what_diverged(trainer, outputs)
             self.save(trainer)
         if stop and step != trainer.max_steps:
             self._end(trainer, step)
+
+    def _refuse_what_diverged(self, trainer: Trainer, outputs: Any) -> None:
+        bad = not bool(outputs["loss"].isfinite()) and trainer.precision != "16-mixed"
+        if trainer.world_size > 1:
+            bad = trainer.strategy.reduce_boolean_decision(bad, all=False)
+        if bad:
+            raise Diverged(
+                f"the loss at step {trainer.global_step} is {float(outputs['loss'])}; the "
+                "checkpoints before it are kept. Lower --model.optimizer.lr, lengthen "
+                "--model.schedule.warmup_steps, or clip with --trainer.gradient_clip_val"
+            )
 
     def _end(self, trainer: Trainer, step: int) -> None:
         if self.failure is not None:

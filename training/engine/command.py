@@ -20,7 +20,7 @@ from attnops._console import command
 
 from ..data import SegmentationData
 from ..recipes import about, list_recipes, recipe_path
-from .checkpoints import Checkpoints, Interrupted
+from .checkpoints import Checkpoints, Diverged, Interrupted
 from .loading import KEY
 from .logs import CsvLogger, Curves
 from .module import Segmentation
@@ -331,6 +331,9 @@ def _fit(cli: _CLI, checkpoint: Path | None) -> int:
         if cli.trainer.is_global_zero:
             print(f"attnops train: {stop}", file=sys.stderr)
         return 128 + stop.signal
+    except Diverged as error:
+        print(f"attnops train: {error}", file=sys.stderr)
+        return 1
     except SystemExit:  # Lightning's, of a second Ctrl-C
         return 128 + signal.SIGINT
     if cli.trainer.is_global_zero:

@@ -75,7 +75,7 @@ class Throughput(Callback):
         self._images += len(batch[0]) * trainer.world_size
         due = trainer.global_step % trainer.log_every_n_steps == 0
         if due and not trainer.fit_loop._should_accumulate():
-            self._log(trainer, pl_module, {"train/loss": float(outputs["loss"])})
+            self._log(trainer, pl_module, {"train/loss": loss_of(trainer, outputs)})
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, losses: dict[str, float]) -> None:
         waited = self.timer.seconds - self._waited
@@ -97,6 +97,11 @@ class Throughput(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._images:
             self._log(trainer, pl_module, {})
+
+
+def loss_of(trainer: Trainer, outputs: Any) -> float:
+    """The loss of a batch; Lightning divides it where gradients are accumulated."""
+    return float(outputs["loss"]) * trainer.accumulate_grad_batches
 
 
 def memory_gib(device: torch.device) -> float:
@@ -164,7 +169,7 @@ class Display(Callback):
         if not trainer.is_global_zero or trainer.fit_loop._should_accumulate():
             return
         if shown or self._first + 1 == step:  # reading a loss waits for the device
-            self._loss = float(outputs["loss"]) if outputs else math.nan
+            self._loss = loss_of(trainer, outputs)
         speed = self._speed(step)
         if self.progress is not None:
             text = self._text(pl_module, batch, speed)
