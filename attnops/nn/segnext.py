@@ -215,7 +215,7 @@ class Hamburger(Ordered):
 
 def _draw(batch: int, channels: int, rank: int, generator: torch.Generator | None = None) -> Tensor:
     """Random bases with columns of length 1, the same numbers whatever defaults are set."""
-    # Where the batch is a symbol, torch.rand takes no generator, not even None.
-    chosen = {} if generator is None else {"generator": generator}
-    drawn = torch.rand(batch, channels, rank, device="cpu", dtype=torch.float32, **chosen)
+    drawn = torch.rand(
+        batch, channels, rank, generator=generator, device="cpu", dtype=torch.float32
+    )
     return normalize(drawn, dim=1)

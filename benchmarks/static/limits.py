@@ -141,37 +141,21 @@ EXCEPTIONS: dict[str, tuple[Exempt, ...]] = {
     ),
     "nmf": (
         Exempt("launches", "forward", "two launches a step", most=14),
-        Exempt(
-            "launches", "backward", "four launches a step and three parts of a batch of 8", most=87
-        ),
-        Exempt("aten", "backward", "half precision is widened before the steps", most=19),
-        Exempt("programs", "nmf_prepare_kernel", "a program owns the bases of an item"),
-        Exempt("programs", "nmf_bases_kernel", "a rank of 16 has few sums"),
-        Exempt("programs", "nmf_bases_backward_kernel", "a program owns 32 rows of the bases"),
+        Exempt("launches", "backward", "two launches a step", most=16),
+        Exempt("programs", "nmf_prepare_kernel", "a program owns channels of the bases"),
+        Exempt("programs", "nmf_prepare_backward_kernel", "a program owns channels of the bases"),
         Exempt("programs", "nmf_coef_kernel", "a program owns 32 positions"),
         Exempt("programs", "nmf_coef_backward_kernel", "a program owns 32 positions"),
-        Exempt(
-            "programs",
-            "nmf_sums_kernel",
-            "a rank of 16 has few tables of sums",
-            shape=(1, 256, 4096),
-        ),
-        Exempt("loads", "nmf_coef_kernel", "lengths are not known multiples of 16 bytes"),
-        Exempt("loads", "nmf_sums_kernel", "lengths are not known multiples of 16 bytes"),
-        Exempt("loads", "nmf_coef_backward_kernel", "lengths are not known multiples of 16 bytes"),
-        Exempt("loads", "nmf_dx_kernel", "lengths are not known multiples of 16 bytes"),
+        Exempt("programs", "nmf_one_step_kernel", "a program owns 32 positions"),
         Exempt(
             "loads",
-            "nmf_bases_backward_kernel",
-            "lengths are not known multiples of 16 bytes",
-            shape=(1, 256, 4096),
+            "nmf_coef_kernel",
+            "a tile's rows of 32 positions in half precision are 64 bytes",
+            layout="contiguous",
         ),
-        Exempt("stores", "nmf_bases_kernel", "lengths are not known multiples of 16 bytes"),
-        Exempt("stores", "nmf_coef_backward_kernel", "lengths are not known multiples of 16 bytes"),
-        Exempt(
-            "stores", "nmf_bases_backward_kernel", "lengths are not known multiples of 16 bytes"
-        ),
-        Exempt("stores", "nmf_dx_kernel", "lengths are not known multiples of 16 bytes"),
+        Exempt("stores", "nmf_bases_kernel", "a program adds up 256 sums, two a thread"),
+        Exempt("programs", "nmf_bases_kernel", "a rank of 16 has few sums"),
+        Exempt("programs", "nmf_bases_backward_kernel", "a rank of 16 has few sums"),
     ),
     "upsample_gate": (
         Exempt("loads", "gate_kernel", _BOUNDS),

@@ -1,259 +1,198 @@
 """Triton backward of nmf: back through every recorded update, or through the last one alone.
 
 Source: the derivative of algorithm 1 of Geng et al., Is Attention Better Than Matrix Decomposition?
-(ICLR 2021). In the terms of gradients.py, dX is the sum of A dP^T over the updates of the
-coefficients and of dP C^T over those of the bases: one product in the end, of what the updates
-leave behind, so that nothing of the size of X is added to step by step.
+(ICLR 2021).
 """
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 import triton
-import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
-from .._launch import AotCase, Launch, device_guard, run
-from .gradients import (
-    bases_backward_launch,
-    coef_backward_launch,
-    gradient_cases,
-    nmf_bases_backward_kernel,
-    nmf_coef_backward_kernel,
-)
-from .grams import gram_cases, update_bases
-from .sums import CHUNK, Group, groups_of, sums_cases
+from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, run
+from .._multiples import FACTORS, known_factor
+from .bases_backward import nmf_bases_backward_kernel, nmf_prepare_backward_kernel
+from .coef_backward import nmf_coef_backward_kernel
+from .forward import Bases, coef_launch, prepare_launch, variants
+from .map_gradient import nmf_dx_kernel, nmf_one_step_kernel
+from .plan import BLOCK, PARTS, RANK_CLASSES, SHAPES, Plan, factor_of
+
+NO_GRADIENT, GIVEN, COMPUTED = range(3)  # what the gradient of coefficients starts from
 
 
-@triton.jit
-def add_outer(
-    acc,
-    p_bases,
-    p_coef,
-    b_channel,
-    b_position,
-    channels,
-    positions,
-    rank,
-    CHUNK: tl.constexpr,
-):
-    """acc + bases coef^T: [CHANNELS, POSITIONS].
-
-    p_bases [channels, rank], p_coef [positions, rank].
-    """
-    b_k = tl.arange(0, CHUNK)
-    p_left = p_bases + b_channel[:, None] * rank + b_k[None, :]
-    p_right = p_coef + b_position.to(tl.int64)[None, :] * rank + b_k[:, None]
-    in_left = (b_channel < channels)[:, None]
-    in_right = (b_position < positions)[None, :]
-    for start in range(0, rank, CHUNK):
-        inside = start + b_k < rank
-        b_left = tl.load(p_left + start, mask=in_left & inside[None, :], other=0.0)
-        b_right = tl.load(p_right + start, mask=in_right & inside[:, None], other=0.0)
-        acc = tl.dot(b_left, b_right, acc, input_precision="ieee")
-    return acc
+def bases_backward_launch(padded: int, multiple: int) -> Launch:
+    block = min(2 * BLOCK, padded * padded)  # there are two tables
+    constants = {"ROWS": SHAPES[padded].rows, "RANK": padded, "BLOCK": block, "PARTS": PARTS}
+    return Launch(constants | {"MULTIPLE": multiple}, SHAPES[padded].warps, registers=255)
 
 
-@triton.jit(
-    do_not_specialize=["batch", "items", "positions", "channels", "rank", "steps"],
-    do_not_specialize_on_alignment=["p_first", "p_bases", "p_factor", "p_dp", "p_coef", "p_dx"],
-)
-def nmf_dx_kernel(
-    p_first,
-    p_bases,
-    p_factor,
-    p_dp,
-    p_coef,
-    p_dx,
-    batch,
-    items,
-    positions,
-    channels,
-    rank,
-    steps,
-    POSITIONS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    INNER: tl.constexpr,
-):
-    """dx = first dp[0]^T + sum over steps of bases[k] dp[k + 1]^T + factor[k] coef[k]^T.
+def dx_launch(inner: bool, multiple: int) -> Launch:
+    constants = {"POSITIONS": 64, "CHANNELS": 64, "CHUNK": 32}
+    constants |= {"INNER": inner, "MULTIPLE": multiple}
+    return Launch(constants, warps=4, stages=2, registers=255)
 
-    p_first [items, D, R]. Slices of all steps: p_bases [steps, batch, D, R], p_coef [steps, batch,
-    N, R], from the first of the items on; p_factor [steps, items, D, R], p_dp [steps + 1, items,
-    N, R]. p_dx [items, D, N]: contiguous, or with INNER the channel index fastest.
-    Grid: items * ceil(N / POSITIONS) * ceil(D / CHANNELS); one program owns a tile of one item.
-    Writes dx once; reads 2 * steps + 1 maps of the coefficients' size D / CHANNELS times, all but
-    once out of the level-2 cache.
-    """
-    blocks = tl.cdiv(channels, CHANNELS)
-    tiles = tl.cdiv(positions, POSITIONS)
-    block = tl.program_id(0) % blocks
-    tile = (tl.program_id(0) // blocks) % tiles
-    item = (tl.program_id(0) // (blocks * tiles)).to(tl.int64)
-    b_channel = block * CHANNELS + tl.arange(0, CHANNELS)
-    b_position = tile * POSITIONS + tl.arange(0, POSITIONS)
-    of_bases = item * channels * rank
-    of_coef = item * positions * rank
-    p_dp += of_coef
-    acc = tl.zeros([CHANNELS, POSITIONS], dtype=tl.float32)
-    acc = add_outer(
-        acc, p_first + of_bases, p_dp, b_channel, b_position, channels, positions, rank, CHUNK
-    )
-    p_bases += of_bases
-    p_factor += of_bases
-    p_coef += of_coef
-    wide = rank.to(tl.int64)
-    for _ in range(steps):
-        p_dp += wide * items * positions
-        acc = add_outer(acc, p_bases, p_dp, b_channel, b_position, channels, positions, rank, CHUNK)
-        acc = add_outer(
-            acc, p_factor, p_coef, b_channel, b_position, channels, positions, rank, CHUNK
+
+def one_step_launch(padded: int, inner: bool, multiple: int) -> Launch:
+    shape = SHAPES[padded]
+    constants = {"TILE": shape.tile, "CHUNK": shape.chunk, "RANK": padded}
+    constants |= {"INNER": inner, "MULTIPLE": multiple}
+    return Launch(constants, shape.warps, stages=2, registers=255)
+
+
+class _Unrolled:
+    """One call: what its launches share."""
+
+    def __init__(self, x: torch.Tensor, plan: Plan, inv_t: float, eps: float, steps: int) -> None:
+        self.x, self.plan, self.options = x, plan, (inv_t, eps)
+        self.inner = is_channels_inner(x)
+        self.multiple = factor_of(x, plan.rank, self.inner)
+        coefs, bases = (plan.positions, plan.rank), (plan.channels, plan.rank)
+        padded, square = (plan.padded, plan.width), (plan.padded, plan.padded)
+        self.bases, self.state, self.factor = (plan.empty(x, *padded) for _ in range(3))
+        self.squares = plan.empty(x, 2, *square)
+        self.shares = plan.empty(x, plan.parts, 2, *square)
+        self.arrived = x.new_empty(plan.items, plan.parts + 1, dtype=torch.int32)
+        self.first, self.dcoef, self.dq = (plan.empty(x, *s) for s in (bases, coefs, coefs))
+        self.dp = x.new_empty(steps + 1, plan.items, *coefs, dtype=torch.float32)
+        self.factors = x.new_empty(steps, plan.items, *bases, dtype=torch.float32)
+        self.sums = plan.empty(x, plan.splits, 2, plan.table)
+        self.totals = plan.empty(x, 2, plan.table)
+
+    def prepare(self, given: torch.Tensor, last: torch.Tensor, grad: torch.Tensor | None) -> None:
+        plan = self.plan
+        run(
+            nmf_prepare_backward_kernel,
+            plan.items * (plan.parts + 1),
+            given,
+            last,
+            given if grad is None else grad,
+            self.first,
+            self.bases,
+            self.squares,
+            self.state,
+            self.factor,
+            self.arrived,
+            plan.channels,
+            plan.rank,
+            plan.width,
+            plan.parts,
+            int(grad is not None),
+            launch=prepare_launch(plan.padded, known_factor(given, plan.rank)),
         )
-        p_bases += wide * batch * channels
-        p_factor += wide * items * channels
-        p_coef += wide * batch * positions
-    if INNER:
-        b_offset = b_position.to(tl.int64)[None, :] * channels + b_channel[:, None]
-    else:
-        b_offset = b_channel.to(tl.int64)[:, None] * positions + b_position[None, :]
-    mask = (b_channel < channels)[:, None] & (b_position < positions)[None, :]
-    tl.store(p_dx + item * channels * positions + b_offset, acc, mask=mask)
 
-
-def dx_launch(inner: bool) -> Launch:
-    constants = {"POSITIONS": 64, "CHANNELS": 64, "CHUNK": CHUNK, "INNER": inner}
-    return Launch(constants, warps=8, stages=3, registers=255)
-
-
-class _Backward:
-    """Gradients of one group of batch items."""
-
-    def __init__(
-        self, group: Group, x: torch.Tensor, slots: int, options: tuple[float, float]
-    ) -> None:
-        self.group = group
-        self.x = x
-        self.options = options
-        coefs = (group.items, group.positions, group.rank)
-        self.bases_shape = (group.items, group.channels, group.rank)
-        self.dp = x.new_empty(slots, *coefs)
-        self.dq, self.dcoef = (x.new_empty(coefs) for _ in range(2))
-        self.factor = x.new_empty(slots - 1, *self.bases_shape)
-        self.bases_dq = x.new_empty(self.bases_shape)
-        self.gram, self.dgram = (group.new_squares(x) for _ in range(2))
-        self.dsums, self.sums = (group.new_sums(x) for _ in range(2))
-
-    def coef(
+    def back_coef(
         self,
         slot: int,
-        bases: torch.Tensor,
         before: torch.Tensor,
         after: torch.Tensor,
-        dnext: torch.Tensor,
-        slab: tuple[int, int],
-        alone: bool = False,
+        grad: torch.Tensor | None,
+        source: int,
     ) -> None:
-        """Update number slot + 1 of the coefficients; dnext: of its result, so far."""
-        group = self.group
-        ends = slot == len(self.factor)
+        """Update number slot + 1 of the coefficients."""
+        plan, exact = self.plan, self.x.dtype != torch.float32
         run(
             nmf_coef_backward_kernel,
-            group.items * group.tiles_of(slab),
+            plan.items * plan.splits,
             self.x,
-            bases,
-            self.gram,
+            self.bases,
+            self.factor,
+            self.squares,
             before,
             after,
-            dnext,
-            bases if ends else self.factor[slot],
-            self.gram if ends else self.dgram,
+            self.x if grad is None else grad,
             self.dcoef,
             self.dp[slot],
             self.dq,
+            self.sums,
             *self.options,
-            *group.slab_sizes(slab),
+            *plan.sizes,
+            plan.splits,
+            plan.tiles,
+            source,
             int(slot == 0),
-            int(ends),
-            int(alone),
-            launch=coef_backward_launch(group.padded, group.inner),
+            launch=coef_launch(plan.padded, self.inner, exact, self.multiple, plan.tiles == 1),
         )
 
-    def bases(
-        self, slot: int, before: torch.Tensor, after: torch.Tensor, dnext: torch.Tensor
-    ) -> None:
+    def back_bases(self, slot: int, before: torch.Tensor, dgiven: torch.Tensor) -> None:
         """Update number `slot` of the bases; 0: there is none, only sums that are left to do."""
-        group = self.group
+        plan = self.plan
+        launch = bases_backward_launch(plan.padded, known_factor(dgiven, plan.rank))
         run(
             nmf_bases_backward_kernel,
-            group.items * group.parts,
-            before,
-            after,
-            dnext,
-            self.dsums,
+            plan.items * 2 * plan.table // launch.constants["BLOCK"],
             self.sums,
-            self.factor[slot - 1] if slot else before,
-            self.bases_dq,
-            self.dgram,
-            self.gram,
+            self.totals,
+            self.bases,
+            before,
+            self.state,
+            self.factor,
+            self.factors[slot - 1] if slot else self.first,
+            self.squares,
+            self.shares,
+            dgiven,
+            self.arrived,
             self.options[1],
-            *group.sizes,
+            plan.channels,
+            plan.rank,
+            plan.width,
+            plan.splits,
+            plan.parts,
             int(slot == 0),
-            launch=bases_backward_launch(group.padded),
+            launch=launch,
         )
 
-    def unrolled(
-        self, dbases: torch.Tensor, dcoef: torch.Tensor, all_bases: list, past_coef: torch.Tensor
-    ) -> None:
-        """dP and factors of all updates; the gradient of the first bases replaces that of the last.
-
-        all_bases: the given bases and those after each step; past_coef [steps + 2, items, N, R].
-        """
-        group = self.group
-        update_bases(group, all_bases[-1], None, all_bases[-1], self.gram, self.options[1])
-        for slot in reversed(range(len(all_bases))):
-            before, after = past_coef[slot], past_coef[slot + 1]
-            for slab in group.slabs():
-                self.coef(slot, all_bases[slot], before, after, dcoef, slab)
-                group.sum_slab(self.x, self.dp[slot], before, self.dq, self.dsums, slab)
-                if slot:
-                    group.sum_slab(self.x, before, before, before, self.sums, slab)
-            self.bases(slot, all_bases[max(slot - 1, 0)], all_bases[slot], dbases)
-            dcoef = self.dcoef
-
-    def one_step(self, dcoef: torch.Tensor, bases: torch.Tensor, coef: torch.Tensor) -> None:
-        """dP of the last update alone; bases and coef are constants."""
-        update_bases(self.group, bases, None, bases, self.gram, self.options[1])
-        for slab in self.group.slabs():
-            self.coef(0, bases, coef, coef, dcoef, slab, alone=True)
-
-    def dx(
-        self,
-        first: torch.Tensor,
-        past_bases: torch.Tensor,
-        past_coef: torch.Tensor,
-        dx: torch.Tensor,
-    ) -> None:
-        """The product of everything kept; past_*: from the first step on, slices of all items."""
-        group = self.group
-        launch = dx_launch(group.inner)
-        tiles = triton.cdiv(group.positions, launch.constants["POSITIONS"])
+    def dx(self, past_bases: torch.Tensor, past_coef: torch.Tensor, dx: torch.Tensor) -> None:
+        plan = self.plan
+        launch = dx_launch(self.inner, self.multiple)
+        tiles = triton.cdiv(plan.positions, launch.constants["POSITIONS"])
         run(
             nmf_dx_kernel,
-            group.items * tiles * triton.cdiv(group.channels, launch.constants["CHANNELS"]),
-            first,
+            plan.items * tiles * triton.cdiv(plan.channels, launch.constants["CHANNELS"]),
+            self.first,
             past_bases,
-            self.factor,
+            self.factors,
             self.dp,
             past_coef,
             dx,
-            past_coef.stride(0) // (group.positions * group.rank),
-            group.items,
-            group.positions,
-            group.channels,
-            group.rank,
-            len(self.factor),
+            plan.items,
+            plan.positions,
+            plan.channels,
+            plan.rank,
+            len(self.factors),
             launch=launch,
         )
+
+
+def _back_one_step(
+    plan: Plan,
+    bases: torch.Tensor,
+    coef: torch.Tensor,
+    grad: torch.Tensor | None,
+    eps: float,
+    dx: torch.Tensor,
+    dbases: torch.Tensor,
+) -> None:
+    """Through the last update alone; bases and coef are constants."""
+    inner = is_channels_inner(dx)
+    launch = one_step_launch(plan.padded, inner, factor_of(dx, plan.rank, inner))
+    prepared = Bases(plan, bases)
+    run(
+        nmf_one_step_kernel,
+        plan.items * triton.cdiv(plan.positions, launch.constants["TILE"]),
+        prepared.values,
+        prepared.gram,
+        coef,
+        dx if grad is None else grad,
+        dx,
+        dbases,
+        eps,
+        *plan.sizes,
+        int(grad is not None),
+        launch=launch,
+    )
 
 
 def backward(
@@ -269,35 +208,64 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dx in the layout of x, and dbases: zeros where `one_step`."""
     inner = is_channels_inner(x)
-    dx = empty_map(x.shape, x, inner)
-    dbases = torch.zeros_like(bases)
-    steps = 0 if one_step else len(past_bases)
-    with device_guard(x):
-        for items, x_, group in groups_of(x, bases.shape[2], inner):
-            work = _Backward(group, x_, steps + 1, (inv_t, eps))
-            dcoef = torch.zeros_like(work.dcoef) if grad_coef is None else grad_coef[items].float()
-            if one_step:
-                first = past_bases[0, items]
-                work.one_step(dcoef, first, past_coef[0, items])
-            else:
-                first = bases[items].float()
-                state = x_.new_zeros(work.bases_shape)
-                if grad_bases is not None:
-                    state.copy_(grad_bases[items])
-                kept = past_coef[:, items]
-                work.unrolled(state, dcoef, [first, *past_bases[:, items]], kept)
-                dbases[items] = state
-            target = dx[items] if dx.dtype == torch.float32 else torch.empty_like(x_)
-            # Without steps nothing is read of the past but its sizes.
-            work.dx(first, past_bases[:, items], past_coef[min(steps, 1) :, items], target)
-            if target.dtype != dx.dtype:
-                dx[items] = target
+    plan = Plan(*x.shape, bases.shape[2])
+    if x.dtype != torch.float32 and factor_of(x, plan.rank, inner) == 1:
+        given = (x, bases, grad_bases, grad_coef)
+        wide = (None if t is None else t.float() for t in given)
+        found = backward(*wide, past_bases, past_coef, inv_t, eps, one_step)
+        return found[0].to(x.dtype), found[1].to(x.dtype)
+    dx, dbases = empty_map(x.shape, x, inner), torch.empty_like(bases)
+    if plan.items == 0:
+        return dx, dbases
+    given = (x, bases, *(t for t in (grad_bases, grad_coef) if t is not None))
+    with on_device(*given) as (x_, bases_, *grads):
+        grad_coef = None if grad_coef is None else grads.pop()
+        grad_bases = None if grad_bases is None else grads.pop()
+        if one_step:
+            _back_one_step(plan, past_bases[0], past_coef[0], grad_coef, eps, dx, dbases)
+            return dx, dbases
+        steps = len(past_bases)
+        call = _Unrolled(x_, plan, inv_t, eps, steps)
+        # Without steps the last bases are the given ones, in float32 if not wide already.
+        call.prepare(bases_, past_bases[-1] if steps else bases_.float(), grad_bases)
+        for slot in reversed(range(steps + 1)):
+            source = COMPUTED if slot < steps else NO_GRADIENT if grad_coef is None else GIVEN
+            call.back_coef(slot, past_coef[slot], past_coef[slot + 1], grad_coef, source)
+            before = past_bases[slot - 2] if slot > 1 else call.first
+            call.back_bases(slot, before, dbases)
+        call.dx(past_bases, past_coef, dx)
     return dx, dbases
 
 
 def aot_cases() -> list[AotCase]:
     """Every compilation that `backward` can ask for, beside those of the forward."""
-    names = ("p_first", "p_bases", "p_factor", "p_dp", "p_coef", "p_dx")
-    launches = [dx_launch(inner) for inner in (False, True)]
-    dx = [AotCase(nmf_dx_kernel, dict.fromkeys(names, "fp32"), launch) for launch in launches]
-    return gradient_cases() + sums_cases() + gram_cases() + dx
+    cases = []
+    scalars = {"inv_t": "fp32", "eps": "fp32"}
+    wide = ("p_bases", "p_factor", "p_squares", "p_coef", "p_next")
+    wide += ("p_dcoef", "p_dp", "p_dq", "p_sums")
+    for padded, inner, dtype, multiple in variants():
+        pointers = dict.fromkeys(("p_x", "p_grad"), dtype) | dict.fromkeys(wide, "fp32")
+        for single in (False, True):
+            launch = coef_launch(padded, inner, dtype != "fp32", multiple, single)
+            cases.append(AotCase(nmf_coef_backward_kernel, pointers, launch, scalars))
+        pointers = dict.fromkeys(("p_grad", "p_dx", "p_dbases"), dtype)
+        pointers |= dict.fromkeys(("p_bases", "p_gram", "p_coef"), "fp32")
+        launch = one_step_launch(padded, inner, multiple)
+        cases.append(AotCase(nmf_one_step_kernel, pointers, launch, {"eps": "fp32"}))
+        if padded == RANK_CLASSES[0]:
+            names = ("p_first", "p_bases", "p_factor", "p_dp", "p_coef")
+            pointers = dict.fromkeys(names, "fp32") | {"p_dx": dtype}
+            cases.append(AotCase(nmf_dx_kernel, pointers, dx_launch(inner, multiple)))
+    sums = ("p_sums", "p_totals", "p_bases", "p_before", "p_state", "p_factor", "p_kept")
+    sums += ("p_squares", "p_shares")
+    first = ("p_last", "p_first", "p_bases", "p_squares", "p_state", "p_factor")
+    for padded, dtype in product(RANK_CLASSES, TRITON_DTYPES.values()):
+        for multiple in FACTORS[dtype]:
+            pointers = dict.fromkeys(sums, "fp32") | {"p_dgiven": dtype, "p_arrived": "i32"}
+            launch = bases_backward_launch(padded, multiple)
+            cases.append(AotCase(nmf_bases_backward_kernel, pointers, launch, {"eps": "fp32"}))
+            pointers = dict.fromkeys(first, "fp32") | {"p_arrived": "i32"}
+            pointers |= dict.fromkeys(("p_given", "p_grad"), dtype)
+            launch = prepare_launch(padded, multiple)
+            cases.append(AotCase(nmf_prepare_backward_kernel, pointers, launch))
+    return cases

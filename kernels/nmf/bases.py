@@ -88,8 +88,8 @@ def update_rows(
     """A * P / (A H + eps) of ROWS channels of an item; p_totals: P, then H. Else as below."""
     b_rank = tl.arange(0, RANK)
     b_channel = part * ROWS + tl.arange(0, ROWS)
-    b_q = multiply_square(p_totals + width * RANK, p_bases, b_channel, width, RANK) + eps
     b_bases = tl.load(p_bases + b_rank[:, None] * width + b_channel[None, :])
+    b_q = multiply_square(p_totals + width * RANK, b_bases, RANK, False) + eps
     b_p = tl.load(p_totals + b_channel[None, :] * RANK + b_rank[:, None])
     b_offset, mask = ranked(b_rank, b_channel, channels, rank)
     b_next = tl.where(mask, divide(b_bases * b_p, b_q), 0.0)
@@ -179,6 +179,19 @@ def nmf_bases_kernel(
             )
 
 
+@triton.jit
+def gram(p_given, channels, rank, parts, ROWS: tl.constexpr, RANK: tl.constexpr):
+    """The Gram matrix [RANK, RANK] of p_given [channels, rank], of `parts` times ROWS channels."""
+    b_rank = tl.arange(0, RANK)
+    b_gram = tl.zeros([RANK, RANK], dtype=tl.float32)
+    for part in range(parts):
+        b_channel = part * ROWS + tl.arange(0, ROWS)
+        b_offset, mask = ranked(b_rank, b_channel, channels, rank)
+        b_bases = tl.load(p_given + b_offset, mask=mask, other=0.0).to(tl.float32)
+        b_gram += multiply(b_bases, tl.trans(b_bases), False, False)
+    return b_gram
+
+
 @triton.jit(do_not_specialize=["channels", "rank", "width", "parts"])
 def nmf_prepare_kernel(
     p_given,
@@ -197,21 +210,22 @@ def nmf_prepare_kernel(
 
     p_given [items, D, R], R a multiple of MULTIPLE; p_bases [items, RANK, width] float32, zeros
     beyond D and R; p_gram [items, RANK, RANK]: A^T A; p_arrived [items, parts + 1] int32.
-    Grid: items; one program owns one item. Reads and writes the bases once.
+    Grid: items * (parts + 1); of an item, the last program owns the Gram matrix, the others ROWS
+    channels each. Reads the bases twice.
     """
     rank = known_multiple(rank, MULTIPLE)
     width = known_multiple(width, ROWS)
-    item = tl.program_id(0).to(tl.int64)
+    item = (tl.program_id(0) // (parts + 1)).to(tl.int64)
+    part = tl.program_id(0) % (parts + 1)
     p_given += item * channels * rank
-    p_bases += item * RANK * width
     b_rank = tl.arange(0, RANK)
-    b_gram = tl.zeros([RANK, RANK], dtype=tl.float32)
-    for part in range(parts):
+    tl.store(p_arrived + tl.program_id(0), 0)
+    if part < parts:
         b_channel = part * ROWS + tl.arange(0, ROWS)
         b_offset, mask = ranked(b_rank, b_channel, channels, rank)
         b_bases = tl.load(p_given + b_offset, mask=mask, other=0.0).to(tl.float32)
+        p_bases += item * RANK * width
         tl.store(p_bases + b_rank[:, None] * width + b_channel[None, :], b_bases)
-        b_gram += multiply(b_bases, tl.trans(b_bases), False, False)
-        tl.store(p_arrived + item * (parts + 1) + part, 0)
-    tl.store(p_arrived + item * (parts + 1) + parts, 0)
-    tl.store(p_gram + item * RANK * RANK + b_rank[:, None] * RANK + b_rank[None, :], b_gram)
+    else:
+        b_gram = gram(p_given, channels, rank, parts, ROWS, RANK)
+        tl.store(p_gram + item * RANK * RANK + b_rank[:, None] * RANK + b_rank[None, :], b_gram)

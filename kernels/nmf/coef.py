@@ -6,7 +6,16 @@ import triton
 import triton.language as tl
 
 from .._multiples import known_multiple
-from .products import divide, load_map, multiply, multiply_gram, project, ranked
+from .products import (
+    divide,
+    load_map,
+    multiply,
+    multiply_square,
+    project,
+    ranked,
+    store_sums,
+    sum_products,
+)
 
 
 @triton.jit
@@ -41,7 +50,7 @@ def update_tile(
             tl.store(p_coef + b_offset, b_coef, mask=mask)
     else:
         b_coef = tl.load(p_coef + b_offset, mask=mask, other=0.0)
-    b_q = multiply_gram(p_gram, b_coef, RANK) + eps
+    b_q = multiply_square(p_gram, b_coef, RANK, False) + eps
     b_next = tl.where(mask, divide(b_coef * b_p, b_q), 0.0)
     tl.debug_barrier()  # where coefficients are replaced, all threads have read them
     if ends:
@@ -71,9 +80,9 @@ def sum_tile(
         b_channel = start + tl.arange(0, CHUNK)
         b_x = load_map(p_x, b_channel, b_position, channels, positions, INNER)
         b_sum = multiply(b_x, b_right, EXACT, False)
-        tl.store(p_sums + b_channel[:, None] * RANK + b_rank[None, :], b_sum)
+        store_sums(p_sums, b_channel, b_sum, RANK)
     b_square = multiply(b_coef, b_right, False, False)
-    tl.store(p_sums + (width + b_rank)[:, None] * RANK + b_rank[None, :], b_square)
+    store_sums(p_sums, width + b_rank, b_square, RANK)
 
 
 @triton.jit
@@ -102,19 +111,8 @@ def sum_tiles(
             b_coef = tl.load(p_coef + b_offset, mask=mask, other=0.0)
             b_x = load_map(p_x, b_channel, b_position, channels, positions, INNER)
             b_sum += multiply(b_x, tl.trans(b_coef), EXACT, False)
-        tl.store(p_sums + b_channel[:, None] * RANK + b_rank[None, :], b_sum)
-    PART: tl.constexpr = min(RANK, 64)  # rows: more would fill the registers
-    for start in tl.range(0, RANK, PART, disable_licm=True):
-        b_row = start + tl.arange(0, PART)
-        b_square = tl.zeros([PART, RANK], dtype=tl.float32)
-        for first in range(begin, end, TILE):
-            b_position = first + tl.arange(0, TILE)
-            b_offset, mask = ranked(b_row, b_position, tl.minimum(end, positions), rank)
-            b_left = tl.load(p_coef + b_offset, mask=mask, other=0.0)
-            b_offset, mask = ranked(b_rank, b_position, tl.minimum(end, positions), rank)
-            b_right = tl.load(p_coef + b_offset, mask=mask, other=0.0)
-            b_square += multiply(b_left, tl.trans(b_right), False, False)
-        tl.store(p_sums + (width + b_row)[:, None] * RANK + b_rank[None, :], b_square)
+        store_sums(p_sums, b_channel, b_sum, RANK)
+    sum_products(p_coef, p_coef, p_sums, width, begin, end, positions, rank, TILE, RANK)
 
 
 @triton.jit(

@@ -47,7 +47,7 @@ class Bases:
         self.arrived = given.new_empty(plan.items, plan.parts + 1, dtype=torch.int32)
         run(
             nmf_prepare_kernel,
-            plan.items,
+            plan.items * (plan.parts + 1),
             given,
             self.values,
             self.gram,

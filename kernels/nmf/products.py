@@ -107,30 +107,57 @@ def divide(b_dividend, b_divisor):
 
 
 @triton.jit
-def multiply_square(p_square, p_rows, b_column, width, RANK: tl.constexpr):
-    """square rows: [RANK, COLUMNS], of columns of p_rows [RANK, width]; p_square [RANK, RANK]."""
-    CHUNK: tl.constexpr = min(RANK, 64)  # of the sums: factors of more would fill the registers
+def multiply_square(p_square, b_rows, RANK: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """square rows, of rows [RANK, COLUMNS] at hand; p_square [RANK, RANK]."""
     b_rank = tl.arange(0, RANK)
-    b_acc = tl.zeros([RANK, b_column.shape[0]], dtype=tl.float32)
-    for start in range(0, RANK, CHUNK):
-        b_inner = start + tl.arange(0, CHUNK)
-        b_square = tl.load(p_square + b_rank[:, None] * RANK + b_inner[None, :])
-        b_rows = tl.load(p_rows + b_inner[:, None] * width + b_column[None, :])
-        b_acc += multiply(b_square, b_rows, False, False)
-    return b_acc
-
-
-@triton.jit
-def multiply_gram(p_gram, b_rows, RANK: tl.constexpr):
-    """gram rows, of rows [RANK, COLUMNS] at hand; p_gram [RANK, RANK]."""
-    b_rank = tl.arange(0, RANK)
+    COLUMN: tl.constexpr = RANK if TRANSPOSED else 1
+    p_rows = p_square + b_rank[:, None] * (1 if TRANSPOSED else RANK)
     if RANK <= 64:
-        b_gram = tl.load(p_gram + b_rank[:, None] * RANK + b_rank[None, :])
-        return multiply(b_gram, b_rows, False, False)
+        b_square = tl.load(p_rows + b_rank[None, :] * COLUMN)
+        return multiply(b_square, b_rows, False, False)
     else:  # in two halves: factors of more would fill the registers
         HALF: tl.constexpr = RANK // 2
         b_halves = tl.reshape(b_rows, [2, HALF, b_rows.shape[1]])
         b_upper, b_lower = tl.split(tl.permute(b_halves, [1, 2, 0]))
-        p_half = p_gram + b_rank[:, None] * RANK + tl.arange(0, HALF)[None, :]
+        p_half = p_rows + tl.arange(0, HALF)[None, :] * COLUMN
         b_product = multiply(tl.load(p_half), b_upper, False, False)
-        return b_product + multiply(tl.load(p_half + HALF), b_lower, False, False)
+        p_half += HALF * COLUMN
+        return b_product + multiply(tl.load(p_half), b_lower, False, False)
+
+
+@triton.jit
+def store_sums(p_sums, b_row, b_sum, RANK: tl.constexpr):
+    """Rows of a table of sums [rows, RANK]."""
+    tl.store(p_sums + b_row[:, None] * RANK + tl.arange(0, RANK)[None, :], b_sum)
+
+
+@triton.jit
+def sum_products(
+    p_left,
+    p_right,
+    p_sums,
+    first_row,
+    begin,
+    end,
+    positions,
+    rank,
+    TILE: tl.constexpr,
+    RANK: tl.constexpr,
+):
+    """left^T right over the positions from `begin` to `end`, to rows of a table of sums.
+
+    p_left, p_right [positions, rank].
+    """
+    PART: tl.constexpr = min(RANK, 64)  # rows: more would fill the registers
+    b_rank = tl.arange(0, RANK)
+    for start in tl.range(0, RANK, PART, disable_licm=True):
+        b_row = start + tl.arange(0, PART)
+        b_sum = tl.zeros([PART, RANK], dtype=tl.float32)
+        for first in range(begin, end, TILE):
+            b_position = first + tl.arange(0, TILE)
+            b_offset, mask = ranked(b_row, b_position, tl.minimum(end, positions), rank)
+            b_left = tl.load(p_left + b_offset, mask=mask, other=0.0)
+            b_offset, mask = ranked(b_rank, b_position, tl.minimum(end, positions), rank)
+            b_right = tl.load(p_right + b_offset, mask=mask, other=0.0)
+            b_sum += multiply(b_left, tl.trans(b_right), False, False)
+        store_sums(p_sums, first_row + b_row, b_sum, RANK)
