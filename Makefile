@@ -31,7 +31,7 @@ env:
 build: env  ## compile the libraries into attnops/lib (incremental)
 	@$(PY) setup.py -q build_ext --inplace
 
-demo: build  ## the main job on a real picture, with pictures of the result in demo/
+demo: build  ## the main job on a real picture, the table and a short training; pictures in demo/
 	@$(PY) -m attnops.benchmarks demo
 	@$(PY) examples/denoise.py --out demo
 

@@ -139,13 +139,14 @@ class _Input:
             except (RuntimeError, ValueError, ImportError) as error:
                 row.add_note(f"failed: {why(error)}")
         self.expected.clear()
+        if device.type == "cpu" and self.options.memory:
+            # Before the times, of which a machine that is busy gets fewer: a peak is measured
+            # once. What is compared comes first, in case there is no time even for that.
+            for contender in sorted(chosen, key=lambda c: (not c.is_ours, c.name != c.reference)):
+                if contender.name in steps:
+                    self._measure_cpu_memory(contender, rows[contender.name])
         self._time_cpu(rows, steps)
         steps.clear()
-        if device.type == "cpu" and self.options.memory:
-            # What is compared first, in case time runs out.
-            for contender in sorted(chosen, key=lambda c: (not c.is_ours, c.name != c.reference)):
-                if rows[contender.name].p50 is not None:
-                    self._measure_cpu_memory(contender, rows[contender.name])
         for contender in chosen:
             self._put_floor(contender, rows[contender.name])
 
@@ -254,7 +255,7 @@ class _Input:
         if contender.compiled and not self.options.compiled_memory:
             return
         compiling = 60 if contender.compiled else 0
-        needed = 5 + 3e-3 * row.p50
+        needed = 5 + 3e-3 * self._estimate_ms(contender)
         if needed + compiling / 4 > self.budget.left():
             row.add_note("memory not measured: no time left (--budget)")
             return

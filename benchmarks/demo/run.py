@@ -1,6 +1,6 @@
-"""The demonstration: attention on a photograph, then the paper's table and figure 2.
+"""The demonstration: attention on a photograph, the paper's table and figure 2, then a training.
 
-python -m attnops.benchmarks demo [--out demo] [--budget 100]
+python -m attnops.benchmarks demo [--out demo] [--budget 100] [--training-seconds 110]
 """
 
 from __future__ import annotations
@@ -33,7 +33,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
     parser.add_argument("--budget", type=float, default=100, help="seconds for table and figure")
     parser.add_argument("--threads", type=positive_integer, help="CPU threads")
-    parser.add_argument("--pictures-only", action="store_true", help="no table, no figure 2")
+    parser.add_argument(
+        "--training-seconds",
+        type=float,
+        default=110,
+        metavar="S",
+        help="of training with both kinds of heads together; 0: none",
+    )
+    parser.add_argument(
+        "--pictures-only", action="store_true", help="no table, no figure 2, no training"
+    )
     chosen = parser.parse_args(arguments)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
@@ -42,6 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     _photograph(chosen.out)
     if not chosen.pictures_only:
         _table(chosen.out, Budget(chosen.budget))
+        if chosen.training_seconds > 0:
+            _training(chosen.out, chosen.training_seconds)
     return 0
 
 
@@ -85,3 +96,16 @@ def _table(out: Path, budget: Budget) -> None:
     report(document, f"{table}.json", f"{table}.md", f"{table}.png")
     show(figure2.grid(found))
     print(f"{out}/: attention.png, apnb_table.json, apnb_table.md, apnb_table.png, figure2.png")
+
+
+def _training(out: Path, seconds: float) -> None:
+    """The training, where what it needs is installed."""
+    try:
+        from . import training
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing == "attnops":
+            raise
+        print(f'No training: {missing} is not installed (pip install "attnops[train]")')
+        return
+    training.run(out, seconds)
