@@ -115,40 +115,46 @@ class _Input:
         torch._dynamo.reset()  # its limit on recompiled variants counts inputs, too
         device = self.options.device
         x = make_input(self.block, device, self.dtype, self.layout)
-        rows: dict[str, Row] = {}
         steps: dict[str, Step] = {}
         chosen = [
             c
             for c in contenders(self.options.compile_modes)
             if not self.options.only or c.name in self.options.only
         ]
-        for contender in chosen:
-            row = rows[contender.name] = self._new_row(contender)
-            reason = self._reason_to_skip(contender)
-            if reason:
-                row.add_note(f"not run: {reason}")
-                continue
-            try:
-                step = self._checked_step(contender, row, x)
-                if device.type == "cuda":
-                    self._measure_cuda(row, step)
-                else:
-                    steps[contender.name] = step
-            except Disagreement as error:
-                row.add_note(f"not timed, it disagrees: {error}")
-            except (RuntimeError, ValueError, ImportError) as error:
-                row.add_note(f"failed: {why(error)}")
+        rows = {contender.name: self._new_row(contender) for contender in chosen}
+        # A machine that is busy loses repetitions, not columns: memory comes before times, and
+        # torch.compile, whose length nobody knows, after the others' memory.
+        for compiled in (False, True):
+            part = [c for c in chosen if (c.compiled is not None) == compiled]
+            for contender in part:
+                self._check(contender, rows[contender.name], x, steps)
+            if device.type == "cpu" and self.options.memory:
+                # What is compared first, in case time runs out.
+                for contender in sorted(part, key=lambda c: (not c.is_ours, c.name != c.reference)):
+                    if contender.name in steps:
+                        self._measure_cpu_memory(contender, rows[contender.name])
         self.expected.clear()
-        if device.type == "cpu" and self.options.memory:
-            # Before the times, of which a machine that is busy gets fewer: a peak is measured
-            # once. What is compared comes first, in case there is no time even for that.
-            for contender in sorted(chosen, key=lambda c: (not c.is_ours, c.name != c.reference)):
-                if contender.name in steps:
-                    self._measure_cpu_memory(contender, rows[contender.name])
         self._time_cpu(rows, steps)
         steps.clear()
         for contender in chosen:
             self._put_floor(contender, rows[contender.name])
+
+    def _check(self, contender: Contender, row: Row, x: Tensor, steps: dict[str, Step]) -> None:
+        """Run a contender once; on the CPU it is timed later, from `steps`, on a GPU here."""
+        reason = self._reason_to_skip(contender)
+        if reason:
+            row.add_note(f"not run: {reason}")
+            return
+        try:
+            step = self._checked_step(contender, row, x)
+            if self.options.device.type == "cuda":
+                self._measure_cuda(row, step)
+            else:
+                steps[contender.name] = step
+        except Disagreement as error:
+            row.add_note(f"not timed, it disagrees: {error}")
+        except (RuntimeError, ValueError, ImportError) as error:
+            row.add_note(f"failed: {why(error)}")
 
     def _new_row(self, contender: Contender) -> Row:
         row = self.document.new_row(

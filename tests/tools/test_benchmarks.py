@@ -199,25 +199,33 @@ def test_rows_without_time_or_memory_say_so(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_memory_is_measured_however_little_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is busy loses repetitions, not columns."""
-    budget, peaks = timing.Budget(1000), {}
-    use = memory.MemoryUse(3 * memory.MIB, memory.MIB, "made up")
+    budget, events = timing.Budget(1000), []
+    time_cpu, make_module = timing.time_cpu, apnb_cases.make_module
+
+    def make(contender, *arguments):
+        events.append(("check", contender.name))
+        return make_module(replace(contender, compiled=None), *arguments)
 
     def measure(build, timeout, name, **case):
-        peaks[name] = use
-        return use
+        events.append(("memory", name))
+        return memory.MemoryUse(3 * memory.MIB, memory.MIB, "made up")
 
     def times(calls, seconds):
+        events.append(("time", ""))
         budget._end -= 1000  # all that is left
         return time_cpu(calls, seconds)
 
-    time_cpu = timing.time_cpu
-    monkeypatch.setattr(apnb_run, "measure_cpu", measure)
-    monkeypatch.setattr(apnb_run, "time_cpu", times)
+    for name, function in (("make_module", make), ("measure_cpu", measure), ("time_cpu", times)):
+        monkeypatch.setattr(apnb_run, name, function)
     document = new_document()
-    apnb_run.run(document, replace(OPTIONS, memory=True), budget)
-    assert peaks.keys() == CONTENDERS.keys() and budget.left() < 0
+    options = replace(OPTIONS, memory=True, compile_modes=("default",))
+    apnb_run.run(document, options, budget)
+    assert len(document.rows) == len(CONTENDERS) + 2 and budget.left() < 0
     for row in document.rows:
         assert row.memory_above_inputs == 3 and row.p50 > 0 and not row.note
+    assert events[-1] == ("time", "")
+    compiled = [i for i, (_, name) in enumerate(events) if name.startswith("compiled")]
+    assert compiled[0] == 2 * len(CONTENDERS), "compiling waits for the others' memory"
 
 
 def test_table_holds_every_fact(table: record.Document) -> None:
