@@ -7,6 +7,7 @@ import functools
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tiny_training import config_file, state_of
 
 from attnops.models import create_model
 from attnops.training import load_trained
-from attnops.training.engine.command import _CLI, main
+from attnops.training.engine.command import _CLI, _length, main
 from attnops.training.engine.normalization import CAFFE, IMAGENET
 from attnops.training.engine.optimization import (
     OptimizerOptions,
@@ -137,6 +138,18 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(train, run):
 def test_options_run(train, run, options):
     assert train("--trainer.max_steps", 2, *options) == 0
     assert state_of(run() / "last.ckpt")["global_step"] == 2
+
+
+def test_lengths_in_passes_over_the_data():
+    data = SimpleNamespace(steps_per_epoch=40)  # of one process
+    given = {"max_steps": -1, "max_epochs": 3, "accumulate_grad_batches": 2}
+    given |= {"fast_dev_run": False, "val_check_interval": 0.5}
+    length = _length(given, data, processes=1)
+    assert length == {"max_steps": 60, "max_epochs": -1, "val_check_interval": 20}
+    length = _length(given, data, processes=4)
+    assert length == {"max_steps": 15, "max_epochs": -1, "val_check_interval": 5}
+    assert _length(given | {"max_steps": 7}, data, 1)["max_steps"] == 7  # what is reached first
+    assert _length(given | {"max_steps": 99}, data, 1)["max_steps"] == 60
 
 
 @pytest.fixture(scope="module")

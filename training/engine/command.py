@@ -132,31 +132,33 @@ class _CLI(LightningCLI):
             callbacks.append(Pictures())
         if given["logger"] in (None, True, False):
             options["logger"] = self.loggers or False
-        options |= _length(given, self.datamodule) | _processes(given)
+        processes, of_them = _processes(given)
+        options |= _length(given, self.datamodule, processes) | of_them
         options |= {"callbacks": callbacks, "enable_progress_bar": False}
         options["profiler"] = given["profiler"] or timer
         return super().instantiate_trainer(**options)
 
 
-def _length(given: Any, data: SegmentationData) -> dict[str, Any]:
+def _length(given: Any, data: SegmentationData, processes: int) -> dict[str, Any]:
     """Steps to train, and validations that fit into them."""
     steps, accumulated = given["max_steps"], given["accumulate_grad_batches"]
+    batches = max(data.steps_per_epoch // processes, 1)  # in a pass over the data
     if given["fast_dev_run"]:
         steps = int(given["fast_dev_run"])
     if (given["max_epochs"] or -1) >= 0:  # whichever is reached first
-        by_epochs = given["max_epochs"] * max(data.steps_per_epoch // accumulated, 1)
+        by_epochs = given["max_epochs"] * max(batches // accumulated, 1)
         steps = by_epochs if steps < 0 else min(steps, by_epochs)
     if steps < 0:
         raise ValueError("how long? Give --trainer.max_steps N or --trainer.max_epochs N")
     interval = given["val_check_interval"]
     if isinstance(interval, float):
-        interval = round(interval * data.steps_per_epoch)
+        interval = round(interval * batches)
     interval = max(1, min(int(interval), steps * accumulated))
     return {"max_steps": steps, "max_epochs": -1, "val_check_interval": interval}
 
 
-def _processes(given: Any) -> dict[str, Any]:
-    """What several processes need, whoever starts them."""
+def _processes(given: Any) -> tuple[int, dict[str, Any]]:
+    """How many there are, whoever starts them, and what several need."""
     options: dict[str, Any] = {}
     devices, nodes = given["devices"], given["num_nodes"]
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has decided
@@ -166,13 +168,13 @@ def _processes(given: Any) -> dict[str, Any]:
     if isinstance(devices, (list, tuple)):
         count = len(devices)
     elif str(devices) in ("auto", "-1"):
-        count = 1 if given["accelerator"] == "cpu" else torch.cuda.device_count()
+        count = 1 if given["accelerator"] == "cpu" else max(torch.cuda.device_count(), 1)
     else:
         count = len(devices.split(",")) if "," in str(devices) else int(devices)
     if given["strategy"] == "auto" and count * nodes > 1:
         # Running statistics are summed over the processes, or taken from the first in validation.
         options["strategy"] = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
-    return options
+    return count * nodes, options
 
 
 def _begin(cli: _CLI, name: str) -> Path | None:
