@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from emulation.exchange import Failed
+from emulation.faults import faulty_programs, is_caught
 from emulation.nmf import Problem, check, make_inputs, run_forward
 from emulation.toolchain import build
 
@@ -62,3 +65,83 @@ def test_records_and_orders_do_not_change_a_bit(program: Path, tmp_path: Path) -
         assert torch.equal(found[0], everything[0]) and torch.equal(found[1], everything[1])
     assert torch.equal(last[2][0], everything[2][-1])
     assert torch.equal(last[3][0], everything[3][-2])
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"),
+    [
+        ((1, 8, 5, 65), torch.float32, "up to R=64 bases of D=1024 channels, got R=65, D=8"),
+        ((1, 1025, 5, 3), torch.float16, "up to R=64 bases of D=1024 channels, got R=3, D=1025"),
+        ((1, 8, 5, 3), torch.float64, "it computes in float32, got float64"),
+    ],
+)
+def test_library_and_python_refuse_alike(
+    program: Path, tmp_path: Path, shape, dtype: torch.dtype, reason: str
+) -> None:
+    from attnops._backends.cuda import _refuse_nmf
+
+    problem = Problem(shape, dtype=dtype)
+    inputs = make_inputs(problem)
+    assert reason in _refuse_nmf(*inputs)
+    if dtype != torch.float64:
+        with pytest.raises(Failed, match="unsupported rank or channels"):
+            run_forward(program, tmp_path, problem, inputs, RECORD_NOTHING)
+
+
+@pytest.mark.parametrize(("channels", "rank"), [(1, 1), (65, 32), (512, 33), (1024, 64)])
+def test_shared_memory_fits_as_python_says(channels: int, rank: int) -> None:
+    """In sm_90's 227 KiB; 512 channels in sm_80's 163 KiB."""
+    from attnops._backends.cuda import _nmf_shared_bytes
+
+    depth, padded = -(-channels // 64) * 64, -(-rank // 32) * 32
+    floats = 32 * depth + 256 * padded + 64 * (padded + 4) + padded * (padded + 4)
+    assert _nmf_shared_bytes(channels, rank) == 4 * floats <= 227 * 1024
+    assert channels > 512 or 4 * floats <= 163 * 1024
+
+
+FAULTS = {
+    "missing grid barrier": (
+        "nmf/kernels.cuh",
+        "      barrier.wait();\n      sum_squares(",
+        "      if (!FAULT) barrier.wait();\n      sum_squares(",
+    ),
+    "missing grid barrier of the backward": (
+        "nmf/backward_kernels.cuh",
+        "      if (update > 0) barrier.wait();",
+        "      if (update > 0 && !FAULT) barrier.wait();",
+    ),
+    "stage read too early": (
+        "nmf/dx_kernel.cuh",
+        "wait_copies<1>();",
+        "FAULT ? wait_copies<2>() : wait_copies<1>();",
+    ),
+    "wrong lane in a fragment": (
+        "nmf/products.cuh",
+        "s_x[n * depth + (d ^ nmf_turn(n))]",
+        "s_x[(n ^ FAULT) * depth + (d ^ nmf_turn(n ^ FAULT))]",
+    ),
+}
+
+
+@pytest.mark.slow
+def test_faults_are_caught(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """By values, in one of two opposite orders of the threads; without a fault, by none."""
+    files = sorted({file for file, _, _ in FAULTS.values()})
+    folder = tmp_path_factory.mktemp("nmf")
+    program = faulty_programs(folder, "nmf_driver.cpp", files, FAULTS)("address")
+    problem = Problem((1, 9, 40, 3), steps=1, multiprocessors=2)
+    run = partial(check, program, folder)
+    run(problem)
+    for fault in FAULTS:
+        assert is_caught(run, [problem], fault, "", ["forward", "reverse"]), fault
+
+
+@pytest.mark.slow
+def test_nothing_races(tmp_path: Path) -> None:
+    """ThreadSanitizer, which knows only barriers to order threads and blocks."""
+    program = build("nmf_driver.cpp", "thread", defines=("FLOAT32_ONLY",))
+    for problem in (
+        Problem((1, 7, 40, 3), steps=1, multiprocessors=2),
+        Problem((1, 9, 70, 36), steps=1, multiprocessors=2, channels_last=True),
+    ):
+        check(program, tmp_path, problem)

@@ -209,7 +209,7 @@ template <int kCount, typename A, typename B>
 __device__ __forceinline__ void multiply_small(float (&sum)[kCount][4], int row, int first,
                                                int depth, const A& a_at, const B& b_at) {
   const int lane = thread_now() % 32, g = lane / 4, t = lane % 4;
-#pragma unroll 2
+#pragma unroll 4
   for (int k = 0; k < depth; k += 8) {
     float a[4];
     uint32_t a_big[4], a_small[4];

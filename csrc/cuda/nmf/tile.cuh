@@ -73,19 +73,23 @@ __device__ __forceinline__ void sum_parts(const float* p_parts, int stride, int 
     const int v = first + lane;
     float4 sum = make_float4(0, 0, 0, 0);
     if (v < count) {
-#pragma unroll 8
+#pragma unroll 16
       for (int part = group; part < parts; part += groups) {
         add_to(sum, *reinterpret_cast<const float4*>(p_parts + int64_t{part} * stride + 4 * v));
       }
     }
     s_sums[thread] = sum;
     __syncthreads();
-    if (group == 0 && v < count) {
-      for (int k = 1; k < groups; ++k) add_to(sum, s_sums[k * lanes + lane]);
-      store(v, sum);
+    for (int half = groups / 2; half > 0; half /= 2) {
+      if (group < half) {
+        add_to(sum, s_sums[thread + half * lanes]);
+        s_sums[thread] = sum;
+      }
+      __syncthreads();
     }
-    __syncthreads();
+    if (group == 0 && v < count) store(v, sum);
   }
+  __syncthreads();
 }
 
 // This block's share of p_sum [size] = the sum of p_parts [blocks, size].

@@ -6,11 +6,11 @@
 // vote, tensor-core instruction) or returns.
 //
 // Order: ATTNOPS_EMULATION_ORDER = forward (default), reverse, or a number that seeds a random
-// order for every round; in the first two a warp runs on alone until it comes to a barrier. A
-// missing barrier gives a wrong result under one of two opposite orders. Built with
-// -fsanitize=thread, it is reported as a data race under any: the sanitizer is told that only
-// barriers and warp functions order the threads of a block, and only grid barriers the blocks of a
-// cooperative launch (those of another one count as ordered).
+// order for every round; in the first two a warp runs on alone until it comes to a
+// barrier, and a block until it comes to one of the grid. A missing barrier gives a wrong result
+// under one of two opposite orders. Built with -fsanitize=thread, it is reported as a data race
+// under any: the sanitizer is told that only barriers and warp functions order the threads of a
+// block, and only grid barriers the blocks of a cooperative launch (others count as ordered).
 //
 // Checked, with a message that names block, thread and source line, and exit status 86:
 // a thread that returns, or waits at another place, while others wait for it; masks of warp
@@ -173,17 +173,26 @@ class Machine {
     before_others(&started_);
     do {
       if (shuffled) std::shuffle(order.begin(), order.end(), random_);
-      for (size_t k = 0, end; k < order.size(); k = end) {
-        end = k;
-        while (end < order.size() && (shuffled || same_warp(order[k], order[end]))) ++end;
+      const size_t alone = shuffled ? order.size() : threads_;  // a block, and in it a warp
+      for (size_t k = 0; k < order.size(); k += alone) {
         do {
-          for (size_t i = k; i < end; ++i) {
-            if (fibers_[order[i]]->state == State::kReady) resume(*fibers_[order[i]]);
-          }
-        } while (!shuffled && release_warps(order.data() + k, end - k));  // a warp at a time
+          run_warps(order.data() + k, alone, shuffled);
+        } while (!shuffled && release_block(order[k] / threads_));
       }
     } while (release(order));
     after_others(&finished_);
+  }
+
+  ATTNOPS_UNTRACKED void run_warps(const unsigned* fibers, size_t count, bool shuffled) {
+    for (size_t k = 0, end; k < count; k = end) {
+      end = k;
+      while (end < count && (shuffled || same_warp(fibers[k], fibers[end]))) ++end;
+      do {
+        for (size_t i = k; i < end; ++i) {
+          if (fibers_[fibers[i]]->state == State::kReady) resume(*fibers_[fibers[i]]);
+        }
+      } while (!shuffled && release_warps(fibers + k, end - k));
+    }
   }
 
   bool same_warp(unsigned a, unsigned b) const {
@@ -261,19 +270,34 @@ class Machine {
     bool released = false;
     const Fiber* stuck = nullptr;
     for (unsigned slot = 0; slot < order.size() / threads_; ++slot) {
-      const Fiber* waiting = all_wait(slot);
-      if (!waiting) continue;
-      if (waiting->state == State::kAtGrid && *waiting->counter < waiting->target) {
-        stuck = waiting;
+      if (release_block(slot)) {
+        released = true;
         continue;
       }
-      for (unsigned index = 0; index < threads_; ++index) fiber(slot, index).state = State::kReady;
-      released = true;
+      const Fiber* waiting = all_wait(slot);
+      if (waiting && *waiting->counter < waiting->target) {
+        stuck = waiting;
+      } else if (waiting) {
+        make_ready(slot);
+        released = true;
+      }
     }
     if (stuck && !released) {
       fail(describe(*stuck, blockDim) + " and waits for blocks that do not come");
     }
     return released;
+  }
+
+  // Lets the threads of a block pass a barrier, if all are there.
+  ATTNOPS_UNTRACKED bool release_block(unsigned slot) {
+    const Fiber* waiting = all_wait(slot);
+    if (!waiting || waiting->state == State::kAtGrid) return false;
+    make_ready(slot);
+    return true;
+  }
+
+  ATTNOPS_UNTRACKED void make_ready(unsigned slot) {
+    for (unsigned index = 0; index < threads_; ++index) fiber(slot, index).state = State::kReady;
   }
 
   // A thread of the block, if all wait at one place; null if all have returned.
@@ -294,12 +318,6 @@ class Machine {
       }
     }
     return waiting;
-  }
-
-  static bool waits_for(const Fiber& waiting, const Fiber& other) {
-    if (waiting.state != State::kAtWarp) return true;
-    const bool same_warp = waiting.index / warpSize == other.index / warpSize;
-    return same_warp && (waiting.mask >> other.index % warpSize & 1);
   }
 
   // Completes the warp functions of these fibers that can be.
@@ -335,11 +353,6 @@ class Machine {
       lane->state = State::kReady;
     }
     return true;
-  }
-
-  static std::string read_order() {
-    const char* order = std::getenv("ATTNOPS_EMULATION_ORDER");
-    return order ? order : "forward";
   }
 
   const char* name_ = "";

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -127,6 +128,18 @@ inline std::string describe(const Fiber& fiber, dim3 block_dim) {
     if (fiber.mask != 0) append(" with mask %08x", fiber.mask);
   }
   return text;
+}
+
+// Whether `waiting` cannot go on without `other`, of the same block.
+inline bool waits_for(const Fiber& waiting, const Fiber& other) {
+  if (waiting.state != State::kAtWarp) return true;
+  const bool same_warp = waiting.index / warpSize == other.index / warpSize;
+  return same_warp && (waiting.mask >> other.index % warpSize & 1);
+}
+
+inline std::string read_order() {
+  const char* order = std::getenv("ATTNOPS_EMULATION_ORDER");
+  return order ? order : "forward";
 }
 
 // Memory of exactly `bytes` for each of the blocks that run together, poisoned anew for every
