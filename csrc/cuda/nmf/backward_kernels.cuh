@@ -316,12 +316,14 @@ __global__ void __launch_bounds__(kNmfThreads, 1)
       barrier.arrive();
     };
     if (item != slot) barrier.wait();  // what the last item left has been read
+    const bool stays = plan.block_tiles == 1;
+    if (stays && !to.one_step) load_tile(p_x, plan, tile_begin * kNmfTile, shared.x);
     begin_bases(to, plan, shared, work);
     barrier.wait();
     for (int update = steps; update >= 0; --update) {
       add_squares();
       for (int tile = tile_begin; tile < tile_end; ++tile) {
-        if (!to.one_step && (update == steps || plan.block_tiles > 1)) {
+        if (!stays && !to.one_step) {
           load_tile(p_x, plan, tile * kNmfTile, shared.x);
           __syncthreads();
         }

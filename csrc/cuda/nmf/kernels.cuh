@@ -169,6 +169,8 @@ __global__ void __launch_bounds__(kNmfThreads, 1)
   for (int item = slot; item < plan.batch; item += plan.items) {
     const T* p_x = to.x + int64_t{item} * plan.channels * plan.positions;
     if (item != slot) barrier.wait();  // the bases of the last item have been read
+    const bool stays = plan.block_tiles == 1;
+    if (stays) load_tile(p_x, plan, tile_begin * kNmfTile, shared.x);
     update_bases(to, plan, shared, scratch, item, block, 0, barrier);
     barrier.wait();
     for (int step = 0; step <= plan.steps; ++step) {
@@ -176,7 +178,7 @@ __global__ void __launch_bounds__(kNmfThreads, 1)
                   shared.sums());
       barrier.arrive();
       for (int tile = tile_begin; tile < tile_end; ++tile) {
-        if (step == 0 || plan.block_tiles > 1) {
+        if (!stays) {
           load_tile(p_x, plan, tile * kNmfTile, shared.x);
           __syncthreads();
         }
