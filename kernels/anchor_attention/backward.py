@@ -12,8 +12,6 @@ with them, a third sums the partial results. Constants bound the scratch, whatev
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import triton
 import triton.language as tl
@@ -21,19 +19,18 @@ import triton.language as tl
 from ..._layout import empty_map, is_channels_inner
 from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, run
 from .._multiples import known_multiple
-from .partials import AnchorGradient, anchor_launch, partial_cases, reduce_partials
+from .partials import AnchorGradients, partial_cases
 from .tiles import (
-    Anchors,
+    Variant,
     accumulate_scores,
-    multiple_of,
-    precision_of,
+    load_bias,
+    score_order,
     store_products,
-    tile_launch,
     tile_of,
+    variant_of,
     variants,
 )
 
-SCORE_REGISTERS = 224  # bound of a thread that holds two score tiles, see Launch
 SLAB_ELEMENTS = 2**23  # of each of the two scratch tables: 65536 positions of 128 anchors
 
 
@@ -42,8 +39,8 @@ SLAB_ELEMENTS = 2**23  # of each of the two scratch tables: 65536 positions of 1
         "positions",
         "key_channels",
         "value_channels",
-        "key_rows",
-        "value_rows",
+        "anchors",
+        "has_bias",
         "first_item",
         "first_tile",
         "slab_tiles",
@@ -66,8 +63,8 @@ def score_gradient_kernel(
     positions,
     key_channels,
     value_channels,
-    key_rows,
-    value_rows,
+    anchors,
+    has_bias,
     first_item,
     first_tile,
     slab_tiles,
@@ -78,13 +75,14 @@ def score_gradient_kernel(
     ANCHORS: tl.constexpr,
     INNER: tl.constexpr,
     MULTIPLE: tl.constexpr,
+    ROW_MULTIPLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """p = exp(scores - lse); ds = p (dp - sum p dp), dp = grad^T value; dquery = scale key ds^T.
 
     p_grad [B, Cv, N], p_query and p_dquery [B, Ck, N]: contiguous, or with INNER the channel index
-    fastest. p_key [B, key_rows, ANCHORS], p_value [B, value_rows, ANCHORS], p_bias [B, ANCHORS]: as
-    pack_anchors_kernel writes them. p_lse [B, N] float32.
+    fastest. p_key [B, Ck, S], p_value [B, Cv, S], p_bias [B, S] (with has_bias): contiguous,
+    S <= ANCHORS. p_lse [B, N] float32.
     p_weight, p_dscore [items, slab_tiles * POSITIONS, ANCHORS]: p and ds of the slab in query's
     dtype. p_dbias [items, bias_tiles, ANCHORS] float32: ds summed over a tile; added to if `add`.
     Grid: items * slab_tiles, the slab being tiles first_tile, first_tile + 1, ... of the batch
@@ -100,18 +98,28 @@ def score_gradient_kernel(
         value_channels = known_multiple(value_channels, MULTIPLE)
     else:
         positions = known_multiple(positions, MULTIPLE)
+    row = known_multiple(anchors, ROW_MULTIPLE)
     b_position = tile * POSITIONS + tl.arange(0, POSITIONS)
-    b_anchor = tl.arange(0, ANCHORS)
-    p_key += batch * key_rows * ANCHORS
-    p_value += batch * value_rows * ANCHORS
+    b_anchor = score_order(ANCHORS, PRECISION)
+    p_key += batch * key_channels * row
     p_query += batch * key_channels * positions
 
     acc = accumulate_scores(
-        p_query, p_key, b_position, positions, key_channels, CHANNELS, ANCHORS, INNER, PRECISION
+        p_query,
+        p_key,
+        b_position,
+        positions,
+        key_channels,
+        anchors,
+        CHANNELS,
+        ANCHORS,
+        INNER,
+        ROW_MULTIPLE,
+        PRECISION,
     )
     inside = b_position < positions
     b_lse = tl.load(p_lse + batch * positions + b_position, mask=inside, other=0.0)
-    b_bias = tl.load(p_bias + batch * ANCHORS + b_anchor)
+    b_bias = load_bias(p_bias + batch * anchors, b_anchor, anchors, has_bias)
     weight = tl.exp(acc * scale + b_bias[None, :] - b_lse[:, None])
     # The rounding of the saved statistic is a common factor of a row; its sum takes it out again.
     weight *= (1.0 / tl.sum(weight, axis=1))[:, None]
@@ -123,9 +131,18 @@ def score_gradient_kernel(
     b_slab = b_row[:, None] * ANCHORS + b_anchor[None, :]
     tl.store(p_weight + slab + b_slab, b_weight)
 
-    p_grad += batch * value_channels * positions
     dweight = accumulate_scores(
-        p_grad, p_value, b_position, positions, value_channels, CHANNELS, ANCHORS, INNER, PRECISION
+        p_grad + batch * value_channels * positions,
+        p_value + batch * value_channels * row,
+        b_position,
+        positions,
+        value_channels,
+        anchors,
+        CHANNELS,
+        ANCHORS,
+        INNER,
+        ROW_MULTIPLE,
+        PRECISION,
     )
     weight = b_weight.to(tl.float32)
     delta = tl.sum(weight * dweight, axis=1)
@@ -139,17 +156,25 @@ def score_gradient_kernel(
     if add:
         b_dbias += tl.load(p_tile_bias)
     tl.store(p_tile_bias, b_dbias)
-    p_dquery += batch * key_channels * positions
-    own = (b_position, positions, key_channels)
-    store_products(b_dscore, p_key, p_dquery, scale, own, CHANNELS, ANCHORS, INNER, PRECISION)
+    store_products(
+        b_dscore,
+        p_key,
+        p_dquery + batch * key_channels * positions,
+        scale,
+        (b_position, positions, key_channels),
+        anchors,
+        CHANNELS,
+        ANCHORS,
+        INNER,
+        ROW_MULTIPLE,
+        PRECISION,
+    )
 
 
-def score_launch(dtype: str, anchors: int, multiple: int, precision: str, inner: bool) -> Launch:
+def score_launch(variant: Variant) -> Launch:
     """The configuration of score_gradient_kernel for one class of inputs."""
-    tile = tile_of(dtype, anchors, multiple, precision)
-    if tile.registers is not None:
-        tile = replace(tile, registers=SCORE_REGISTERS)
-    return tile_launch(tile, tile.rows, tile.chunk, anchors, multiple, precision, inner)
+    tile = tile_of(variant, False)
+    return variant.launch(tile, tile.rows, tile.chunk)
 
 
 def backward(
@@ -163,31 +188,22 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients with respect to query, key, value and bias (shape [0] without one)."""
     batch, key_channels, positions = query.shape
-    value_channels = value.shape[1]
+    value_channels, anchors = value.shape[1:]
     inner = is_channels_inner(query)
     dquery = empty_map(query.shape, query, inner)
     dkey, dvalue = torch.empty_like(key), torch.empty_like(value)
     dbias = key.new_empty(0 if bias is None else bias.shape)
-    with on_device(grad, query) as (grad, query):
-        anchors = Anchors(key, value, bias)
-        variant = (
-            TRITON_DTYPES[query.dtype],
-            anchors.padded,
-            multiple_of(query, value, inner),
-            precision_of(query.dtype),
-            inner,
-        )
-        scores = score_launch(*variant)
-        products = anchor_launch(*variant)
-        tile = scores.constants["POSITIONS"]
+    with on_device(grad, query, key, value) as (grad, query, key, value):
+        variant = variant_of(query, value, inner)
+        scores = score_launch(variant)
+        tile, padded = scores.constants["POSITIONS"], variant.anchors
         tiles = triton.cdiv(positions, tile)
-        slab_tiles = min(tiles, SLAB_ELEMENTS // anchors.padded // tile)
-        group = min(batch, SLAB_ELEMENTS // anchors.padded // tile // slab_tiles)
-        weight = query.new_empty(group, slab_tiles * tile, anchors.padded)
+        slab_tiles = min(tiles, SLAB_ELEMENTS // padded // tile)
+        group = min(batch, SLAB_ELEMENTS // padded // tile // slab_tiles)
+        weight = query.new_empty(group, slab_tiles * tile, padded)
         dscore = torch.empty_like(weight)
-        tile_dbias = query.new_empty(group, slab_tiles, 1, anchors.padded, dtype=torch.float32)
-        of_key = AnchorGradient(dkey, anchors.key_rows, group, slab_tiles * tile, products)
-        of_value = AnchorGradient(dvalue, anchors.value_rows, group, slab_tiles * tile, products)
+        tile_dbias = query.new_empty(group, slab_tiles, padded, dtype=torch.float32)
+        sums = AnchorGradients(dkey, dvalue, dbias, variant, group, slab_tiles * tile)
         for item in range(0, batch, group):
             items = min(group, batch - item)
             for first_tile in range(0, tiles, slab_tiles):
@@ -197,9 +213,9 @@ def backward(
                     items * count,
                     grad,
                     query,
-                    anchors.key,
-                    anchors.value,
-                    anchors.bias,
+                    key,
+                    value,
+                    key if bias is None else bias,
                     lse,
                     dquery,
                     weight,
@@ -209,8 +225,8 @@ def backward(
                     positions,
                     key_channels,
                     value_channels,
-                    anchors.key_rows,
-                    anchors.value_rows,
+                    anchors,
+                    int(bias is not None),
                     item,
                     first_tile,
                     count,
@@ -219,23 +235,19 @@ def backward(
                     launch=scores,
                 )
                 slab = (item, items, first_tile * tile, count * tile)
-                of_key.accumulate(query, dscore, *slab)
-                of_value.accumulate(grad, weight, *slab)
-            of_key.finish(item, items, scale)
-            of_value.finish(item, items, 1.0)
-            if bias is not None:
-                reduce_partials(tile_dbias, dbias.unsqueeze(1), item, items, 1.0)
+                sums.accumulate(query, dscore, grad, weight, *slab)
+            sums.finish(tile_dbias, item, items, scale)
     return dquery, dkey, dvalue, dbias
 
 
 def aot_cases() -> list[AotCase]:
-    """Every compilation that `backward` can ask for, beside the packing of the anchors."""
+    """Every compilation that `backward` can ask for."""
     cases = partial_cases()
     for dtype in TRITON_DTYPES.values():
-        maps = ("p_grad", "p_query", "p_key", "p_value", "p_dquery", "p_weight", "p_dscore")
-        pointers = dict.fromkeys(maps, dtype)
-        pointers |= dict.fromkeys(("p_bias", "p_lse", "p_dbias"), "fp32")
+        maps = ("p_grad", "p_query", "p_key", "p_value", "p_bias", "p_dquery", "p_weight")
+        pointers = dict.fromkeys((*maps, "p_dscore"), dtype)
+        pointers |= dict.fromkeys(("p_lse", "p_dbias"), "fp32")
         for variant in variants(dtype):
-            launch = score_launch(dtype, *variant)
+            launch = score_launch(variant)
             cases.append(AotCase(score_gradient_kernel, pointers, launch, {"scale": "fp32"}))
     return cases

@@ -6,9 +6,6 @@ section 3.2: the anchors are the pyramid-pooled positions of a map.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from itertools import product
-
 import torch
 import triton
 import triton.language as tl
@@ -18,20 +15,20 @@ from ...anchor_attention import MAX_FUSED_ANCHORS
 from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, refuse_tensor, run
 from .._multiples import known_multiple
 from .tiles import (
-    Anchors,
+    FEW_POSITIONS,
+    Variant,
     accumulate_scores,
-    multiple_of,
-    pack_cases,
-    precision_of,
+    load_bias,
+    score_order,
     store_products,
-    tile_launch,
     tile_of,
+    variant_of,
     variants,
 )
 
 
 @triton.jit(
-    do_not_specialize=["positions", "key_channels", "value_channels", "key_rows", "value_rows"]
+    do_not_specialize=["positions", "key_channels", "value_channels", "anchors", "has_bias"]
 )
 def anchor_attention_forward_kernel(
     p_query,
@@ -44,24 +41,25 @@ def anchor_attention_forward_kernel(
     positions,
     key_channels,
     value_channels,
-    key_rows,
-    value_rows,
+    anchors,
+    has_bias,
     POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
     ANCHORS: tl.constexpr,
     INNER: tl.constexpr,
     MULTIPLE: tl.constexpr,
+    ROW_MULTIPLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """out = softmax(scale query^T key + bias) value^T; lse = log sum exp of the scores.
 
     p_query [B, Ck, N], p_out [B, Cv, N]: contiguous, or with INNER the channel index fastest.
-    p_key [B, key_rows, ANCHORS], p_value [B, value_rows, ANCHORS], p_bias [B, ANCHORS] float32: as
-    pack_anchors_kernel writes them. p_lse [B, N] float32.
+    p_key [B, Ck, S], p_value [B, Cv, S], p_bias [B, S] (with has_bias): contiguous, S <= ANCHORS.
+    p_lse [B, N] float32.
     Grid: B * ceil(N / POSITIONS); one program owns POSITIONS positions of one batch item and holds
     their whole score rows in registers, so the softmax needs one pass and no running maximum.
     Reads query once and writes out once from and to device memory; the anchors, S * (Ck + Cv)
-    elements a program, come out of the L2 cache.
+    elements a program, come out of the L2 cache, padded to ANCHORS with zeros on their way.
     """
     tiles = tl.cdiv(positions, POSITIONS)
     batch = (tl.program_id(0) // tiles).to(tl.int64)
@@ -71,15 +69,24 @@ def anchor_attention_forward_kernel(
         value_channels = known_multiple(value_channels, MULTIPLE)
     else:
         positions = known_multiple(positions, MULTIPLE)
+    row = known_multiple(anchors, ROW_MULTIPLE)
     b_position = start + tl.arange(0, POSITIONS)
-    b_anchor = tl.arange(0, ANCHORS)
+    b_anchor = score_order(ANCHORS, PRECISION)
 
-    p_query += batch * key_channels * positions
-    p_key += batch * key_rows * ANCHORS
     acc = accumulate_scores(
-        p_query, p_key, b_position, positions, key_channels, CHANNELS, ANCHORS, INNER, PRECISION
+        p_query + batch * key_channels * positions,
+        p_key + batch * key_channels * row,
+        b_position,
+        positions,
+        key_channels,
+        anchors,
+        CHANNELS,
+        ANCHORS,
+        INNER,
+        ROW_MULTIPLE,
+        PRECISION,
     )
-    b_bias = tl.load(p_bias + batch * ANCHORS + b_anchor)
+    b_bias = load_bias(p_bias + batch * anchors, b_anchor, anchors, has_bias)
     scores = acc * scale + b_bias[None, :]
     largest = tl.max(scores, axis=1)
     weight = tl.exp(scores - largest[:, None])
@@ -91,23 +98,25 @@ def anchor_attention_forward_kernel(
     )
     weight = weight * (1.0 / total)[:, None]
     b_weight = weight.to(p_out.dtype.element_ty)
-    p_value += batch * value_rows * ANCHORS
-    p_out += batch * value_channels * positions
-    tile = (b_position, positions, value_channels)
-    store_products(b_weight, p_value, p_out, 1.0, tile, CHANNELS, ANCHORS, INNER, PRECISION)
+    store_products(
+        b_weight,
+        p_value + batch * value_channels * row,
+        p_out + batch * value_channels * positions,
+        1.0,
+        (b_position, positions, value_channels),
+        anchors,
+        CHANNELS,
+        ANCHORS,
+        INNER,
+        ROW_MULTIPLE,
+        PRECISION,
+    )
 
 
-FEW_POSITIONS = 32768  # below, tiles of 128 positions are fewer than two per multiprocessor
-
-
-def forward_launch(
-    dtype: str, anchors: int, multiple: int, precision: str, inner: bool, few: bool
-) -> Launch:
-    """The configuration of one class of inputs; `anchors` is padded, `few` says few positions."""
-    tile = tile_of(dtype, anchors, multiple, precision)
-    if few and tile.rows == 128:
-        tile = replace(tile, rows=64, warps=4)  # twice as many programs
-    return tile_launch(tile, tile.rows, tile.chunk, anchors, multiple, precision, inner)
+def forward_launch(variant: Variant, few: bool) -> Launch:
+    """The configuration for one class of inputs; `few` says few positions."""
+    tile = tile_of(variant, few)
+    return variant.launch(tile, tile.rows, tile.chunk)
 
 
 def forward(
@@ -119,35 +128,29 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of query [B, Ck, N] over anchors: out [B, Cv, N] in its layout and lse [B, N]."""
     batch, key_channels, positions = query.shape
-    value_channels = value.shape[1]
+    value_channels, count = value.shape[1:]
     inner = is_channels_inner(query)
     out = empty_map((batch, value_channels, positions), query, inner)
     lse = query.new_empty(batch, positions, dtype=torch.float32)
-    with on_device(query) as (query,):
-        anchors = Anchors(key, value, bias)
+    with on_device(query, key, value) as (query, key, value):
         launch = forward_launch(
-            TRITON_DTYPES[query.dtype],
-            anchors.padded,
-            multiple_of(query, value, inner),
-            precision_of(query.dtype),
-            inner,
-            batch * positions < FEW_POSITIONS,
+            variant_of(query, value, inner), batch * positions < FEW_POSITIONS
         )
         run(
             anchor_attention_forward_kernel,
             batch * triton.cdiv(positions, launch.constants["POSITIONS"]),
             query,
-            anchors.key,
-            anchors.value,
-            anchors.bias,
+            key,
+            value,
+            key if bias is None else bias,
             out,
             lse,
             scale,
             positions,
             key_channels,
             value_channels,
-            anchors.key_rows,
-            anchors.value_rows,
+            count,
+            int(bias is not None),
             launch=launch,
         )
     return out, lse
@@ -170,13 +173,13 @@ def refuse(
 
 def aot_cases() -> list[AotCase]:
     """Every compilation that `forward` can ask for."""
-    cases = pack_cases()
+    cases = []
     for dtype in TRITON_DTYPES.values():
-        pointers = dict.fromkeys(("p_query", "p_key", "p_value", "p_out"), dtype)
-        pointers |= {"p_bias": "fp32", "p_lse": "fp32"}
-        for variant, few in product(variants(dtype), (False, True)):
-            launch = forward_launch(dtype, *variant, few)
-            if not few or launch != forward_launch(dtype, *variant, False):
+        pointers = dict.fromkeys(("p_query", "p_key", "p_value", "p_bias", "p_out"), dtype)
+        pointers |= {"p_lse": "fp32"}
+        for variant in variants(dtype):
+            launches = [forward_launch(variant, few) for few in (False, True)]
+            for launch in launches[: 1 if launches[0] == launches[1] else 2]:
                 cases.append(
                     AotCase(anchor_attention_forward_kernel, pointers, launch, {"scale": "fp32"})
                 )

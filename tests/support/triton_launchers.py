@@ -133,8 +133,7 @@ def test_attention_without_bias(inner):
 )
 def test_attention_in_slabs(batch, positions, dtype, inner, monkeypatch):
     """Scratch for two tiles only: the positions go through in several slabs or groups of items."""
-    rows = tiles.tile_of("bf16", 128, 8, "ieee").rows
-    monkeypatch.setattr(anchor_attention_backward, "SLAB_ELEMENTS", 2 * 128 * rows)
+    monkeypatch.setattr(anchor_attention_backward, "SLAB_ELEMENTS", 2 * 128 * 128)
     monkeypatch.setattr(partials, "MIN_SPLIT", 64)  # several splits as well
     check_attention(dtype, inner, batch, 6, 140, positions, 20)
 
@@ -142,9 +141,7 @@ def test_attention_in_slabs(batch, positions, dtype, inner, monkeypatch):
 @pytest.mark.parametrize("inner", FLAGS, ids=["contiguous", "inner"])
 def test_attention_tf32_variant(inner, launches, monkeypatch):
     """TF32 products are the same here; their variant has other tiles."""
-    monkeypatch.setattr(tiles, "precision_of", lambda dtype: "tf32")
-    monkeypatch.setattr(anchor_attention, "precision_of", lambda dtype: "tf32")
-    monkeypatch.setattr(anchor_attention_backward, "precision_of", lambda dtype: "tf32")
+    monkeypatch.setattr(tiles, "precision_of", lambda dtype, padded: "tf32")
     check_attention(torch.float32, inner, 1, 20, 36, 44, 110)
     assert all(launch.constants.get("PRECISION", "tf32") == "tf32" for _, launch in launches)
     assert_compiled_ahead(launches)
