@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+
 @triton.jit
 def split_tf32(x):
     """float32 x as high + low, high a TF32 number (10 bits of mantissa): low is what rounding left.
@@ -47,6 +48,18 @@ def as_factors(x):
     columns: tl.constexpr = x.shape[1]
     pairs = tl.permute(tl.reshape(x, [rows, columns // 8, 4, 2]), (0, 1, 3, 2))
     return tl.reshape(pairs, [rows, columns])
+
+
+@triton.jit
+def as_product(x):
+    """x, in the registers in which tensor cores leave a product.
+
+    The compiler decides by the operations around where an intermediate lives; that of a product is
+    fixed. So that of nothing is added, in one instruction: without it, both parts of x would go
+    through shared memory.
+    """
+    nothing = tl.zeros([x.shape[0], 16], dtype=tl.float32)
+    return tl.dot(nothing, tl.zeros([16, x.shape[1]], dtype=tl.float32), x, input_precision="tf32")
 
 
 @triton.jit

@@ -18,8 +18,10 @@ from .tiles import (
     FEW_POSITIONS,
     Variant,
     accumulate_scores,
+    in_order,
     load_bias,
     score_order,
+    split_factor,
     store_products,
     tile_of,
     variant_of,
@@ -97,9 +99,9 @@ def anchor_attention_forward_kernel(
         mask=b_position < positions,
     )
     weight = weight * (1.0 / total)[:, None]
-    b_weight = weight.to(p_out.dtype.element_ty)
+    b_weight = in_order(weight.to(p_out.dtype.element_ty), PRECISION)
     store_products(
-        b_weight,
+        split_factor(b_weight, PRECISION),
         p_value + batch * value_channels * row,
         p_out + batch * value_channels * positions,
         1.0,
@@ -133,9 +135,7 @@ def forward(
     out = empty_map((batch, value_channels, positions), query, inner)
     lse = query.new_empty(batch, positions, dtype=torch.float32)
     with on_device(query, key, value) as (query, key, value):
-        launch = forward_launch(
-            variant_of(query, value, inner), batch * positions < FEW_POSITIONS
-        )
+        launch = forward_launch(variant_of(query, value, inner), batch * positions < FEW_POSITIONS)
         run(
             anchor_attention_forward_kernel,
             batch * triton.cdiv(positions, launch.constants["POSITIONS"]),

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._launch import TRITON_DTYPES, Launch, aligned_storage
+from .._launch import TRITON_DTYPES, Launch
 from .._multiples import FACTORS, known_factor, known_multiple
 from .._products import as_factors, before_factors, dot, dot_split, split_tf32
 from .._tiles import tile_pointers
@@ -44,32 +44,40 @@ def accumulate_scores(
     """
     b_channel = tl.arange(0, CHANNELS)
     b_anchor = tl.arange(0, ANCHORS)
-    if PRECISION != "tf32x3":  # whose split factors are stored across: single elements spread best
+    if PRECISION != "tf32x3":
+        # There, a thread stores what it has loaded and split across rows of shared memory: runs of
+        # elements would meet in the same banks.
         anchors = known_multiple(anchors, ROW_MULTIPLE)
-    p_tile = tile_pointers(p_map, b_position, b_channel, channels, positions, INNER)
     b_offset = b_channel[:, None] * anchors + b_anchor[None, :]
     in_map = (b_position < positions)[:, None]
     in_anchors = (b_anchor < anchors)[None, :]
     acc = tl.zeros([b_position.shape[0], ANCHORS], dtype=tl.float32)
     for start in range(0, channels, CHANNELS):
-        in_channels = start + b_channel < channels
+        b_own = start + b_channel
+        in_channels = b_own < channels
+        p_tile = tile_pointers(p_map, b_position, b_own, channels, positions, INNER)
         b_map = tl.load(p_tile, mask=in_map & in_channels[None, :], other=0.0)
         mask = in_anchors & in_channels[:, None]
         b_rows = tl.load(p_anchors + b_offset, mask=mask, other=0.0)  # [CHANNELS, ANCHORS]
         if PRECISION == "tf32x3":
             b_rows = before_factors(b_rows)
         acc = dot(b_map, b_rows, acc, PRECISION)
-        if INNER:
-            p_tile += CHANNELS
-        else:
-            p_tile += positions.to(tl.int64) * CHANNELS
         p_anchors += anchors * CHANNELS
     return acc
 
 
 @triton.jit
+def split_factor(b_weight, PRECISION: tl.constexpr):
+    """The parts of a left factor that its products with a chunk of channels take."""
+    if PRECISION == "tf32x3":
+        return split_tf32(b_weight)
+    else:
+        return b_weight, b_weight
+
+
+@triton.jit
 def store_products(
-    b_weight,
+    factors,
     p_anchors,
     p_map,
     factor,
@@ -81,7 +89,7 @@ def store_products(
     ROW_MULTIPLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Writes factor * weight anchors^T for all channels; b_weight [POSITIONS, ANCHORS].
+    """Writes factor * weight anchors^T for all channels; factors: of weight [POSITIONS, ANCHORS].
 
     p_anchors [channels, anchors], p_map [channels, positions] (INNER: channel index fastest).
     tile: the positions [POSITIONS], positions, channels.
@@ -93,8 +101,7 @@ def store_products(
     b_offset = b_channel[:, None] * anchors + b_anchor[None, :]
     in_map = (b_position < positions)[:, None]
     in_anchors = (b_anchor < anchors)[None, :]
-    if PRECISION == "tf32x3":
-        weight_high, weight_low = split_tf32(as_factors(b_weight))
+    weight_high, weight_low = factors
     for start in range(0, channels, CHANNELS):
         b_own = start + b_channel
         in_channels = b_own < channels
@@ -104,7 +111,7 @@ def store_products(
             high, low = split_tf32(b_rows)
             b_out = dot_split(weight_high, weight_low, tl.trans(high), tl.trans(low)) * factor
         else:
-            b_out = tl.dot(b_weight, tl.trans(b_rows), input_precision=PRECISION) * factor
+            b_out = tl.dot(weight_high, tl.trans(b_rows), input_precision=PRECISION) * factor
         mask = in_map & in_channels[None, :]
         p_tile = tile_pointers(p_map, b_position, b_own, channels, positions, INNER)
         tl.store(p_tile, b_out.to(p_map.dtype.element_ty), mask=mask)
@@ -113,12 +120,30 @@ def store_products(
 
 @triton.jit
 def score_order(ANCHORS: tl.constexpr, PRECISION: tl.constexpr):
-    """The anchors [ANCHORS] that the columns of a tile of scores belong to."""
+    """The anchors [ANCHORS] that the columns of a tile of scores belong to, see as_factors."""
     b_column = tl.arange(0, ANCHORS)
     if PRECISION == "tf32x3":
         return b_column // 8 * 8 + b_column % 2 * 4 + b_column % 8 // 2
     else:
         return b_column
+
+
+@triton.jit
+def in_order(scores, PRECISION: tl.constexpr):
+    """A tile with the anchors of `score_order` in its columns, the columns brought in order."""
+    if PRECISION == "tf32x3":
+        return as_factors(scores)
+    else:
+        return scores
+
+
+@triton.jit
+def by_score(ordered, PRECISION: tl.constexpr):
+    """What `in_order` made, as it was before."""
+    if PRECISION == "tf32x3":
+        return before_factors(ordered)
+    else:
+        return ordered
 
 
 @triton.jit
@@ -245,4 +270,9 @@ def tile_of(variant: Variant, few: bool) -> Tile:
 
 def gradient_tile_of(variant: Variant) -> Tile:
     """The tile for sums over positions: rows are channels, chunks are of positions."""
-    return tile_of(variant, False)
+    tile = tile_of(variant, False)
+    if variant.dtype == "fp32" or variant.factor == 1:
+        return tile
+    # Writing 64 values a thread would take 200 registers.
+    chunk = {128: 64, 256: 32, 512: 32}[variant.anchors]
+    return Tile(tile.rows, chunk, 16, {128: 3, 256: 3, 512: 2}[variant.anchors])
