@@ -39,6 +39,16 @@ def refuse_tensor(tensor: torch.Tensor) -> str | None:
     return None
 
 
+def is_hopper(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's device has products of four warps at once (compute capability 9).
+
+    CPU tensors (under the interpreter, or where nothing is launched) count as if they were there.
+    """
+    if tensor.device.type != "cuda":
+        return True
+    return torch.version.hip is None and torch.cuda.get_device_capability(tensor.device)[0] == 9
+
+
 def device_guard(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     """Makes the tensor's device current: Triton launches on the current one."""
     if tensor.device.type == "cuda":
@@ -87,12 +97,18 @@ class Launch:
 @dataclass(frozen=True)
 class AotCase:
     """One compilation of one kernel: element types of its pointers, types of its other scalars
-    than 32-bit integers, and the launch. Pointers start on 16 bytes."""
+    than 32-bit integers, and the launch. Pointers start on 16 bytes. `generations`: the major
+    compute capabilities that it is launched on, all if None."""
 
     kernel: Any
     pointers: Mapping[str, str]
     launch: Launch
     scalars: Mapping[str, str] = field(default_factory=dict)
+    generations: tuple[int, ...] | None = None
+
+    def runs_on(self, capability: int) -> bool:
+        """Whether the case is launched on an architecture (80, 90, ...)."""
+        return self.generations is None or capability // 10 in self.generations
 
 
 def run(kernel: Any, programs: int, *args: Any, launch: Launch) -> None:

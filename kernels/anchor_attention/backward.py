@@ -298,7 +298,12 @@ def aot_cases() -> list[AotCase]:
         of_weight |= {"p_lse": "fp32"}
         maps = ("p_grad", "p_key", "p_value", "p_weight", "p_dquery", "p_dscore")
         of_score = dict.fromkeys(maps, dtype)
-        for launch in map(score_launch, variants(dtype)):
-            cases.append(AotCase(probability_kernel, of_weight, launch, {"scale": "fp32"}))
-            cases.append(AotCase(score_gradient_kernel, of_score, launch, {"scale": "fp32"}))
+        for variant in variants(dtype):
+            for kernel, pointers in (
+                (probability_kernel, of_weight),
+                (score_gradient_kernel, of_score),
+            ):
+                launch = score_launch(variant)
+                own = (pointers, launch, {"scale": "fp32"}, variant.generations)
+                cases.append(AotCase(kernel, *own))
     return cases

@@ -30,7 +30,14 @@ from .tiles import (
 
 
 @triton.jit(
-    do_not_specialize=["positions", "key_channels", "value_channels", "anchors", "has_bias"]
+    do_not_specialize=[
+        "positions",
+        "key_channels",
+        "value_channels",
+        "key_anchors",
+        "value_anchors",
+        "has_bias",
+    ]
 )
 def anchor_attention_forward_kernel(
     p_query,
@@ -43,7 +50,8 @@ def anchor_attention_forward_kernel(
     positions,
     key_channels,
     value_channels,
-    anchors,
+    key_anchors,
+    value_anchors,
     has_bias,
     POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -56,7 +64,9 @@ def anchor_attention_forward_kernel(
     """out = softmax(scale query^T key + bias) value^T; lse = log sum exp of the scores.
 
     p_query [B, Ck, N], p_out [B, Cv, N]: contiguous, or with INNER the channel index fastest.
-    p_key [B, Ck, S], p_value [B, Cv, S], p_bias [B, S] (with has_bias): contiguous, S <= ANCHORS.
+    p_key [B, Ck, S], p_value [B, Cv, S], p_bias [B, S] (with has_bias): contiguous, S = key_anchors
+    = value_anchors <= ANCHORS: one number, but as one the compiler would keep the offsets of both
+    tables over both phases.
     p_lse [B, N] float32.
     Grid: B * ceil(N / POSITIONS); one program owns POSITIONS positions of one batch item and holds
     their whole score rows in registers, so the softmax needs one pass and no running maximum.
@@ -71,24 +81,25 @@ def anchor_attention_forward_kernel(
         value_channels = known_multiple(value_channels, MULTIPLE)
     else:
         positions = known_multiple(positions, MULTIPLE)
-    row = known_multiple(anchors, ROW_MULTIPLE)
+    key_row = known_multiple(key_anchors, ROW_MULTIPLE)
+    value_row = known_multiple(value_anchors, ROW_MULTIPLE)
     b_position = start + tl.arange(0, POSITIONS)
     b_anchor = score_order(ANCHORS, PRECISION)
 
     acc = accumulate_scores(
         p_query + batch * key_channels * positions,
-        p_key + batch * key_channels * row,
+        p_key + batch * key_channels * key_row,
         b_position,
         positions,
         key_channels,
-        anchors,
+        key_anchors,
         CHANNELS,
         ANCHORS,
         INNER,
         ROW_MULTIPLE,
         PRECISION,
     )
-    b_bias = load_bias(p_bias + batch * anchors, b_anchor, anchors, has_bias)
+    b_bias = load_bias(p_bias + batch * key_anchors, b_anchor, key_anchors, has_bias)
     scores = acc * scale + b_bias[None, :]
     largest = tl.max(scores, axis=1)
     weight = tl.exp(scores - largest[:, None])
@@ -102,11 +113,11 @@ def anchor_attention_forward_kernel(
     b_weight = in_order(weight.to(p_out.dtype.element_ty), PRECISION)
     store_products(
         split_factor(b_weight, PRECISION),
-        p_value + batch * value_channels * row,
+        p_value + batch * value_channels * value_row,
         p_out + batch * value_channels * positions,
         1.0,
         (b_position, positions, value_channels),
-        anchors,
+        value_anchors,
         CHANNELS,
         ANCHORS,
         INNER,
@@ -150,6 +161,7 @@ def forward(
             key_channels,
             value_channels,
             count,
+            count,
             int(bias is not None),
             launch=launch,
         )
@@ -181,6 +193,12 @@ def aot_cases() -> list[AotCase]:
             launches = [forward_launch(variant, few) for few in (False, True)]
             for launch in launches[: 1 if launches[0] == launches[1] else 2]:
                 cases.append(
-                    AotCase(anchor_attention_forward_kernel, pointers, launch, {"scale": "fp32"})
+                    AotCase(
+                        anchor_attention_forward_kernel,
+                        pointers,
+                        launch,
+                        {"scale": "fp32"},
+                        variant.generations,
+                    )
                 )
     return cases

@@ -306,9 +306,13 @@ def partial_cases() -> list[AotCase]:
     cases = []
     for dtype in TRITON_DTYPES.values():
         maps = dict.fromkeys(("p_query", "p_dscore", "p_grad", "p_weight"), dtype)
-        launches = [gradient_launch(variant) for variant in variants(dtype)]
-        for launch in {str(launch): launch for launch in launches}.values():
-            cases.append(AotCase(anchor_gradient_kernel, maps | {"p_partial": "fp32"}, launch))
+        maps["p_partial"] = "fp32"
+        launches = {(str(gradient_launch(v)), v.hopper): v for v in variants(dtype)}
+        for variant in launches.values():
+            launch = gradient_launch(variant)
+            cases.append(
+                AotCase(anchor_gradient_kernel, maps, launch, generations=variant.generations)
+            )
         partial = dict.fromkeys(("p_dkey", "p_dvalue", "p_dbias"), dtype) | {"p_partial": "fp32"}
         for launch in map(reduce_launch, ANCHOR_CLASSES):
             cases.append(AotCase(reduce_partials_kernel, partial, launch, {"scale": "fp32"}))

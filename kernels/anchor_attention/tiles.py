@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._launch import TRITON_DTYPES, Launch
+from .._launch import TRITON_DTYPES, Launch, is_hopper
 from .._multiples import FACTORS, known_factor, known_multiple
 from .._products import as_factors, before_factors, dot, dot_split, split_tf32
 from .._tiles import tile_pointers
@@ -21,7 +21,7 @@ from .._tiles import tile_pointers
 ANCHOR_CLASSES = (128, 256, 512)  # padded anchor counts that kernels are compiled for
 ROW_FACTORS = {1: (1,), 4: (1, 2), 8: (1, 2, 8)}  # of rows of anchors, by the factor of maps
 FEW_POSITIONS = 32768  # below, tiles of 128 positions are fewer than two per multiprocessor
-FP32_REGISTERS = 168  # of a thread: what products without splitting need at most
+FP32_REGISTERS = 192  # of a thread: what products without splitting need at most
 
 
 @triton.jit
@@ -159,17 +159,18 @@ def anchor_class(anchors: int) -> int:
     return next(padded for padded in ANCHOR_CLASSES if anchors <= padded)
 
 
-def precision_of(dtype: torch.dtype, padded: int) -> str:
+def precision_of(dtype: torch.dtype, padded: int, hopper: bool) -> str:
     """How float32 products are formed: in three TF32 products, whose error is that of float32.
 
-    Exactly where the split probabilities of so many anchors would not fit the registers; in one
-    TF32 product if PyTorch's own matmuls may use it.
+    Exactly where the parts of the probabilities would not fit the registers: of more anchors, or
+    where tensor cores take both factors from there; in one TF32 product if PyTorch's own matmuls
+    may use it.
     """
     if dtype != torch.float32 or torch.version.hip is not None:
         return "ieee"  # no effect on 16-bit operands
     if torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
-    return "tf32x3" if padded == 128 else "ieee"
+    return "tf32x3" if padded == 128 and hopper else "ieee"
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class Variant:
     """A class of inputs that kernels are compiled for.
 
     `factor` elements are a known divisor of the lengths of rows of maps, `row_factor` of those of
-    anchors; `inner` says that maps have the channel index fastest.
+    anchors; `inner` says that maps have the channel index fastest, `hopper` what is_hopper does.
     """
 
     dtype: str
@@ -200,6 +201,12 @@ class Variant:
     row_factor: int
     precision: str
     inner: bool
+    hopper: bool
+
+    @property
+    def generations(self) -> tuple[int, ...]:
+        """Major compute capabilities that the class is for."""
+        return (9,) if self.hopper else (8, 10)
 
     def launch(self, tile: Tile, positions: int, channels: int) -> Launch:
         """The launch of a kernel whose tiles have `positions` and `channels`."""
@@ -222,22 +229,25 @@ def variant_of(query: torch.Tensor, value: torch.Tensor, inner: bool) -> Variant
     lengths = (query.shape[1], value.shape[1]) if inner else (query.shape[2],)
     factor = known_factor(query, *lengths)
     row_factor = max(f for f in ROW_FACTORS[factor] if anchors % f == 0)
-    precision = precision_of(query.dtype, padded)
-    return Variant(TRITON_DTYPES[query.dtype], padded, factor, row_factor, precision, inner)
+    hopper = is_hopper(query)
+    precision = precision_of(query.dtype, padded, hopper)
+    dtype = TRITON_DTYPES[query.dtype]
+    return Variant(dtype, padded, factor, row_factor, precision, inner, hopper)
 
 
 def variants(dtype: str) -> list[Variant]:
     """What kernels are compiled for."""
 
-    def precisions(anchors: int) -> tuple[str, ...]:
+    def precisions(anchors: int, hopper: bool) -> tuple[str, ...]:
         if dtype != "fp32":
             return ("ieee",)
-        return ("tf32x3" if anchors == 128 else "ieee", "tf32")
+        return ("tf32x3" if anchors == 128 and hopper else "ieee", "tf32")
 
+    flags = (False, True)
     return [
-        Variant(dtype, anchors, factor, row_factor, precision, inner)
-        for anchors, factor, inner in product(ANCHOR_CLASSES, FACTORS[dtype], (False, True))
-        for row_factor, precision in product(ROW_FACTORS[factor], precisions(anchors))
+        Variant(dtype, anchors, factor, row_factor, precision, inner, hopper)
+        for anchors, factor, inner, hopper in product(ANCHOR_CLASSES, FACTORS[dtype], flags, flags)
+        for row_factor, precision in product(ROW_FACTORS[factor], precisions(anchors, hopper))
     ]
 
 
@@ -250,7 +260,7 @@ def tile_of(variant: Variant, few: bool) -> Tile:
     anchors = variant.anchors
     if variant.precision == "tf32x3":
         # Probabilities in two parts are half of the registers; single elements need more of them.
-        return Tile(128, 32 if variant.row_factor > 1 else 16, 8, 2)
+        return Tile(128, 32 if variant.row_factor > 1 else 16, 8, 2 if variant.factor > 1 else 1)
     if variant.dtype == "fp32":
         # On CUDA cores longer chunks of the operands would fill the registers.
         chunk = 16 if variant.precision == "ieee" or anchors == 512 else 32
@@ -261,8 +271,10 @@ def tile_of(variant: Variant, few: bool) -> Tile:
     if anchors == 128:
         if few:
             return Tile(64, 64, 4, 3)  # twice as many programs
-        # 16 KB a stage, two programs on a multiprocessor
-        return Tile(128, 32, 8, 3, 128 if variant.row_factor > 1 else None)
+        if variant.row_factor == 1 or not variant.hopper:
+            return Tile(128, 32, 8, 3)
+        # 16 KB a stage, two programs on a multiprocessor; as many stages as compile without spills
+        return Tile(128, 32, 8, 3 if variant.inner and variant.row_factor > 2 else 4, 128)
     if anchors == 256:
         return Tile(64, 32, 8, 3)  # thinner chunks: the anchors are 16 KB of a 20 KB stage
     return Tile(32, 32, 8, 2)  # 34 KB a stage

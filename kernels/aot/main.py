@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tasks = {pool.submit(cuda_rows, case): case.label for case in cuda}
         for index in indices:
             name = aot_triton.label(aot_triton.all_cases()[index])
-            for capability in options.arch:
+            for capability in filter(aot_triton.all_cases()[index].runs_on, options.arch):
                 kernel = aot_triton.all_cases()[index].kernel.__name__
                 task = pool.submit(triton_rows, index, capability)
                 tasks[task] = f"{kernel} sm_{capability} {name}"

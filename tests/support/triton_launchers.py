@@ -141,7 +141,7 @@ def test_attention_in_slabs(batch, positions, dtype, inner, monkeypatch):
 @pytest.mark.parametrize("inner", FLAGS, ids=["contiguous", "inner"])
 def test_attention_tf32_variant(inner, launches, monkeypatch):
     """TF32 products are the same here; their variant has other tiles."""
-    monkeypatch.setattr(tiles, "precision_of", lambda dtype, padded: "tf32")
+    monkeypatch.setattr(tiles, "precision_of", lambda *facts: "tf32")
     check_attention(torch.float32, inner, 1, 20, 36, 44, 110)
     assert all(launch.constants.get("PRECISION", "tf32") == "tf32" for _, launch in launches)
     assert_compiled_ahead(launches)
