@@ -119,9 +119,24 @@ def _data(training, recipe):
     return training.SegmentationData(**recipe["data"])
 
 
-def test_the_recipe_is_there(training) -> None:
-    recipe = training.read_recipe()
-    assert recipe["model"]["network"] == "segnext_t" and recipe["data"]["root"] == "shapes"
+def test_the_command_that_is_shown_trains_the_same(training) -> None:
+    """All that the demonstration takes from its recipe, as `attnops train` understands it."""
+    engine = pytest.importorskip("attnops.training.engine.command")
+
+    class Parsed(engine._CLI):
+        def instantiate_classes(self):
+            pass
+
+    arguments, _ = engine._with_recipes(training.command().split()[2:])
+    config, recipe = Parsed(arguments).config, training.read_recipe()
+    assert config["model"]["network"] == recipe["model"]["network"] == "segnext_t"
+    parts = (("data",), ("model", "optimizer"), ("model", "schedule"))
+    for path in parts:
+        found, wanted = config, recipe
+        for key in path:
+            found, wanted = found[key], wanted[key]
+        for name, value in wanted.items():
+            assert found[name] == (tuple(value) if isinstance(value, list) else value)
 
 
 def test_without_the_extra_the_demo_says_so_and_goes_on(monkeypatch, tmp_path, capsys) -> None:
