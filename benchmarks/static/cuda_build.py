@@ -29,25 +29,35 @@ class Built:
     cubins: tuple[Path, ...]
 
 
-def _digest(command: Sequence[str]) -> str:
+def _digest(command: Sequence[str], source: Path) -> str:
     """Of all that a compilation may read, and of how it is called."""
     digest = hashlib.sha256(" ".join(command).encode())
-    for path in sorted([*SOURCES.parent.rglob("*.h"), *SOURCES.parent.rglob("*.cu*")]):
-        if "cpu" not in path.parts:
+    for folder in (source.parent, SOURCES / "common", SOURCES.parent / "common"):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _objects(folder: Path, jobs: int) -> list[Path]:
-    """Every source as an object; those of unchanged sources are there already."""
-    cases = {case.source: case for case in cuda_cases()[0]}
+def cuda_ops() -> list[str]:
+    """Ops that have CUDA sources."""
+    folders = SOURCES.glob("*/") if SOURCES.is_dir() else ()
+    return sorted(folder.name for folder in folders if folder.name != "common")
+
+
+def _objects(folder: Path, ops: Sequence[str], jobs: int) -> list[Path]:
+    """The sources of some ops as objects; those of unchanged sources are there already."""
+    cases = {
+        case.source: case
+        for case in cuda_cases()[0]
+        if case.source.relative_to(SOURCES).parts[0] in ("common", *ops)
+    }
     tasks = []
     for source, case in cases.items():
         apart = ("-cubin", "-Xptxas=-v", "-o", f"-arch={case.arch}")
         command = [word for word in case.command if word not in apart]
         command += ["-c", f"-arch={ARCH}", "-lineinfo", "-Xcompiler=-fPIC"]
         name = "-".join(source.relative_to(SOURCES).with_suffix("").parts)
-        tasks.append((command, folder / f"{name}-{_digest(command)}.o"))
+        tasks.append((command, folder / f"{name}-{_digest(command, source)}.o"))
 
     def compiled(task: tuple[list[str], Path]) -> Path:
         command, target = task
@@ -59,14 +69,15 @@ def _objects(folder: Path, jobs: int) -> list[Path]:
 
     with ThreadPoolExecutor(jobs) as pool:
         found = list(pool.map(compiled, tasks))
-    for other in folder.glob("*.o"):
-        if other not in found:
-            other.unlink(missing_ok=True)
+    for target in found:  # what earlier sources left
+        for other in folder.glob(target.name[: -len("0123456789abcdef.o")] + "?" * 16 + ".o"):
+            if other != target:
+                other.unlink(missing_ok=True)
     return found
 
 
-def build(folder: Path, jobs: int) -> Built | str:
-    """What recording launches needs, below `folder`; or the reason why there is none.
+def build(folder: Path, ops: Sequence[str], jobs: int) -> Built | str:
+    """What recording launches of some ops needs, below `folder`; or the reason why there is none.
 
     Raises:
         subprocess.CalledProcessError: a source does not compile; `stderr` says why.
@@ -81,10 +92,10 @@ def build(folder: Path, jobs: int) -> Built | str:
     if compiler is None or not header.exists() or not libraries:
         return "the stand-in runtime needs a C compiler and the toolkit's headers and libraries"
     folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    objects = _objects(folder, jobs)
+    (folder / "runtime").mkdir(parents=True, exist_ok=True)
+    objects = _objects(folder, ops, jobs)
     torch_libraries = Path(torch.__file__).parent / "lib"
-    built = Built(folder / "libattnops_cuda.so", folder / "stand_in_runtime.so", ())
+    built = Built(folder / "libattnops_cuda.so", folder / "runtime" / "libcuda.so.1", ())
     links = [f"-L{torch_libraries}", "-ltorch_cpu", "-ltorch_cuda", f"-L{libraries[0]}", "-lcudart"]
     flags = ["-shared", "-fPIC", "-O1", "-Wl,-soname,libcuda.so.1", f"-I{header.parent}"]
     for command in (

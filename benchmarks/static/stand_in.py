@@ -110,22 +110,24 @@ class Blank(Draw):
     """Draws what lies in memory: only shapes, dtypes and layouts count here."""
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype)
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def map(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype, memory_format=self.memory_format)
+        return torch.empty(
+            shape, dtype=self.dtype, device=self.device, memory_format=self.memory_format
+        )
 
     def structured_map(self, *shape: int) -> Tensor:
         return self.map(*shape)
 
     def labels(self, classes: int, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=torch.int64)
+        return torch.zeros(shape, dtype=torch.int64, device=self.device)
 
 
-def passes(case: OpCase) -> Iterator[tuple[str, Callable[[], None]]]:
+def passes(case: OpCase, device: str = "cpu") -> Iterator[tuple[str, Callable[[], None]]]:
     """("forward", call) and, where the case has one, ("backward", call), to be called in order."""
     definition = DEFINITIONS[case.op]
-    draw = Blank(torch.device("cpu"), getattr(torch, case.dtype), case.layout)
+    draw = Blank(torch.device(device), getattr(torch, case.dtype), case.layout)
     inputs = definition.inputs(draw, case.shape, **dict(case.options))
     count = definition.differentiable if case.has_backward else 0
     inputs = [x.detach().requires_grad_() if i < count else x for i, x in enumerate(inputs)]

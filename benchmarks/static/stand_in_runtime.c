@@ -285,6 +285,23 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **function, 
   OK;
 }
 
+// What Triton's launchers ask of the driver.
+int cuLaunchKernelEx(const void *config, void *kernel, void **arguments, void **extra) { return 0; }
+int cuPointerGetAttribute(void *value, int attribute, unsigned long long memory) {
+  *(unsigned long long *)value = memory;
+  return 0;
+}
+int cuCtxGetCurrent(void **context) {
+  *context = (void *)8;
+  return 0;
+}
+
+int cuCtxSetCurrent(void *context) { return 0; }
+int cuDeviceGet(int *device, int ordinal) { return *device = 0; }
+int cuDevicePrimaryCtxRetain(void **context, int device) { return cuCtxGetCurrent(context); }
+int cuFuncSetAttribute(void *kernel, int attribute, int value) { return 0; }
+int cuTensorMapEncodeTiled(void *map) { return 0; }
+
 int cuGetErrorString(int error, const char **text) {
   *text = "stand-in";
   return 0;

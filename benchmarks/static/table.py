@@ -24,7 +24,7 @@ from .compare import name_of, regressions
 from .gate import faults
 from .inputs import VARIANTS
 from .launches import SAMPLE
-from .measure import OTHERS, measure, record
+from .measure import measure, record
 
 FILE = "static.json"
 
@@ -44,7 +44,7 @@ def _ratio(row: dict[str, Any]) -> str:
 
 def grid_of(op: str, rows: Sequence[dict[str, Any]]) -> Grid:
     """The table of one op: a line an input, dtype, layout and pass."""
-    header = ["input", "dtype", "layout", "pass", "floor us", "estimate us", "x floor"]
+    header = ["input", "kernels", "dtype", "layout", "pass", "floor us", "estimate us", "x floor"]
     header += ["launches", "ATen", "programs", "registers", "resident", "tensor", "loads", "stores"]
     header += ["sectors", "conflicts", "bound by", "instr./element"]
     grid = Grid(op, header)
@@ -55,6 +55,7 @@ def grid_of(op: str, rows: Sequence[dict[str, Any]]) -> Grid:
         grid.cells.append(
             [
                 name_of(row),
+                row.get("backend", "triton"),
                 row["dtype"],
                 row["layout"],
                 row["pass"],
@@ -104,13 +105,27 @@ def grids(document: dict[str, Any]) -> list[Grid]:
         found.append(grid_of(op, [row for row in document["rows"] if row["op"] == op]))
         for arch, rows in document.get("others", {}).items():
             found.append(resources_of(op, arch, [row for row in rows if row["op"] == op]))
+    found.append(host_times(document.get("host", ())))
     return [grid for grid in found if grid.cells]
+
+
+def host_times(rows: Sequence[dict[str, Any]]) -> Grid:
+    """The table of CPU times of calls."""
+    grid = Grid("CPU time of a call", ["op", "kernels", "forward us", "forward + backward us"])
+    for row in rows:
+        times = [number(row.get(key)) for key in ("forward_us", "both_us")]
+        grid.cells.append([row["op"], row["backend"], *times])
+    grid.notes.append(
+        "measured on a CUDA runtime with no GPU behind it, bfloat16, the first input of the op; a "
+        "real driver takes another 2 to 3 us a launch"
+    )
+    return grid
 
 
 def as_markdown(document: dict[str, Any]) -> str:
     """The document as it is committed."""
     head = (
-        f"# Triton kernels on {document['arch']}: {document['kind']}\n\n"
+        f"# GPU kernels on {document['arch']}: {document['kind']}\n\n"
         f"Compiled by Triton {document['triton']} in the variants that real calls launch; columns "
         "from `programs` to `bound by` are those of the launch that takes longest. `sectors` are "
         "those of 32 bytes that warps' global accesses touch, over the least for so many bytes; "
@@ -124,11 +139,11 @@ def as_markdown(document: dict[str, Any]) -> str:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("attnops bench static", description=__doc__.splitlines()[0])
     parser.add_argument("ops", nargs="*", choices=[[], *VARIANTS], metavar="OP")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write static.json and static.md")
     parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="write static.json and static.md, with sm_80 and sm_100",
+        "--whole",
+        action="store_true",
+        help="with CUDA kernels, sm_80 and sm_100, as --out does: takes minutes more",
     )
     parser.add_argument("--compare", type=Path, metavar="FILE", help="exit with 1 on regressions")
     parser.add_argument(
@@ -145,7 +160,8 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         if chosen.sample:
             return _report("gate", faults(record(ops, Path(folder), part=SAMPLE), whole=False))
-        document, failures = measure(ops, Path(folder), chosen.jobs, OTHERS if chosen.out else ())
+        whole = chosen.whole or chosen.out is not None
+        document, failures = measure(ops, Path(folder), chosen.jobs, whole)
     for grid in grids(document):
         show(grid)
     if chosen.out:

@@ -96,6 +96,18 @@ def test_divisions_by_what_is_not_constant() -> None:
         assert warp.registers[0, 31] == number // divisor
 
 
+def test_parts_of_constants_and_barriers() -> None:
+    lines = ["MOV R1, 0x218", "LDC.U8 R0, c[0x0][R1+0x1]", "STS [R0], RZ", "EXIT"]
+    assert run(code(*lines), number=0x11223344).registers[0, 0] == 0x33
+    # the other warp writes, behind a barrier, how far this one has to go
+    lines = ["S2R R1, SR_TID.X", "SHF.R.U32.HI R2, RZ, 0x5, R1", "ISETP.EQ.AND P0, PT, R2, RZ, PT"]
+    lines += ["MOV R3, 0x6", "@!P0 STS [RZ], R3", "BAR.SYNC 0x0", "LDS R4, [RZ]", "MOV R5, RZ"]
+    lines += ["IADD3 R5, R5, 0x1, RZ", "ISETP.LT.AND P1, PT, R5, R4, PT", "@P1 BRA `(.L_again)"]
+    launch = follow.Launch((1, 1, 1), (64, 1, 1), b"")
+    found = follow.follow(code(*lines, "EXIT", again=8), launch, LAYOUT, [])
+    assert found.counts[8:11] == [6] * 3
+
+
 def loop(bound: str) -> Function:
     """for (i = 0; i < bound; ++i) with a load at 16 bytes a lane."""
     return code(
@@ -114,7 +126,9 @@ def loop(bound: str) -> Function:
 
 
 def test_trips_come_from_parameters_and_from_tables() -> None:
-    table = np.arange(3, 3 + 4 * 64, dtype=np.int32)
+    whole = np.zeros(4 * 64 + 32, np.int32)
+    table = whole[-whole.ctypes.data % 128 // 4 :][: 4 * 64]  # sectors start where it does
+    table[:] = np.arange(3, 3 + 4 * 64)
     ranges = [(table.ctypes.data, table.nbytes)]
     launch = follow.Launch((4, 1, 1), (64, 1, 1), struct.pack("<Qi", table.ctypes.data, 7))
     found = follow.follow(loop("LDC R6, c[0x0][0x218]"), launch, LAYOUT, ranges)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("triton")
 
+from attnops.benchmarks.static.cuda_launches import short_name
 from attnops.benchmarks.static.gate import faults
 from attnops.benchmarks.static.limits import EXCEPTIONS, LAUNCHES, Exempt
+from attnops.kernels.aot.cuda import cuda_cases
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Triton's Linux tools")
 
@@ -87,8 +91,43 @@ def test_every_exception_has_a_reason() -> None:
         assert len(entry.why.split()) > 2, entry
 
 
-def test_all_launches_and_a_few_kernels() -> None:
-    """Kernels of the forward passes; `make aot` judges all of them."""
-    command = [sys.executable, "-m", "attnops.benchmarks", "static", "--sample"]
+def test_names_of_cuda_kernels() -> None:
+    assert short_name("_ZN7attnops4cuda9nmf_solveI13__nv_bfloat16Li4EEEvPKf") == "nmf_solve"
+    assert short_name("memcpy") == "memcpy"
+
+
+def bench_static(*arguments: str) -> str:
+    """What the command prints, which must find no fault."""
+    command = [sys.executable, "-m", "attnops.benchmarks", "static", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-6000:]
+    return done.stderr
+
+
+def test_all_launches_and_a_few_kernels() -> None:
+    """Kernels of the forward passes; `make aot` judges all of them."""
+    bench_static("--sample")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_all_kernels() -> None:
+    bench_static()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(bool(cuda_cases()[1]), reason=cuda_cases()[1])
+def test_cuda_kernels_are_followed(tmp_path: Path) -> None:
+    bench_static("pyramid_pool", "--out", str(tmp_path))
+    document = json.loads((tmp_path / "static.json").read_text())
+    rows = [row for row in document["rows"] if row["backend"] == "cuda"]
+    assert {(row["pass"], row["layout"]) for row in rows} == {
+        (direction, layout)
+        for direction in ("forward", "backward")
+        for layout in ("contiguous", "channels_last")
+    }
+    for row in rows:
+        assert 0 < row["floor_us"] <= row["low_us"] <= row["high_us"]
+        assert all(kernel["registers"] > 16 for kernel in row["kernels"])
+    assert set(document["others"]) == {"sm_80", "sm_100"}

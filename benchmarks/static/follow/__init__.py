@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from ..sass import Function
 from .elf import Layout
 from .memory import Access, Memory
-from .warp import Follower, Launch, Unfollowed, Warp
+from .warp import Follower, Launch, Unfollowed, Warp, shared_memory
 
 __all__ = ["Access", "Followed", "Launch", "Unfollowed", "follow", "parameters_of"]
 
 SAMPLES = 4  # blocks of a launch, evenly spread; of each another warp
+TOGETHER = 2  # blocks of which all warps are followed
 
 
 @dataclass
@@ -50,14 +51,23 @@ def follow(
     follower, memory = Follower(function), Memory(ranges)
     blocks = launch.grid[0] * launch.grid[1] * launch.grid[2]
     warps = max(1, launch.block[0] * launch.block[1] * launch.block[2] // 32)
-    chosen = sorted({blocks * (2 * k + 1) // (2 * SAMPLES) for k in range(SAMPLES)})
-    total = [0] * len(function.instructions)
+    # Where a branch or an address depends on shared memory, all warps of a block go together.
+    samples = TOGETHER if follower.needs_shared else SAMPLES
+    chosen = sorted({blocks * (2 * k + 1) // (2 * samples) for k in range(samples)})
+    total = [0.0] * len(function.instructions)
     found = Followed([])
     for number, block in enumerate(chosen):
-        first = 32 * (number * max(1, warps // SAMPLES) % warps)
-        warp = Warp(launch, layout, memory, block, first)
-        total = [a + b for a, b in zip(total, follower.run(warp), strict=True)]
-        _add(found.accesses, warp.accesses)
+        if follower.needs_shared:
+            shared = shared_memory()
+            together = [Warp(launch, layout, memory, block, 32 * k, shared) for k in range(warps)]
+            counts = follower.run_together(together)
+        else:
+            first = 32 * (number * max(1, warps // SAMPLES) % warps)
+            together = [Warp(launch, layout, memory, block, first)]
+            counts = follower.run(together[0])
+        total = [a + b for a, b in zip(total, counts, strict=True)]
+        for warp in together:
+            _add(found.accesses, warp.accesses)
     found.counts = [count / len(chosen) for count in total]
     found.outside = memory.outside / max(1, memory.outside + memory.inside)
     return found

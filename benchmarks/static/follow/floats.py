@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .arithmetic import Instruction, Run, setter
-from .operands import Mask, integer, number, truth
+from .operands import Mask, integer, number, truth, wide
 
 _BITS, _SIGNED = np.uint32, np.int32
 _SINGLE = np.float32
@@ -74,6 +74,16 @@ def _rounding(i: Instruction) -> Callable[[np.ndarray], np.ndarray]:
 
 def _to_integer(i: Instruction) -> Run:
     put, read, rounded = setter(i.operands[0]), number(i.operands[1]), _rounding(i)
+    if i.has("U64"):
+        put_high = setter(i.operands[0], 1)
+
+        def run_wide(warp: Any, mask: Mask) -> None:
+            value = np.nan_to_num(rounded(read(warp).astype(np.float64)))
+            whole = np.clip(value, 0, 1.8446744073709550e19).astype(np.uint64)
+            put(warp, (whole & np.uint64(0xFFFFFFFF)).astype(_BITS), mask)
+            put_high(warp, (whole >> np.uint64(32)).astype(_BITS), mask)
+
+        return run_wide
     low, high = (0, 2**32 - 1) if i.has("U32") else (-(2**31), 2**31 - 1)
 
     def run(warp: Any, mask: Mask) -> None:
@@ -85,11 +95,13 @@ def _to_integer(i: Instruction) -> Run:
 
 def _from_integer(i: Instruction) -> Run:
     """I2F and I2FP; RP rounds up, which reciprocals of divisors need."""
-    put, read = setter(i.operands[0]), integer(i.operands[1])
+    is_wide = i.has("U64")
+    put, read = setter(i.operands[0]), (wide if is_wide else integer)(i.operands[1])
     kind, upwards = (_BITS if i.has("U32") else _SIGNED), i.has("RP")
 
     def run(warp: Any, mask: Mask) -> None:
-        exact = read(warp).view(kind).astype(np.float64)
+        value = read(warp)
+        exact = (value if is_wide else value.view(kind)).astype(np.float64)
         value = exact.astype(_SINGLE)
         if upwards:
             value = np.where(value < exact, np.nextafter(value, _SINGLE(np.inf)), value)

@@ -38,7 +38,10 @@ def _special_register(i: Instruction) -> Run:
 def _load_constant(i: Instruction) -> Run:
     count = 2 if i.has("64") else 4 if i.has("128") else 1
     puts = [setter(i.operands[0], k) for k in range(count)]
-    reads = [constant_reader(i.operands[1], 4 * k) for k in range(count)]
+    bits = next((int(word[1:]) for word in i.words if word in ("U16", "U8")), 0)
+    if i.has("S16") or i.has("S8"):
+        raise NotImplementedError("signed parts of constants")
+    reads = [constant_reader(i.operands[1], 4 * k, bits) for k in range(count)]
 
     def run(warp: Any, mask: Mask) -> None:
         for put, value in zip(puts, [read(warp) for read in reads], strict=True):

@@ -28,8 +28,11 @@ class Node:
     following: list[int]
 
 
-def superfluous(nodes: Sequence[Node]) -> list[int]:
-    """Instructions whose results neither an address nor a branch depends on."""
+def superfluous(nodes: Sequence[Node]) -> tuple[list[int], bool]:
+    """Instructions whose results neither an address nor a branch depends on.
+
+    And whether one of these depends on what lies in shared memory.
+    """
     needs_shared = False
     while True:
         live = _live(nodes, needs_shared)
@@ -40,7 +43,7 @@ def superfluous(nodes: Sequence[Node]) -> list[int]:
             for index, node in enumerate(nodes)
         )
         if needs_shared or not reads_shared:
-            return found
+            return found, reads_shared
         needs_shared = True
 
 

@@ -146,15 +146,20 @@ def _number_of(text: str) -> int:
     return found
 
 
-def constant_reader(text: str, offset: int = 0) -> Read | None:
-    """Reads 32 bits of a constant bank, `offset` bytes further."""
+def constant_reader(text: str, offset: int = 0, bits: int = 0) -> Read | None:
+    """Reads 32 bits of a constant bank, `offset` bytes further; or just `bits` of them."""
     found = _CONSTANT.match(text)
     if found is None:
         return None
     bank, place = int(found[1], 16), address(f"[{found[2]}]")
 
     def read(warp: Any) -> np.ndarray:
-        return warp.constants(bank, place(warp) + np.uint64(offset))
+        places = place(warp) + np.uint64(offset)
+        words = warp.constants(bank, places)
+        if not bits:
+            return words
+        words = words >> ((places & np.uint64(3)) * np.uint64(8)).astype(np.uint32)
+        return words & np.uint32((1 << bits) - 1)
 
     return read
 

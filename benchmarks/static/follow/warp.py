@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,15 +53,28 @@ class Launch:
     parameters: bytes
 
 
+def shared_memory() -> np.ndarray:
+    """Of a block, with some room behind it."""
+    return np.zeros(SHARED_BYTES + 1024, np.uint8)
+
+
 class Warp:
     """The state of 32 lanes."""
 
-    def __init__(self, launch: Launch, layout: Layout, memory: Memory, block: int, first: int):
+    def __init__(
+        self,
+        launch: Launch,
+        layout: Layout,
+        memory: Memory,
+        block: int,
+        first: int,
+        shared: np.ndarray | None = None,
+    ) -> None:
         self.registers = np.zeros((UNIFORM + 64, LANES), np.uint32)
         self.predicates = np.zeros((16, LANES), bool)
         self.predicates[[PT, UPT]] = True
         self.memory, self.accesses = memory, dict[int, Access]()
-        self.shared = np.zeros(SHARED_BYTES + 1024, np.uint8)
+        self.shared = shared_memory() if shared is None else shared
         self.local = np.zeros((LANES, 4096), np.uint8)
         bank = bytearray(layout.base + len(launch.parameters) + 16)
         for index, value in enumerate((*launch.block, *launch.grid)):
@@ -161,6 +174,8 @@ class Follower:
                 kind = "exit"
             elif i.base in ("BRX", "JMX"):
                 kind = "lost"
+            elif i.base == "BAR":
+                kind = "barrier"
             else:
                 try:
                     run = decode(i.name, split(i.operands), index)
@@ -176,7 +191,8 @@ class Follower:
         for index, (_, _, kind, _) in enumerate(self.steps):
             if kind == "return":
                 nodes[index].following.extend(returns)
-        for index in superfluous(nodes):
+        dropped, self.needs_shared = superfluous(nodes)
+        for index in dropped:
             run, guard, kind, more = self.steps[index]
             self.steps[index] = None, None if not kind else guard, kind, more
 
@@ -193,8 +209,22 @@ class Follower:
         return target, conditions[0] if conditions else None
 
     def run(self, warp: Warp) -> list[int]:
-        """How often every instruction is executed."""
+        """How often every instruction is executed, by a warp that waits for no other."""
         counts = [0] * len(self.steps)
+        for _ in self.advance(warp, counts):
+            pass
+        return counts
+
+    def run_together(self, together: Sequence[Warp]) -> list[float]:
+        """Likewise, the mean of all warps of a block, which go from barrier to barrier."""
+        counts = [[0] * len(self.steps) for _ in together]
+        going = [self.advance(warp, own) for warp, own in zip(together, counts, strict=True)]
+        while going:
+            going = [walk for walk in going if next(walk, None) is not None]
+        return [sum(column) / len(together) for column in zip(*counts, strict=True)]
+
+    def advance(self, warp: Warp, counts: list[int]) -> Iterator[int]:
+        """Executes a warp, counting; stops at every barrier, with its place."""
         everyone = np.ones(LANES, bool)
         waiting: dict[int, np.ndarray] = {}
         group, index = everyone, 0
@@ -209,7 +239,7 @@ class Follower:
                     elif first == index:
                         group = group | waiting.pop(index)
                 if index >= len(self.steps):
-                    return counts
+                    return
                 run, guard, kind, more = self.steps[index]
                 counts[index] += 1
                 mask = group
@@ -223,6 +253,10 @@ class Follower:
                     if run is not None:
                         run(warp, None if mask.all() else mask)
                     index += 1
+                    continue
+                if kind == "barrier":
+                    index += 1
+                    yield index
                     continue
                 if kind == "lost":
                     raise Unfollowed(f"{self.code[index].name}: a table of jumps")
@@ -248,7 +282,7 @@ class Follower:
                         index = min(waiting)
                         group = waiting.pop(index)
                     else:
-                        return counts
+                        return
                     continue
                 index += 1
         raise Unfollowed(f"more than {BUDGET} instructions")
