@@ -8,6 +8,8 @@
   debugging (here: not computed). Tests run about fifty times faster.
 - bfloat16 is kept as its 16-bit pattern. `tl.dot` multiplies the patterns as integers, and float32
   is converted to it by cutting bits off where the hardware rounds to nearest even.
+- TF32 products: `tl.dot` takes its operands whole. Tensor cores take 19 bits of them, and their
+  sums do not depend on which operand comes first, as those of a BLAS do.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import triton
 import triton.language as tl
+from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
 
@@ -63,7 +66,17 @@ def _cast(builder: Any, source: Any, target: Any) -> Any:
 def _dot(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
     if a.dtype.scalar == tl.bfloat16:
         a, b = (interpreter.TensorHandle(_widen(x.data), tl.float32) for x in (a, b))
+    elif a.dtype.scalar == tl.float32 and rest[1] == ir.INPUT_PRECISION.TF32:
+        d = rest[0]
+        product = np.matmul(*(_as_tf32(x.data).astype(np.float64) for x in (a, b)))
+        return interpreter.TensorHandle(product.astype(np.float32) + d.data, d.dtype.scalar)
     return _create_dot(builder, a, b, *rest)
+
+
+def _as_tf32(values: np.ndarray) -> np.ndarray:
+    """float32 values as tensor cores take them: without the last 13 bits."""
+    bits = np.ascontiguousarray(values).view(np.uint32) & np.uint32(0xFFFFE000)
+    return bits.view(np.float32)
 
 
 def _scan(operation: Any, operands: list[Any]) -> list[Any]:

@@ -3,9 +3,8 @@
 Source: Li et al., Global Aggregation then Local Distribution for Scene Parsing (TIP 2021),
 section III, eq. (6) and (7).
 
-The scores of a tile of positions stay in registers, [positions, neighbours]: no online softmax.
-Keys and values are read once a neighbour; positions side by side share them, so all but the first
-read of a row come out of the caches.
+A tile of positions and its halo are multiplied as dense matrices on tensor cores; the scores of
+both, [OWN, MET], stay in registers, so that the softmax needs one pass.
 """
 
 from __future__ import annotations
@@ -17,18 +16,51 @@ import triton.language as tl
 from ..._layout import empty_map, is_channels_inner
 from .._launch import TRITON_DTYPES, AotCase, on_device, refuse_tensor, run
 from .._multiples import known_multiple
-from .windows import (
+from .._rare import hidden_zero, rarely
+from .inner import copy_cases, copy_maps, needs_copies, padded_copies, padded_map
+from .products import channels_of, halo_products, store_sums, window_softmax
+from .tiles import (
     MAX_NEIGHBOURS,
     UNSPECIALIZED,
-    capacity_for,
-    multiple_of,
-    owned_window,
-    store_window_sums,
-    window_launch,
-    window_products,
-    window_softmax,
-    window_variants,
+    clipped_steps,
+    grid_of,
+    owned_tile,
+    shape_of,
+    tile_launch,
+    tile_variants,
 )
+
+
+@triton.jit
+def attend(
+    hidden,
+    maps,
+    scale,
+    channels,
+    mask_border,
+    cut,
+    OWN: tl.constexpr,
+    MET: tl.constexpr,
+    SCORED: tl.constexpr,
+    SUMMED: tl.constexpr,
+    KEPT: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """The work of one program; returns how many positions got results that are not finite."""
+    p_query, p_key, p_value, p_out, p_lse = maps
+    key_channels, value_channels = channels
+    tile = owned_tile(hidden, cut, OWN, MET)
+    keys, values = tile.first * key_channels, tile.first * value_channels
+    acc = halo_products(
+        p_query + keys, p_key + keys, tile, key_channels, SCORED, KEPT, EXACT, False
+    )
+    b_weights, b_largest, b_sum = window_softmax(acc, scale, tile, mask_border)
+    b_lse = (b_largest + tl.log2(b_sum)) * 0.6931471805599453
+    tl.store(p_lse + tile.first + tile.b_own, b_lse, mask=tile.own_inside & (tile.split == 0))
+    part = channels_of(tile.split, tile.splits, value_channels, SUMMED)
+    return store_sums(
+        b_weights, 1.0 / b_sum, p_value + values, p_out + values, part, tile, SUMMED, KEPT, EXACT
+    )
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -39,7 +71,6 @@ def local_attention_kernel(
     p_out,
     p_lse,
     scale,
-    positions,
     height,
     width,
     key_channels,
@@ -49,36 +80,61 @@ def local_attention_kernel(
     row_step,
     column_step,
     mask_border,
-    POSITIONS: tl.constexpr,
-    NEIGHBOURS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    INNER: tl.constexpr,
+    tile_rows,
+    tile_columns,
+    splits,
+    OWN: tl.constexpr,
+    MET: tl.constexpr,
+    SCORED: tl.constexpr,
+    SUMMED: tl.constexpr,
     MULTIPLE: tl.constexpr,
+    KEPT: tl.constexpr,
 ):
     """out[n] = sum over neighbours of softmax(scale * <query[n], key[neighbour]>) * value of it.
 
-    p_query, p_key [B, Ck, positions], p_value, p_out [B, Cv, positions], or [B, positions, C] with
-    INNER; p_lse [B, positions] float32.
-    Grid: B * ceil(positions / POSITIONS); one program owns a run of positions of one item.
-    Reads the maps about once from memory, once a neighbour out of the caches (query out of L1);
-    writes out and lse once.
+    p_query, p_key [B, positions, Ck], p_value, p_out [B, positions, Cv]; p_lse [B, positions]
+    float32.
+    Grid: B * phases * tiles * splits (see tiles.py); one program owns a tile of up to OWN positions
+    and a share of the value channels, and makes the scores by itself.
+    Reads query `splits` times, keys splits * MET / OWN times and values MET / OWN times, all but
+    the first time out of the second-level cache; writes out once.
     """
-    batch, window = owned_window(
-        positions, height, width, rows, columns, row_step, column_step, POSITIONS
-    )
     key_channels = known_multiple(key_channels, MULTIPLE)
     value_channels = known_multiple(value_channels, MULTIPLE)
-    key_item, value_item = batch * key_channels * positions, batch * value_channels * positions
-    p_query, p_key = p_query + key_item, p_key + key_item
-    p_value, p_out = p_value + value_item, p_out + value_item
-    b_scores = scale * window_products(
-        p_query, p_key, key_channels, window, 1, NEIGHBOURS, CHANNELS, INNER
+    maps = (p_query, p_key, p_value, p_out, p_lse)
+    channels = (key_channels, value_channels)
+    window = (rows, columns, row_step, column_step)
+    cut = ((height, width), window, (tile_rows, tile_columns, splits))
+    bad = attend(
+        0,
+        maps,
+        scale,
+        channels,
+        mask_border,
+        cut,
+        OWN,
+        MET,
+        SCORED,
+        SUMMED,
+        KEPT,
+        False,
     )
-    b_weights, b_largest, b_sum = window_softmax(b_scores, window, mask_border)
-    p_own = p_lse + batch * positions + window.b_position
-    tl.store(p_own, b_largest + tl.log(b_sum), mask=window.in_map)
-    b_sums = b_weights / b_sum[:, None]
-    store_window_sums(b_sums, p_value, p_out, 1.0, value_channels, window, 1, CHANNELS, INNER)
+    if rarely(bad > 0):
+        tl.debug_barrier()  # the same elements are stored again, by other threads
+        attend(
+            hidden_zero(1),
+            maps,
+            scale,
+            channels,
+            mask_border,
+            cut,
+            OWN,
+            MET,
+            SCORED,
+            SUMMED,
+            KEPT,
+            True,
+        )
 
 
 def forward(
@@ -91,37 +147,42 @@ def forward(
     mask_border: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """out [B, Cv, H, W] in the layout of query [B, Ck, H, W], lse [B, H, W] float32."""
-    batch, key_channels, height, width = query.shape
-    inner = is_channels_inner(query)
-    out = empty_map(value.shape, query, inner)
+    batch, _, height, width = query.shape
+    out = empty_map(value.shape, query, is_channels_inner(query))
     lse = query.new_empty((batch, height, width), dtype=torch.float32)
-    launch = window_launch(capacity_for(*kernel_size), inner, multiple_of((query, value), inner))
-    with on_device(query, key, value) as (query, key, value):
+    if lse.numel() == 0:
+        return out, lse
+    steps = clipped_steps(height, width, dilation)
+    grid = grid_of(query.dtype, height, width, *kernel_size, *steps)
+    with on_device(query, key, value) as maps:
+        copies = needs_copies(query, value)
+        rows = padded_copies(maps, 2) if copies else maps
+        sums = padded_map(out) if copies else out
+        splits = grid.splits(
+            batch, triton.cdiv(sums.shape[1], shape_of(query.dtype, grid.met).summed)
+        )
         run(
             local_attention_kernel,
-            batch * triton.cdiv(height * width, launch.constants["POSITIONS"]),
-            query,
-            key,
-            value,
-            out,
+            batch * grid.tiles * splits,
+            *rows,
+            sums,
             lse,
             scale,
-            height * width,
             height,
             width,
-            key_channels,
-            value.shape[1],
+            rows[0].shape[1],
+            rows[2].shape[1],
             *kernel_size,
-            *clipped_steps(height, width, dilation),
+            *steps,
             int(mask_border),
-            launch=launch,
+            grid.rows,
+            grid.columns,
+            splits,
+            launch=tile_launch(query.dtype, grid.met),
         )
+        if copies:
+            copy_maps([out], [sums], 1, False)
     return out, lse
-
-
-def clipped_steps(height: int, width: int, dilation: list[int]) -> tuple[int, int]:
-    """Dilations, as far as they matter: beyond the map every neighbour is outside."""
-    return min(dilation[0], height), min(dilation[1], width)
 
 
 def refuse(
@@ -135,19 +196,20 @@ def refuse(
     rows, columns = kernel_size
     if rows * columns > MAX_NEIGHBOURS:
         return f"triton: {rows}x{columns} neighbours: the kernels hold up to {MAX_NEIGHBOURS}"
-    batch, _, height, width = query.shape
+    batch, channels, height, width = query.shape
     # Offsets to neighbours far outside the map must fit as well.
-    if batch * height * width >= 2**31 or height * width * max(kernel_size) >= 2**31:
-        return "triton: B*H*W, and H*W times the kernel, must be below 2**31"
+    largest = max(batch, *kernel_size, channels, value.shape[1])
+    if height * width * largest >= 2**31:
+        return "triton: H*W times B, times a side of the kernel, times C must be below 2**31"
     return refuse_tensor(query)
 
 
 def aot_cases() -> list[AotCase]:
     """Every compilation that `forward` can ask for."""
-    cases = []
-    for dtype in TRITON_DTYPES.values():
-        pointers = dict.fromkeys(("p_query", "p_key", "p_value", "p_out"), dtype)
+    cases = copy_cases()
+    for dtype, name in TRITON_DTYPES.items():
+        pointers = dict.fromkeys(("p_query", "p_key", "p_value", "p_out"), name)
         pointers["p_lse"] = "fp32"
-        for launch in window_variants(dtype):
+        for launch in tile_variants(dtype):
             cases.append(AotCase(local_attention_kernel, pointers, launch, {"scale": "fp32"}))
     return cases
