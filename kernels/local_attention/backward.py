@@ -15,19 +15,65 @@ import triton.language as tl
 from ..._layout import empty_map, is_channels_inner
 from .._launch import TRITON_DTYPES, AotCase, on_device, run
 from .._multiples import known_multiple
-from .forward import clipped_steps
-from .windows import (
+from .._rare import hidden_zero, rarely
+from .inner import copy_maps, needs_copies, padded_copies, padded_map
+from .products import LOG2_E, channels_of, halo_products, store_sums, window_softmax
+from .tiles import (
     UNSPECIALIZED,
-    capacity_for,
-    multiple_of,
-    owned_window,
-    store_window_sums,
-    whole_windows,
-    window_launch,
-    window_products,
-    window_softmax,
-    window_variants,
+    clipped_steps,
+    grid_of,
+    owned_tile,
+    shape_of,
+    tile_launch,
+    tile_variants,
+    windows,
 )
+
+
+@triton.jit
+def query_gradient(
+    hidden,
+    maps,
+    scale,
+    channels,
+    mask_border,
+    cut,
+    OWN: tl.constexpr,
+    MET: tl.constexpr,
+    SCORED: tl.constexpr,
+    SUMMED: tl.constexpr,
+    KEPT: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """The work of a program of query_gradient_kernel; returns how many of its positions have
+    results that are not finite."""
+    p_grad, p_query, p_key, p_value, p_out, p_statistics = maps
+    key_channels, value_channels = channels
+    tile = owned_tile(hidden, cut, OWN, MET)
+    keys, values = tile.first * key_channels, tile.first * value_channels
+    acc = halo_products(
+        p_query + keys, p_key + keys, tile, key_channels, SCORED, KEPT, EXACT, False
+    )
+    b_weights, b_largest, b_sum = window_softmax(acc, scale, tile, mask_border)
+    b_inverse = 1.0 / b_sum
+    p_own = p_statistics + tile.first + tile.b_own
+    stored = tile.own_inside & (tile.split == 0)
+    tl.store(p_own, b_largest, mask=stored)
+    tl.store(p_own + tile.positions, b_inverse, mask=stored)
+    acc = halo_products(
+        p_grad + values, p_value + values, tile, value_channels, SCORED, KEPT, EXACT, False
+    )
+    # Outside the window a product may be infinite, and its weight of zero would not undo that.
+    acc = tl.where(windows(tile, False, hidden_zero(4)), acc, 0.0)
+    b_delta = tl.sum(b_weights * acc, axis=1) * b_inverse
+    p_own = p_statistics + 2 * tile.positions + tile.first + tile.b_own
+    tl.store(p_own, b_delta, mask=tile.own_inside & (tile.split == 0))
+    b_dscores = b_weights * (acc - b_delta[:, None])
+    part = channels_of(tile.split, tile.splits, key_channels, SUMMED)
+    b_factor = scale * b_inverse
+    return store_sums(
+        b_dscores, b_factor, p_key + keys, p_out + keys, part, tile, SUMMED, KEPT, EXACT
+    )
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -39,7 +85,6 @@ def query_gradient_kernel(
     p_out,
     p_statistics,
     scale,
-    positions,
     height,
     width,
     key_channels,
@@ -49,47 +94,109 @@ def query_gradient_kernel(
     row_step,
     column_step,
     mask_border,
-    POSITIONS: tl.constexpr,
-    NEIGHBOURS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    INNER: tl.constexpr,
+    tile_rows,
+    tile_columns,
+    splits,
+    OWN: tl.constexpr,
+    MET: tl.constexpr,
+    SCORED: tl.constexpr,
+    SUMMED: tl.constexpr,
     MULTIPLE: tl.constexpr,
+    KEPT: tl.constexpr,
 ):
     """dquery[n] = scale * sum over neighbours of ds * key, ds = p * (dp - sum of p * dp).
 
     p = softmax(scale * <query[n], key[neighbour]>), dp = <grad[n], value[neighbour]>. p_query,
-    p_key, p_out [B, Ck, positions], p_grad, p_value [B, Cv, positions], or [B, positions, C] with
-    INNER; p_statistics [3, B * positions] float32: largest score, 1 / sum, sum of p * dp.
-    Grid: B * ceil(positions / POSITIONS); one program owns a run of positions of one item.
-    Reads the maps about once from memory, once a neighbour out of the caches; writes dquery once.
+    p_key, p_out [B, positions, Ck], p_grad, p_value [B, positions, Cv]; p_statistics
+    [3, B * positions] float32: largest score in powers of two, 1 / sum, sum of p * dp.
+    Grid: B * phases * tiles * splits (see tiles.py); one program owns a tile of up to OWN positions
+    and a share of the key channels, and makes the scores by itself.
+    Reads query and grad `splits` times, and of keys splits + 1 and of values `splits` times
+    MET / OWN as much, all but the first time out of the second-level cache; writes dquery once.
     """
-    batch, window = owned_window(
-        positions, height, width, rows, columns, row_step, column_step, POSITIONS
-    )
-    items = (tl.num_programs(0) // tl.cdiv(positions, POSITIONS)).to(tl.int64)
     key_channels = known_multiple(key_channels, MULTIPLE)
     value_channels = known_multiple(value_channels, MULTIPLE)
-    key_item, value_item = batch * key_channels * positions, batch * value_channels * positions
-    p_query, p_key, p_out = p_query + key_item, p_key + key_item, p_out + key_item
-    p_grad, p_value = p_grad + value_item, p_value + value_item
-    b_scores = scale * window_products(
-        p_query, p_key, key_channels, window, 1, NEIGHBOURS, CHANNELS, INNER
+    channels = (key_channels, value_channels)
+    window = (rows, columns, row_step, column_step)
+    cut = ((height, width), window, (tile_rows, tile_columns, splits))
+    maps = (p_grad, p_query, p_key, p_value, p_out, p_statistics)
+    bad = query_gradient(
+        0,
+        maps,
+        scale,
+        channels,
+        mask_border,
+        cut,
+        OWN,
+        MET,
+        SCORED,
+        SUMMED,
+        KEPT,
+        False,
     )
-    b_weights, b_largest, b_sum = window_softmax(b_scores, window, mask_border)
-    b_weights = b_weights / b_sum[:, None]
-    b_dweights = window_products(
-        p_grad, p_value, value_channels, window, 1, NEIGHBOURS, CHANNELS, INNER
-    )
-    b_delta = tl.sum(b_weights * b_dweights, axis=1)
-    p_own = p_statistics + batch * positions + window.b_position
-    tl.store(p_own, b_largest, mask=window.in_map)
-    tl.store(p_own + items * positions, 1.0 / b_sum, mask=window.in_map)
-    tl.store(p_own + 2 * items * positions, b_delta, mask=window.in_map)
-    b_sums = b_weights * (b_dweights - b_delta[:, None])
-    store_window_sums(b_sums, p_key, p_out, scale, key_channels, window, 1, CHANNELS, INNER)
+    if rarely(bad > 0):
+        tl.debug_barrier()  # the same elements are stored again, by other threads
+        query_gradient(
+            hidden_zero(1),
+            maps,
+            scale,
+            channels,
+            mask_border,
+            cut,
+            OWN,
+            MET,
+            SCORED,
+            SUMMED,
+            KEPT,
+            True,
+        )
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit
+def key_gradient(
+    hidden,
+    maps,
+    scale,
+    channels,
+    value_splits,
+    cut,
+    OWN: tl.constexpr,
+    MET: tl.constexpr,
+    SCORED: tl.constexpr,
+    SUMMED: tl.constexpr,
+    KEPT: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """The work of a program of key_gradient_kernel; returns how many of its positions have
+    results that are not finite."""
+    p_grad, p_query, p_key, p_value, p_dkey, p_dvalue, p_statistics = maps
+    key_channels, value_channels = channels
+    tile = owned_tile(hidden, cut, OWN, MET)
+    keys, values = tile.first * key_channels, tile.first * value_channels
+    acc = halo_products(p_key + keys, p_query + keys, tile, key_channels, SCORED, KEPT, EXACT, True)
+    p_met = p_statistics + tile.first + tile.b_met
+    b_largest = tl.load(p_met, mask=tile.met_inside, other=0.0)
+    b_inverse = tl.load(p_met + tile.positions, mask=tile.met_inside, other=0.0)
+    b_weights = tl.exp2(acc * (scale * LOG2_E) - b_largest[None, :]) * b_inverse[None, :]
+    p_other, p_out = p_grad + values, p_dvalue + values
+    out_channels, factor = value_channels, 1.0
+    number, parts = tile.split, value_splits
+    if tile.split >= value_splits:
+        acc = halo_products(
+            p_value + values, p_grad + values, tile, value_channels, SCORED, KEPT, EXACT, True
+        )
+        b_delta = tl.load(p_met + 2 * tile.positions, mask=tile.met_inside, other=0.0)
+        b_weights = b_weights * (acc - b_delta[None, :])
+        p_other, p_out = p_query + keys, p_dkey + keys
+        out_channels, factor = key_channels, scale
+        number, parts = number - value_splits, tile.splits - value_splits
+    b_weights = tl.where(windows(tile, True, hidden_zero(2)), b_weights, 0.0)
+    part = channels_of(number, parts, out_channels, SUMMED)
+    b_factor = tl.full([OWN], factor, tl.float32)
+    return store_sums(b_weights, b_factor, p_other, p_out, part, tile, SUMMED, KEPT, EXACT)
+
+
+@triton.jit(do_not_specialize=[*UNSPECIALIZED, "value_splits"])
 def key_gradient_kernel(
     p_grad,
     p_query,
@@ -99,7 +206,6 @@ def key_gradient_kernel(
     p_dvalue,
     p_statistics,
     scale,
-    positions,
     height,
     width,
     key_channels,
@@ -108,47 +214,61 @@ def key_gradient_kernel(
     columns,
     row_step,
     column_step,
-    mask_border,
-    POSITIONS: tl.constexpr,
-    NEIGHBOURS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    INNER: tl.constexpr,
+    tile_rows,
+    tile_columns,
+    splits,
+    value_splits,
+    OWN: tl.constexpr,
+    MET: tl.constexpr,
+    SCORED: tl.constexpr,
+    SUMMED: tl.constexpr,
     MULTIPLE: tl.constexpr,
+    KEPT: tl.constexpr,
 ):
     """dkey[n] = scale * sum of ds * query[m], dvalue[n] = sum of p * grad[m], over the queries m
     that have n in their windows.
 
     Pointers and grid as in query_gradient_kernel, whose statistics are read; p_dkey like p_key,
-    p_dvalue like p_value. mask_border does not matter: only queries inside the map are met.
-    Reads the maps about once from memory, once a neighbour out of the caches; writes both
-    gradients once.
+    p_dvalue like p_value. Of a tile's programs the first `value_splits` share the channels of
+    dvalue and need p alone, the others those of dkey. The border does not matter: only queries
+    inside the map are met.
     """
-    batch, window = owned_window(
-        positions, height, width, rows, columns, row_step, column_step, POSITIONS
-    )
-    items = (tl.num_programs(0) // tl.cdiv(positions, POSITIONS)).to(tl.int64)
     key_channels = known_multiple(key_channels, MULTIPLE)
     value_channels = known_multiple(value_channels, MULTIPLE)
-    key_item, value_item = batch * key_channels * positions, batch * value_channels * positions
-    p_query, p_key, p_dkey = p_query + key_item, p_key + key_item, p_dkey + key_item
-    p_grad, p_value, p_dvalue = p_grad + value_item, p_value + value_item, p_dvalue + value_item
-
-    b_query, inside, in_window = whole_windows(window, -1, NEIGHBOURS)
-    seen = window.in_map[:, None] & in_window[None, :] & inside
-    p_other = p_statistics + batch * positions + b_query
-    b_scores = scale * window_products(
-        p_key, p_query, key_channels, window, -1, NEIGHBOURS, CHANNELS, INNER
+    channels = (key_channels, value_channels)
+    window = (rows, columns, row_step, column_step)
+    cut = ((height, width), window, (tile_rows, tile_columns, splits))
+    maps = (p_grad, p_query, p_key, p_value, p_dkey, p_dvalue, p_statistics)
+    bad = key_gradient(
+        0,
+        maps,
+        scale,
+        channels,
+        value_splits,
+        cut,
+        OWN,
+        MET,
+        SCORED,
+        SUMMED,
+        KEPT,
+        False,
     )
-    b_largest = tl.load(p_other, mask=seen, other=0.0)
-    b_inverse = tl.load(p_other + items * positions, mask=seen, other=0.0)
-    b_weights = tl.where(seen, tl.exp(b_scores - b_largest) * b_inverse, 0.0)
-    store_window_sums(b_weights, p_grad, p_dvalue, 1.0, value_channels, window, -1, CHANNELS, INNER)
-    b_dweights = window_products(
-        p_value, p_grad, value_channels, window, -1, NEIGHBOURS, CHANNELS, INNER
-    )
-    b_delta = tl.load(p_other + 2 * items * positions, mask=seen, other=0.0)
-    b_sums = tl.where(seen, b_weights * (b_dweights - b_delta), 0.0)
-    store_window_sums(b_sums, p_query, p_dkey, scale, key_channels, window, -1, CHANNELS, INNER)
+    if rarely(bad > 0):
+        tl.debug_barrier()  # the same elements are stored again, by other threads
+        key_gradient(
+            hidden_zero(1),
+            maps,
+            scale,
+            channels,
+            value_splits,
+            cut,
+            OWN,
+            MET,
+            SCORED,
+            SUMMED,
+            KEPT,
+            True,
+        )
 
 
 def backward(
@@ -163,41 +283,76 @@ def backward(
     mask_border: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dquery, dkey [B, Ck, H, W] and dvalue [B, Cv, H, W] in the layout of query."""
-    batch, key_channels, height, width = query.shape
+    batch, _, height, width = query.shape
     inner = is_channels_inner(query)
-    dquery, dkey, dvalue = (empty_map(x.shape, query, inner) for x in (query, key, value))
+    outs = [empty_map(x.shape, query, inner) for x in (query, key, value)]
+    if lse.numel() == 0:
+        return tuple(outs)
     statistics = query.new_empty((3, batch, height, width), dtype=torch.float32)
-    multiple = multiple_of((query, value), inner)
-    launch = window_launch(capacity_for(*kernel_size), inner, multiple, backward=True)
-    sizes = (
-        scale,
-        height * width,
-        height,
-        width,
-        key_channels,
-        value.shape[1],
-        *kernel_size,
-        *clipped_steps(height, width, dilation),
-        int(mask_border),
-    )
-    programs = batch * triton.cdiv(height * width, launch.constants["POSITIONS"])
-    with on_device(grad, query, key, value) as maps:
-        run(query_gradient_kernel, programs, *maps, dquery, statistics, *sizes, launch=launch)
-        run(key_gradient_kernel, programs, *maps, dkey, dvalue, statistics, *sizes, launch=launch)
-    return dquery, dkey, dvalue
+    steps = clipped_steps(height, width, dilation)
+    grid = grid_of(query.dtype, height, width, *kernel_size, *steps)
+    launch = tile_launch(query.dtype, grid.met)
+    with on_device(query, key, grad, value) as maps:
+        copies = needs_copies(query, value)
+        query, key, grad, value = padded_copies(maps, 2) if copies else maps
+        dquery, dkey, dvalue = map(padded_map, outs) if copies else outs
+        summed = shape_of(query.dtype, grid.met).summed
+        key_splits, value_splits = (
+            grid.splits(batch, triton.cdiv(x.shape[1], summed)) for x in (key, value)
+        )
+        sizes = (scale, height, width, key.shape[1], value.shape[1], *kernel_size, *steps)
+        run(
+            query_gradient_kernel,
+            batch * grid.tiles * key_splits,
+            grad,
+            query,
+            key,
+            value,
+            dquery,
+            statistics,
+            *sizes,
+            int(mask_border),
+            grid.rows,
+            grid.columns,
+            key_splits,
+            launch=launch,
+        )
+        # Two programs share a tile anyway: one for dvalue, one for dkey.
+        value_splits = triton.cdiv(value_splits, 2)
+        splits = value_splits + triton.cdiv(key_splits, 2)
+        run(
+            key_gradient_kernel,
+            batch * grid.tiles * splits,
+            grad,
+            query,
+            key,
+            value,
+            dkey,
+            dvalue,
+            statistics,
+            *sizes,
+            grid.rows,
+            grid.columns,
+            splits,
+            value_splits,
+            launch=launch,
+        )
+        if copies:
+            copy_maps(outs, [dquery, dkey, dvalue], 2, False)
+    return tuple(outs)
 
 
 def aot_cases() -> list[AotCase]:
-    """Every compilation that `backward` can ask for."""
+    """Every compilation that `backward` can ask for, beside the copies of contiguous maps."""
     cases = []
-    for dtype in TRITON_DTYPES.values():
-        maps = dict.fromkeys(("p_grad", "p_query", "p_key", "p_value"), dtype)
+    for dtype, name in TRITON_DTYPES.items():
+        maps = dict.fromkeys(("p_grad", "p_query", "p_key", "p_value"), name)
         maps["p_statistics"] = "fp32"
-        for launch in window_variants(dtype, backward=True):
+        for launch in tile_variants(dtype):
             for kernel, outputs in (
                 (query_gradient_kernel, ("p_out",)),
                 (key_gradient_kernel, ("p_dkey", "p_dvalue")),
             ):
-                pointers = maps | dict.fromkeys(outputs, dtype)
+                pointers = maps | dict.fromkeys(outputs, name)
                 cases.append(AotCase(kernel, pointers, launch, {"scale": "fp32"}))
     return cases
