@@ -118,11 +118,13 @@ def recorded(folder: Path, op: str) -> list[dict[str, Any]]:
 
 
 def test_real_launches_are_recorded_and_followed(tmp_path: Path) -> None:
+    """A kernel compiled for sm_90, whose branch for infinities is not taken."""
     forward, backward = recorded(tmp_path, "local_attention")
     assert (forward["pass"], backward["pass"]) == ("forward", "backward")
-    kernel = forward["kernels"][-1]
-    assert kernel["kernel"].startswith("local_attention") and kernel["warp_instructions"] > 100
-    assert kernel["hottest_trips"] > 0
+    (kernel,) = forward["kernels"]
+    assert kernel["kernel"] == "local_attention_kernel"
+    # The code around the loops takes longest; what only infinities need is in it, and not run.
+    assert 0.4 < kernel["hottest_trips"] < 0.8
     assert kernel["spills"] == 0 and 16 < kernel["registers"] <= 255
     assert kernel["sectors"] >= 1 and kernel["conflicts"] >= 1
     assert 0 < forward["floor_us"] <= forward["low_us"] <= forward["high_us"] < 1000

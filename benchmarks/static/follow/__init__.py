@@ -1,9 +1,9 @@
 """Following the machine code of a launch: what its warps execute, and which addresses they use.
 
 The integer and float32 arithmetic that addresses and branches depend on is done as the device does
-it, on the launch's own parameters and on what lies in its memory; products of tensor cores and
-packed half precision, on which only data depends, are left out. So loops run as often as they
-would, tables that a kernel reads included, with no model of how the source was compiled.
+it, on the launch's own parameters and on what lies in its memory; products of tensor cores are
+zero, and packed half precision, on which only data depends, is left out. So loops run as often as
+they would, tables that a kernel reads included, with no model of how the source was compiled.
 """
 
 from __future__ import annotations

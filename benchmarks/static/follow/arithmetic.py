@@ -1,8 +1,8 @@
 """What machine instructions compute, for a warp at a time.
 
 `decode` makes a function of a warp and a mask of its lanes. Integers and float32 are computed as
-the device does it (to the last bit where integers are concerned); what only data depends on, such
-as products of tensor cores and packed half precision, leaves its destination as it is.
+the device does it (to the last bit where integers are concerned); products of tensor cores are
+zero; what only data depends on, such as packed half precision, leaves its destination as it is.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from .operands import (
     split,
     truth,
 )
+from .products import PRODUCTS
 
 BUDGET = 400_000  # instructions of a warp
 _TARGET = re.compile(r"`\((\S+?)\)")
@@ -139,7 +140,7 @@ class Warp:
         self.shared[start[:, None] + np.arange(value.shape[1])] = value
 
 
-_ALL = INTEGERS | BITS | FLOATS | LANE
+_ALL = INTEGERS | BITS | FLOATS | LANE | PRODUCTS
 
 
 def decode(name: str, operands: Sequence[str], at: int) -> Run | None:
