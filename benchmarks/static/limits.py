@@ -53,6 +53,7 @@ class Exempt:
 
 
 _ROWS = "rows of contiguous maps are not known to be multiples of 16 bytes"
+_LANES = "a thread owns one element, so that registers hold what it needs of its neighbours"
 _BOUNDS = "the masks' bounds are not known to be multiples of 16 bytes"
 
 _COPIES = "contiguous maps are copied to rows of channels and back"
@@ -101,27 +102,25 @@ EXCEPTIONS: dict[str, tuple[Exempt, ...]] = {
         Exempt(
             "launches",
             "forward",
-            "strips along rows and columns, and the rest, are a launch each",
-            most=3,
+            "strips read what the local convolution gives for their neighbours",
+            most=2,
         ),
-        Exempt("aten", "forward", "parameters are packed for every call", most=5),
-        Exempt("launches", "backward", "the taps' sums of every kernel are a launch", most=12),
-        Exempt("aten", "backward", "parameters are packed, and their gradients unpacked", most=22),
-        Exempt("programs", "tap_sums_kernel", "a program sums the taps of many tiles"),
-        Exempt("loads", "convolve_kernel", _ROWS, layout="contiguous"),
-        Exempt("loads", "spread_strips_kernel", _ROWS, layout="contiguous"),
-        Exempt("loads", "gather_strips_kernel", _ROWS, layout="contiguous"),
-        Exempt("loads", "tap_sums_kernel", _ROWS, layout="contiguous"),
         Exempt(
-            "loads",
-            "spread_strips_kernel",
-            "float32 taps beside half-precision maps",
-            layout="channels_last",
+            "launches",
+            "backward",
+            "gradients of the strips, of the local convolution, and totals follow each other",
+            most=4,
         ),
-        Exempt("stores", "convolve_kernel", _ROWS, layout="contiguous"),
-        Exempt("stores", "spread_strips_kernel", _ROWS, layout="contiguous"),
-        Exempt("stores", "gather_strips_kernel", _ROWS, layout="contiguous"),
-        Exempt("stores", "tap_sums_kernel", "one sum a tap"),
+        Exempt("loads", "prepare_strips_kernel", _LANES),
+        Exempt("loads", "strips_kernel", _LANES),
+        Exempt("loads", "strips_backward_kernel", _LANES),
+        Exempt("loads", "local_backward_kernel", _LANES),
+        Exempt("loads", "strip_totals_kernel", _LANES),
+        Exempt("stores", "prepare_strips_kernel", _LANES),
+        Exempt("stores", "strips_kernel", _LANES),
+        Exempt("stores", "strips_backward_kernel", _LANES),
+        Exempt("stores", "local_backward_kernel", _LANES),
+        Exempt("stores", "strip_totals_kernel", _LANES),
     ),
     "nmf": (
         Exempt("launches", "forward", "two launches a step", most=14),

@@ -1,245 +1,73 @@
-"""Triton forward of strip_conv, and the kernels of its strips that the backward shares.
+"""Triton forward of strip_conv.
 
 Source: Guo et al., SegNeXt (NeurIPS 2022), eq. (1).
 
-In three steps: the local convolution a, the horizontal convolutions of a of up to three strips, and
-their vertical convolutions with the sum. a and the horizontal maps are kept in float32, so that
-with three strips an element costs 36 bytes of scratch traffic besides reading x and writing out.
-More strips take the last two steps again for every further three.
+Two launches: the local convolution a, in a scratch map with zeros around it, and all strips of it.
+Between them an element costs 8 bytes of scratch traffic, besides reading x and writing out.
+Kernels of sizes that registers do not hold, more than three strips or none go another way
+(general.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
-import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
 from .. import _depthwise as depthwise
-from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, round_up, run
-from .._multiples import known_multiple
+from .._launch import TRITON_DTYPES, AotCase, aligned_storage, on_device, run
+from . import general
+from .plan import (
+    LOCAL_REGISTERS,
+    SEGNEXT,
+    STRIP_REGISTERS,
+    Plan,
+    held_in_registers,
+    launch_of,
+    plan_of,
+    tile_for_threads,
+)
+from .prepare import PACKED, prepare_strips_kernel
+from .strips import strips_kernel
 
-GROUP = tl.constexpr(3)  # strips that a kernel takes at once; SegNeXt has three
-ALIGNED = tl.constexpr(4)  # scratch maps start on multiples of so many floats: of 16 bytes
-STRIPS = [
-    *depthwise.SIZES,
-    "batches",
-    "tap",
-    "bias",
-    "rows_0",
-    "columns_0",
-    "rows_1",
-    "columns_1",
-    "rows_2",
-    "columns_2",
-    "backward",
-]
+READ = [name for name in prepare_strips_kernel.arg_names if name.startswith("p_")]
 
 
-@triton.jit
-def map_stride(batches, sizes):
-    """Elements from one scratch map of a group to the next."""
-    channels, height, width = sizes
-    elements = tl.cast(batches, tl.int64) * channels * height * width
-    return tl.cdiv(elements, ALIGNED) * ALIGNED
-
-
-@triton.jit(do_not_specialize=STRIPS)
-def spread_strips_kernel(
-    p_x,
-    p_taps,
-    p_biases,
-    p_maps,
-    batches,
-    channels,
-    height,
-    width,
-    tap,
-    bias,
-    rows_0,
-    columns_0,
-    rows_1,
-    columns_1,
-    rows_2,
-    columns_2,
-    backward,
-    POSITIONS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    INNER: tl.constexpr,
-    MULTIPLE: tl.constexpr,
-):
-    """maps[s] = horizontal_s(x) + bias; with `backward` maps[s] = vertical_s^T(x).
-
-    p_x [B, C, H, W], p_maps [3, B, C, H, W] float32 (map_stride elements apart), or channels last
-    with INNER. p_taps [T, C]: from `tap` on, rows_0 taps of the first strip's row and columns_0 of
-    its column, then those of the others, of which a length 0 says that there is none.
-    p_biases [., C]: from `bias` on, biases of rows and columns in turn.
-    Grid: B * ceil(C / CHANNELS) * ceil(H * W / POSITIONS); one program owns a run of pixels of a
-    few channels of one item in every map. Reads x once (further taps out of the caches), writes the
-    maps once.
-    """
-    sizes = (known_multiple(channels, MULTIPLE), height, width)
-    lengths = (rows_0, columns_0, rows_1, columns_1, rows_2, columns_2)
-    tile = depthwise.owned_tile(sizes, POSITIONS, CHANNELS, INNER)
-    stride = map_stride(batches, sizes)
-    for s in tl.static_range(GROUP):
-        rows, columns = lengths[2 * s], lengths[2 * s + 1]
-        if rows > 0:
-            b_map = depthwise.convolved(
-                p_x,
-                p_taps + (tap + tl.where(backward != 0, rows, 0)) * tile.channels,
-                tile,
-                tl.where(backward != 0, columns, 1),
-                tl.where(backward != 0, 1, rows),
-                backward,
-                INNER,
-            )
-            if backward == 0:
-                b_map += depthwise.load_bias(p_biases + (bias + 2 * s) * tile.channels, tile)
-            tl.store(p_maps + s * stride + tile.b_place, b_map, mask=tile.mask)
-        tap += rows + columns
-
-
-@triton.jit(do_not_specialize=STRIPS)
-def gather_strips_kernel(
-    p_base,
-    p_maps,
-    p_taps,
-    p_biases,
-    p_out,
-    batches,
-    channels,
-    height,
-    width,
-    tap,
-    bias,
-    rows_0,
-    columns_0,
-    rows_1,
-    columns_1,
-    rows_2,
-    columns_2,
-    backward,
-    POSITIONS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    INNER: tl.constexpr,
-    MULTIPLE: tl.constexpr,
-):
-    """out = base + sum_s (vertical_s(maps[s]) + bias); with `backward` base + sum_s
-    horizontal_s^T(maps[s]).
-
-    p_base, p_out [B, C, H, W]; p_maps, taps, biases and grid as in spread_strips_kernel.
-    Reads base and the maps once (further taps out of the caches), writes out once.
-    """
-    sizes = (known_multiple(channels, MULTIPLE), height, width)
-    lengths = (rows_0, columns_0, rows_1, columns_1, rows_2, columns_2)
-    tile = depthwise.owned_tile(sizes, POSITIONS, CHANNELS, INNER)
-    stride = map_stride(batches, sizes)
-    b_out = tl.load(p_base + tile.b_place, mask=tile.mask, other=0.0).to(tl.float32)
-    for s in tl.static_range(GROUP):
-        rows, columns = lengths[2 * s], lengths[2 * s + 1]
-        if rows > 0:
-            b_out += depthwise.convolved(
-                p_maps + s * stride,
-                p_taps + (tap + tl.where(backward != 0, 0, rows)) * tile.channels,
-                tile,
-                tl.where(backward != 0, 1, columns),
-                tl.where(backward != 0, rows, 1),
-                backward,
-                INNER,
-            )
-            if backward == 0:
-                b_out += depthwise.load_bias(p_biases + (bias + 2 * s + 1) * tile.channels, tile)
-        tap += rows + columns
-    tl.store(p_out + tile.b_place, b_out.to(p_out.dtype.element_ty), mask=tile.mask)
-
-
-@dataclass(frozen=True)
-class Strips:
-    """Up to three strips, and where their parameters begin."""
-
-    rows: list[int]
-    columns: list[int]
-    tap: int
-    bias: int
-
-    def sizes(self, x: torch.Tensor, backward: bool) -> tuple[int, ...]:
-        """The integers that the kernels want, for maps like x."""
-        pairs = [n for pair in zip(self.rows, self.columns, strict=True) for n in pair]
-        missing = [0] * (2 * GROUP.value - len(pairs))
-        return *x.shape, self.tap, self.bias, *pairs, *missing, int(backward)
-
-    def spread(
-        self,
-        x: torch.Tensor,
-        taps: torch.Tensor,
-        biases: torch.Tensor,
-        backward: bool,
-        launch: Launch,
-    ) -> torch.Tensor:
-        """The map of every strip, in float32: [strips, elements of a map, rounded up]."""
-        stride = round_up(x.numel(), ALIGNED.value)
-        maps = x.new_empty((len(self.rows), stride), dtype=torch.float32)
-        run(
-            spread_strips_kernel,
-            depthwise.map_programs(x, launch),
-            x,
-            taps,
-            biases,
-            maps,
-            *self.sizes(x, backward),
-            launch=launch,
-        )
-        return maps
-
-    def gather(
-        self,
-        base: torch.Tensor,
-        maps: torch.Tensor,
-        taps: torch.Tensor,
-        biases: torch.Tensor,
-        out: torch.Tensor,
-        backward: bool,
-        launch: Launch,
-    ) -> None:
-        """out = base and what the maps of `spread` add to it."""
-        run(
-            gather_strips_kernel,
-            depthwise.map_programs(base, launch),
-            base,
-            maps,
-            taps,
-            biases,
-            out,
-            *self.sizes(base, backward),
-            launch=launch,
-        )
-
-
-def groups_of(kernel_size: list[int], rows: list[int], columns: list[int]) -> list[Strips]:
-    """The strips, three at a time."""
-    groups = []
-    tap, bias = kernel_size[0] * kernel_size[1], 1
-    for i in range(0, len(rows), GROUP.value):
-        strips = Strips(rows[i : i + GROUP.value], columns[i : i + GROUP.value], tap, bias)
-        groups.append(strips)
-        tap += sum(strips.rows) + sum(strips.columns)
-        bias += 2 * len(strips.rows)
-    return groups
-
-
-def packed(
-    weights: list[torch.Tensor], biases: list[torch.Tensor], biased: list[int]
-) -> tuple[torch.Tensor, torch.Tensor, list[int], list[int], list[int]]:
-    """taps [C, T], biases [C, 1 + 2 * strips], the local kernel's sides, rows and columns."""
-    taps = torch.cat([weight.flatten(1) for weight in weights], dim=1)
-    found = dict(zip(biased, biases, strict=True))
-    zero = taps.new_zeros(()).expand(taps.shape[0])
-    shifts = torch.stack([found.get(i, zero) for i in range(len(weights))], dim=1)
-    rows, columns = [w.shape[3] for w in weights[1::2]], [w.shape[2] for w in weights[2::2]]
-    return taps, shifts, list(weights[0].shape[2:]), rows, columns
+def prepare(
+    plan: Plan,
+    x: torch.Tensor,
+    grad: torch.Tensor | None,
+    weights: list[torch.Tensor],
+    biases: list[torch.Tensor],
+    biased: list[int],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """a and grad with zeros around them (grad: a again, where there is none), the parameters."""
+    shape = (plan.planes, plan.padded, plan.pitch, plan.lanes)
+    local = x.new_empty(shape, dtype=torch.float32)
+    padded = local if grad is None else x.new_empty(shape, dtype=torch.float32)
+    parameters = x.new_empty((plan.blocks, plan.parameters, plan.lanes), dtype=torch.float32)
+    missing = [weights[0]] * (7 - len(weights))
+    shifts = dict(zip(biased, biases, strict=True))
+    launch = plan.launch(plan.prepared, LOCAL_REGISTERS, BACKWARD=grad is not None)
+    tiles = plan.tiles(plan.pitch, plan.prepared) * (1 if grad is None else 2)
+    run(
+        prepare_strips_kernel,
+        tiles + triton.cdiv(x.shape[1], PACKED.value) * max(w[0].numel() for w in weights),
+        x,
+        x if grad is None else grad,
+        local,
+        padded,
+        parameters,
+        *weights,
+        *missing,
+        *(shifts.get(i, weights[0]) for i in range(7)),
+        *plan.sizes,
+        plan.pitch,
+        plan.padded,
+        sum(1 << i for i in biased),
+        launch=launch,
+    )
+    return local, padded, parameters
 
 
 def forward(
@@ -249,20 +77,24 @@ def forward(
     biased: list[int],
 ) -> tuple[torch.Tensor]:
     """out [B, C, H, W] in the layout of x."""
-    taps, biases, kernel_size, rows, columns = packed(weights, biases, biased)
-    launch = depthwise.launch_of(x)
-    groups = groups_of(kernel_size, rows, columns)
+    if not held_in_registers(weights):
+        return general.forward(x, weights, biases, biased)
+    plan = plan_of(x, weights)
     out = empty_map(x.shape, x, is_channels_inner(x))
     with on_device(x) as (x,):
-        taps, biases = depthwise.by_tap(taps), depthwise.by_tap(biases)
-        local = torch.empty_like(x, dtype=torch.float32) if groups else out
-        depthwise.convolve(x, local, taps, biases, kernel_size, False, launch)
-        base = local
-        for strips in groups:
-            target = out if strips is groups[-1] else torch.empty_like(local)
-            maps = strips.spread(local, taps, biases, False, launch)
-            strips.gather(base, maps, taps, biases, target, False, launch)
-            base = target
+        weights, biases = ([aligned_storage(t) for t in ts] for ts in (weights, biases))
+        local, _, parameters = prepare(plan, x, None, weights, biases, biased)
+        run(
+            strips_kernel,
+            plan.tiles(x.shape[3], plan.positions),
+            local,
+            parameters,
+            out,
+            *plan.sizes,
+            plan.pitch,
+            plan.padded,
+            launch=plan.launch(plan.positions, STRIP_REGISTERS),
+        )
     return (out,)
 
 
@@ -272,14 +104,22 @@ def refuse(x: torch.Tensor, *parameters: object) -> str | None:
 
 
 def aot_cases() -> list[AotCase]:
-    """Every compilation of the kernels of strips, forward and backward."""
+    """Both kernels for SegNeXt's strips; others compile when they are first launched."""
     cases = []
     for dtype in TRITON_DTYPES.values():
-        parameters = {"p_taps": dtype, "p_biases": dtype, "p_maps": "fp32"}
-        for launch in depthwise.layouts(dtype):
-            for source in {"fp32", dtype}:
-                cases.append(AotCase(spread_strips_kernel, parameters | {"p_x": source}, launch))
-            for base, out in {("fp32", "fp32"), ("fp32", dtype), (dtype, "fp32")}:
-                pointers = parameters | {"p_base": base, "p_out": out}
-                cases.append(AotCase(gather_strips_kernel, pointers, launch))
+        scratch = {"p_a": "fp32", "p_padded": "fp32", "p_parameters": "fp32"}
+        for inner in (True, False):
+            lanes, _, prepared = tile_for_threads(inner, 0)
+            for backward in (False, True):
+                tile = {"POSITIONS": prepared, "LANES": lanes, "INNER": inner}
+                launch = launch_of({"SIDES": SEGNEXT, "BACKWARD": backward} | tile, LOCAL_REGISTERS)
+                cases.append(
+                    AotCase(prepare_strips_kernel, dict.fromkeys(READ, dtype) | scratch, launch)
+                )
+            for width in (0, 128) if not inner else (0,):
+                positions = tile_for_threads(inner, width)[1]
+                tile = {"POSITIONS": positions, "LANES": lanes, "INNER": inner}
+                launch = launch_of({"SIDES": SEGNEXT} | tile, STRIP_REGISTERS)
+                pointers = {"p_a": "fp32", "p_parameters": "fp32", "p_out": dtype}
+                cases.append(AotCase(strips_kernel, pointers, launch))
     return cases

@@ -28,6 +28,7 @@ from attnops.kernels.nmf import plan as nmf_plan
 from attnops.kernels.pyramid_pool import backward as pyramid_pool_backward
 from attnops.kernels.pyramid_pool import forward as pyramid_pool
 from attnops.kernels.pyramid_pool import segments
+from attnops.kernels.strip_conv import plan as strip_plan
 from attnops.kernels.upsample_gate import backward as upsample_gate_backward
 from attnops.kernels.upsample_gate import forward as upsample_gate
 
@@ -329,16 +330,21 @@ def run_with_gradients(function, *tensors: Tensor) -> None:
 
 @pytest.mark.parametrize("inner", FLAGS, ids=["contiguous", "inner"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_segnext_launches_are_compiled_ahead(dtype, inner, launches):
+def test_segnext_launches_are_compiled_ahead(dtype, inner, launches, monkeypatch):
+    monkeypatch.setattr(strip_plan, "FOR_THREADS", True)
     x = in_layout(torch.randn(1, 8, 5, 6).to(dtype), inner)
-    local, *strips = (torch.randn(8, 1, *k).to(dtype) for k in ((3, 3), (1, 5), (5, 1)))
+    local = torch.randn(8, 1, 3, 3).to(dtype)
     bias = torch.randn(8).to(dtype)
     run_with_gradients(attnops.depthwise_gelu, x, local, bias)
 
-    def strip_conv(x, local, row, column):
-        return attnops.strip_conv(x, local, None, [((row, None), (column, None))])
+    def strip_conv(x, local, *strips):
+        pairs = zip(strips[0::2], strips[1::2], strict=True)
+        return attnops.strip_conv(x, local, None, [((r, None), (c, None)) for r, c in pairs])
 
-    run_with_gradients(strip_conv, x, local, *strips)
+    sides = [side for k in (7, 11, 21) for side in ((1, k), (k, 1))]
+    for chosen in [(5, 5), *sides], [(3, 3), (1, 33), (33, 1)]:
+        weights = [torch.randn(8, 1, *k).to(dtype) for k in chosen]
+        run_with_gradients(strip_conv, x, *weights)
     for rank in (3, 17, 33):
         positive = in_layout(torch.rand(1, 8, 30).to(dtype), inner)
         run_with_gradients(
