@@ -6,7 +6,9 @@ Source: the derivative of algorithm 1 of Geng et al., Is Attention Better Than M
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import torch
 import triton
@@ -16,21 +18,40 @@ from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, run
 from .._multiples import FACTORS, known_factor
 from .bases_backward import nmf_bases_backward_kernel, nmf_prepare_backward_kernel
 from .coef_backward import nmf_coef_backward_kernel
-from .forward import Bases, coef_launch, prepare_launch, variants
+from .forward import Bases, coef_launch, generations_of, prepare_launch, variants
 from .map_gradient import nmf_dx_kernel, nmf_one_step_kernel
-from .plan import BLOCK, PARTS, RANK_CLASSES, SHAPES, Plan, factor_of
+from .plan import (
+    BLOCK,
+    LARGE_GENERATIONS,
+    PARTS,
+    RANK_CLASSES,
+    SHAPES,
+    SMALL_GENERATIONS,
+    SMALL_SHAPES,
+    Plan,
+    Shape,
+    factor_of,
+    is_small,
+)
 
 NO_GRADIENT, GIVEN, COMPUTED = range(3)  # what the gradient of coefficients starts from
 
 
-def bases_backward_launch(padded: int, multiple: int) -> Launch:
+def coef_backward_launch(shape: Shape, padded: int, *options: Any) -> Launch:
+    """options: as of coef_launch, the last of them whether a program owns a single tile."""
+    if not options[-1]:
+        shape = replace(shape, chunk=min(shape.chunk, 32))  # registers
+    return coef_launch(shape, padded, *options)
+
+
+def bases_backward_launch(shape: Shape, padded: int, multiple: int) -> Launch:
     block = min(2 * BLOCK, padded * padded)  # there are two tables
-    constants = {"ROWS": SHAPES[padded].rows, "RANK": padded, "BLOCK": block, "PARTS": PARTS}
-    return Launch(constants | {"MULTIPLE": multiple}, SHAPES[padded].warps, registers=255)
+    constants = {"ROWS": shape.rows, "RANK": padded, "BLOCK": block, "PARTS": PARTS // 2}
+    return Launch(constants | {"MULTIPLE": multiple}, shape.warps, registers=255)
 
 
 def dx_launch(inner: bool, multiple: int) -> Launch:
-    constants = {"POSITIONS": 64, "CHANNELS": 64, "CHUNK": 32}
+    constants = {"POSITIONS": 64, "CHANNELS": 64, "CHUNK": 16}
     constants |= {"INNER": inner, "MULTIPLE": multiple}
     return Launch(constants, warps=4, stages=2, registers=255)
 
@@ -80,7 +101,7 @@ class _Unrolled:
             plan.width,
             plan.parts,
             int(grad is not None),
-            launch=prepare_launch(plan.padded, known_factor(given, plan.rank)),
+            launch=prepare_launch(plan.shape, plan.padded, known_factor(given, plan.rank)),
         )
 
     def back_coef(
@@ -113,13 +134,15 @@ class _Unrolled:
             plan.tiles,
             source,
             int(slot == 0),
-            launch=coef_launch(plan.padded, self.inner, exact, self.multiple, plan.tiles == 1),
+            launch=coef_backward_launch(
+                plan.shape, plan.padded, self.inner, exact, self.multiple, plan.single
+            ),
         )
 
     def back_bases(self, slot: int, before: torch.Tensor, dgiven: torch.Tensor) -> None:
         """Update number `slot` of the bases; 0: there is none, only sums that are left to do."""
         plan = self.plan
-        launch = bases_backward_launch(plan.padded, known_factor(dgiven, plan.rank))
+        launch = bases_backward_launch(plan.shape, plan.padded, known_factor(dgiven, plan.rank))
         run(
             nmf_bases_backward_kernel,
             plan.items * 2 * plan.table // launch.constants["BLOCK"],
@@ -208,7 +231,7 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dx in the layout of x, and dbases: zeros where `one_step`."""
     inner = is_channels_inner(x)
-    plan = Plan(*x.shape, bases.shape[2])
+    plan = Plan(*x.shape, bases.shape[2], small=not one_step and is_small(x))
     if x.dtype != torch.float32 and factor_of(x, plan.rank, inner) == 1:
         given = (x, bases, grad_bases, grad_coef)
         wide = (None if t is None else t.float() for t in given)
@@ -237,6 +260,14 @@ def backward(
     return dx, dbases
 
 
+def _shapes_of(padded: int) -> list[tuple[Shape, tuple[int, ...] | None]]:
+    """Shapes of the unrolled backward, and the compute capabilities they are for, None: all."""
+    shape, small = SHAPES[padded], SMALL_SHAPES.get(padded)
+    if shape == small:
+        return [(shape, None)]
+    return [(shape, LARGE_GENERATIONS)] + ([(small, SMALL_GENERATIONS)] if small else [])
+
+
 def aot_cases() -> list[AotCase]:
     """Every compilation that `backward` can ask for, beside those of the forward."""
     cases = []
@@ -245,13 +276,18 @@ def aot_cases() -> list[AotCase]:
     wide += ("p_dcoef", "p_dp", "p_dq", "p_sums")
     for padded, inner, dtype, multiple in variants():
         pointers = dict.fromkeys(("p_x", "p_grad"), dtype) | dict.fromkeys(wide, "fp32")
-        for single in (False, True):
-            launch = coef_launch(padded, inner, dtype != "fp32", multiple, single)
-            cases.append(AotCase(nmf_coef_backward_kernel, pointers, launch, scalars))
+        for (shape, of), single in product(_shapes_of(padded), (False, True)):
+            if single and of == SMALL_GENERATIONS:
+                continue
+            launch = coef_backward_launch(shape, padded, inner, dtype != "fp32", multiple, single)
+            cases.append(AotCase(nmf_coef_backward_kernel, pointers, launch, scalars, of))
         pointers = dict.fromkeys(("p_grad", "p_dx", "p_dbases"), dtype)
         pointers |= dict.fromkeys(("p_bases", "p_gram", "p_coef"), "fp32")
         launch = one_step_launch(padded, inner, multiple)
-        cases.append(AotCase(nmf_one_step_kernel, pointers, launch, {"eps": "fp32"}))
+        case = AotCase(
+            nmf_one_step_kernel, pointers, launch, {"eps": "fp32"}, generations_of(padded)
+        )
+        cases.append(case)
         if padded == RANK_CLASSES[0]:
             names = ("p_first", "p_bases", "p_factor", "p_dp", "p_coef")
             pointers = dict.fromkeys(names, "fp32") | {"p_dx": dtype}
@@ -260,12 +296,13 @@ def aot_cases() -> list[AotCase]:
     sums += ("p_squares", "p_shares")
     first = ("p_last", "p_first", "p_bases", "p_squares", "p_state", "p_factor")
     for padded, dtype in product(RANK_CLASSES, TRITON_DTYPES.values()):
-        for multiple in FACTORS[dtype]:
+        for (shape, of), multiple in product(_shapes_of(padded), FACTORS[dtype]):
             pointers = dict.fromkeys(sums, "fp32") | {"p_dgiven": dtype, "p_arrived": "i32"}
-            launch = bases_backward_launch(padded, multiple)
-            cases.append(AotCase(nmf_bases_backward_kernel, pointers, launch, {"eps": "fp32"}))
+            launch = bases_backward_launch(shape, padded, multiple)
+            scalars = {"eps": "fp32"}
+            cases.append(AotCase(nmf_bases_backward_kernel, pointers, launch, scalars, of))
             pointers = dict.fromkeys(first, "fp32") | {"p_arrived": "i32"}
             pointers |= dict.fromkeys(("p_given", "p_grad"), dtype)
-            launch = prepare_launch(padded, multiple)
-            cases.append(AotCase(nmf_prepare_backward_kernel, pointers, launch))
+            launch = prepare_launch(shape, padded, multiple)
+            cases.append(AotCase(nmf_prepare_backward_kernel, pointers, launch, {}, of))
     return cases

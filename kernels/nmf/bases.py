@@ -89,7 +89,7 @@ def update_rows(
     b_rank = tl.arange(0, RANK)
     b_channel = part * ROWS + tl.arange(0, ROWS)
     b_bases = tl.load(p_bases + b_rank[:, None] * width + b_channel[None, :])
-    b_q = multiply_square(p_totals + width * RANK, b_bases, RANK, False) + eps
+    b_q = multiply_square(p_totals + width * RANK, b_bases, RANK, False, 64) + eps
     b_p = tl.load(p_totals + b_channel[None, :] * RANK + b_rank[:, None])
     b_offset, mask = ranked(b_rank, b_channel, channels, rank)
     b_next = tl.where(mask, divide(b_bases * b_p, b_q), 0.0)

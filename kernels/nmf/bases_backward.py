@@ -19,6 +19,19 @@ from .products import divide, multiply, multiply_square, ranked
 
 
 @triton.jit
+def multiply_columns(b_left, b_right, COLUMNS: tl.constexpr):
+    """left right^T, in two halves of the columns where there are many: registers."""
+    if COLUMNS <= 16:
+        return multiply(b_left, tl.trans(b_right), False, False)
+    else:
+        pairs: tl.constexpr = [b_left.shape[0], COLUMNS // 2, 2]
+        b_even, b_odd = tl.split(tl.reshape(b_left, pairs))
+        b_right_even, b_right_odd = tl.split(tl.reshape(b_right, pairs))
+        b_sum = multiply(b_even, tl.trans(b_right_even), False, False)
+        return b_sum + multiply(b_odd, tl.trans(b_right_odd), False, False)
+
+
+@triton.jit
 def back_rows(
     p_dtotals,
     p_totals,
@@ -43,35 +56,34 @@ def back_rows(
     b_after = tl.load(p_bases + b_padded)
     p_dgram = p_dtotals + width * RANK
     b_dnext = tl.load(p_state + b_padded) + tl.load(p_dtotals + b_total)
-    b_dnext += multiply_square(p_dgram, b_after, RANK, False)
-    b_dnext += multiply_square(p_dgram, b_after, RANK, True)
+    b_dnext += multiply_square(p_dgram, b_after, RANK, False, 32)
+    b_dnext += multiply_square(p_dgram, b_after, RANK, True, 32)
     if ends:
         tl.store(p_dgiven + b_offset, b_dnext, mask=mask)
     else:
         b_before = tl.load(p_before + b_offset, mask=mask, other=0.0)
-        b_q = multiply_square(p_totals + width * RANK, b_before, RANK, False) + eps
+        b_q = multiply_square(p_totals + width * RANK, b_before, RANK, False, 32) + eps
         b_scaled = divide(tl.where(mask, b_dnext, 0.0), tl.where(mask, b_q, 1.0))
         b_factor = b_scaled * b_before
         tl.store(p_factor + b_padded, b_factor)
         tl.store(p_kept + b_offset, b_factor, mask=mask)
         b_dq = -(b_scaled * b_after)
         b_state = b_scaled * tl.load(p_totals + b_total)
-        b_state += multiply_square(p_totals + width * RANK, b_dq, RANK, False)
+        b_state += multiply_square(p_totals + width * RANK, b_dq, RANK, False, 32)
         tl.debug_barrier()  # all threads have read what is replaced
         tl.store(p_state + b_padded, b_state)
         tl.store(p_bases + b_padded, b_before)
         p_share = p_shares + part * (2 * RANK * RANK)
         p_share += b_rank[:, None] * RANK + b_rank[None, :]
-        b_share = multiply(b_before, tl.trans(b_before), False, False)
-        tl.store(p_share, b_share)
-        b_share = multiply(b_before, tl.trans(b_dq), False, False)
-        b_share += multiply(b_dq, tl.trans(b_before), False, False)
+        tl.store(p_share, multiply_columns(b_before, b_before, ROWS))
+        b_share = multiply_columns(b_before, b_dq, ROWS)
+        b_share += multiply_columns(b_dq, b_before, ROWS)
         tl.store(p_share + RANK * RANK, b_share)
         if arrive(p_finished, parts):
             BLOCK: tl.constexpr = RANK * 16
             for start in tl.range(0, 2 * RANK * RANK, BLOCK, disable_licm=True):
                 b_element = start + tl.arange(0, BLOCK)
-                b_sum = add_tables(p_shares, b_element, parts, 2 * RANK * RANK, 16)
+                b_sum = add_tables(p_shares, b_element, parts, 2 * RANK * RANK, 8)
                 tl.store(p_squares + b_element, b_sum)
 
 

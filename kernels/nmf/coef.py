@@ -50,7 +50,7 @@ def update_tile(
             tl.store(p_coef + b_offset, b_coef, mask=mask)
     else:
         b_coef = tl.load(p_coef + b_offset, mask=mask, other=0.0)
-    b_q = multiply_square(p_gram, b_coef, RANK, False) + eps
+    b_q = multiply_square(p_gram, b_coef, RANK, False, 64) + eps
     b_next = tl.where(mask, divide(b_coef * b_p, b_q), 0.0)
     tl.debug_barrier()  # where coefficients are replaced, all threads have read them
     if ends:

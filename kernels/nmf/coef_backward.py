@@ -93,13 +93,13 @@ def back_tile(
     elif source == 2:
         b_dnext += tl.load(p_dcoef + b_offset, mask=mask, other=0.0)
     b_next = tl.load(p_next + b_offset, mask=mask, other=0.0)
-    b_dnext += multiply_square(p_gram + RANK * RANK, b_next, RANK, False)
+    b_dnext += multiply_square(p_gram + RANK * RANK, b_next, RANK, False, 64)
     b_coef = tl.load(p_coef + b_offset, mask=mask, other=0.0)
-    b_q = tl.where(mask, multiply_square(p_gram, b_coef, RANK, False) + eps, 1.0)
+    b_q = tl.where(mask, multiply_square(p_gram, b_coef, RANK, False, 64) + eps, 1.0)
     b_scaled = divide(tl.where(mask, b_dnext, 0.0), b_q)
     b_dq = -(b_scaled * b_next)
     b_dp = b_scaled * b_coef
-    b_dcoef = b_scaled * b_p + multiply_square(p_gram, b_dq, RANK, False)
+    b_dcoef = b_scaled * b_p + multiply_square(p_gram, b_dq, RANK, False, 64)
     if begins:
         b_delta = tl.sum(b_coef * b_dcoef, axis=0)
         b_dp += inv_t * (b_coef * (b_dcoef - b_delta[None, :]))

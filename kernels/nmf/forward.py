@@ -15,16 +15,29 @@ from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, refuse_tensor, 
 from .._multiples import FACTORS, known_factor
 from .bases import nmf_bases_kernel, nmf_prepare_kernel
 from .coef import nmf_coef_kernel
-from .plan import BLOCK, MAX_RANK, PARTS, RANK_CLASSES, SHAPES, Plan, factor_of
+from .plan import (
+    BLOCK,
+    LARGE_GENERATIONS,
+    MAX_RANK,
+    PARTS,
+    RANK_CLASSES,
+    SHAPES,
+    SMALL_RANK,
+    Plan,
+    Shape,
+    factor_of,
+    is_small,
+)
 
 
-def prepare_launch(padded: int, multiple: int) -> Launch:
-    constants = {"ROWS": SHAPES[padded].rows, "RANK": padded, "MULTIPLE": multiple}
-    return Launch(constants, SHAPES[padded].warps, stages=2, registers=255)
+def prepare_launch(shape: Shape, padded: int, multiple: int) -> Launch:
+    constants = {"ROWS": shape.rows, "RANK": padded, "MULTIPLE": multiple}
+    return Launch(constants, shape.warps, stages=2, registers=255)
 
 
-def coef_launch(padded: int, inner: bool, exact: bool, multiple: int, single: bool) -> Launch:
-    shape = SHAPES[padded]
+def coef_launch(
+    shape: Shape, padded: int, inner: bool, exact: bool, multiple: int, single: bool
+) -> Launch:
     constants = {"TILE": shape.tile, "CHUNK": shape.chunk, "RANK": padded, "INNER": inner}
     constants |= {"EXACT": exact, "MULTIPLE": multiple, "SINGLE": single}
     stages = 2 if single or padded <= 64 else 1  # registers
@@ -56,7 +69,7 @@ class Bases:
             plan.rank,
             plan.width,
             plan.parts,
-            launch=prepare_launch(plan.padded, known_factor(given, plan.rank)),
+            launch=prepare_launch(plan.shape, plan.padded, known_factor(given, plan.rank)),
         )
 
 
@@ -92,7 +105,7 @@ class _Steps:
             plan.splits,
             plan.tiles,
             *map(int, flags),
-            launch=coef_launch(plan.padded, inner, exact, self.multiple, plan.tiles == 1),
+            launch=coef_launch(plan.shape, plan.padded, inner, exact, self.multiple, plan.single),
         )
 
     def update(self, kept: torch.Tensor, found: torch.Tensor, *flags: bool) -> None:
@@ -166,6 +179,8 @@ def refuse(x: torch.Tensor, bases: torch.Tensor, *options: object) -> str | None
     """The reason why these kernels cannot run an input, None if they can."""
     if bases.shape[2] > MAX_RANK:
         return f"triton: R={bases.shape[2]} bases: the fused kernels hold up to {MAX_RANK}"
+    if bases.shape[2] > SMALL_RANK and is_small(x):
+        return f"triton: R={bases.shape[2]} bases: needs compute capability 9 or 10"
     if x.shape[0] * x.shape[2] >= 2**31:
         return "triton: B*N positions must be fewer than 2**31"
     if x.shape[1] >= 2**23:
@@ -185,6 +200,11 @@ def variants() -> list[tuple[int, bool, str, int]]:
     ]
 
 
+def generations_of(padded: int) -> tuple[int, ...] | None:
+    """The compute capabilities on which so many bases are taken, None: all."""
+    return LARGE_GENERATIONS if padded > SMALL_RANK else None
+
+
 def aot_cases() -> list[AotCase]:
     """Every compilation that `forward` can ask for."""
     cases = []
@@ -193,15 +213,19 @@ def aot_cases() -> list[AotCase]:
     for padded, inner, dtype, multiple in variants():
         pointers = dict.fromkeys(("p_x", "p_out"), dtype) | dict.fromkeys(wide, "fp32")
         for single in (False, True):
-            launch = coef_launch(padded, inner, dtype != "fp32", multiple, single)
-            cases.append(AotCase(nmf_coef_kernel, pointers, launch, scalars))
+            launch = coef_launch(SHAPES[padded], padded, inner, dtype != "fp32", multiple, single)
+            cases.append(
+                AotCase(nmf_coef_kernel, pointers, launch, scalars, generations_of(padded))
+            )
     wide = ("p_sums", "p_totals", "p_bases", "p_shares", "p_gram", "p_kept")
     for padded, dtype in product(RANK_CLASSES, TRITON_DTYPES.values()):
         for multiple in FACTORS[dtype]:
             pointers = dict.fromkeys(wide, "fp32") | {"p_found": dtype, "p_arrived": "i32"}
             launch = bases_launch(padded, multiple)
-            cases.append(AotCase(nmf_bases_kernel, pointers, launch, {"eps": "fp32"}))
+            scalars = {"eps": "fp32"}
+            case = AotCase(nmf_bases_kernel, pointers, launch, scalars, generations_of(padded))
+            cases.append(case)
             pointers = {"p_given": dtype, "p_bases": "fp32", "p_gram": "fp32", "p_arrived": "i32"}
-            launch = prepare_launch(padded, multiple)
-            cases.append(AotCase(nmf_prepare_kernel, pointers, launch))
+            launch = prepare_launch(SHAPES[padded], padded, multiple)
+            cases.append(AotCase(nmf_prepare_kernel, pointers, launch, {}, generations_of(padded)))
     return cases

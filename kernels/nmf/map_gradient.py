@@ -166,7 +166,7 @@ def nmf_one_step_kernel(
     b_dp = tl.zeros([RANK, TILE], dtype=tl.float32)
     if has_grad:
         b_dp = tl.load(p_grad + b_offset, mask=mask, other=0.0).to(tl.float32)
-    b_q = multiply_square(p_gram + item * RANK * RANK, b_coef, RANK, False) + eps
+    b_q = multiply_square(p_gram + item * RANK * RANK, b_coef, RANK, False, 64) + eps
     b_dp = divide(b_dp, tl.where(mask, b_q, 1.0)) * b_coef
     p_bases += item * RANK * width
     p_dx += item * channels * positions

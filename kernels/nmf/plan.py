@@ -35,6 +35,10 @@ class Shape:
 
 
 SHAPES = {16: Shape(32, 64, 32, 4), 64: Shape(32, 64, 32, 4), 128: Shape(16, 32, 16, 8)}
+# Elsewhere products have both factors in registers: the larger tiles would not fit the backward.
+LARGE_GENERATIONS, SMALL_GENERATIONS = (9, 10), (8, 12)  # major compute capabilities
+SMALL_SHAPES = {16: SHAPES[16], 64: Shape(16, 32, 16, 4)}
+SMALL_RANK = 64
 
 
 def rank_class(rank: int) -> int:
@@ -47,6 +51,13 @@ def factor_of(x: torch.Tensor, rank: int, inner: bool) -> int:
     return known_factor(x, x.shape[1 if inner else 2], rank)
 
 
+def is_small(like: torch.Tensor) -> bool:
+    """Whether the device is one for SMALL_SHAPES."""
+    if like.device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(like.device)[0] not in LARGE_GENERATIONS
+
+
 @dataclass(frozen=True)
 class Plan:
     """The pieces of one call."""
@@ -55,29 +66,39 @@ class Plan:
     channels: int
     positions: int
     rank: int
+    small: bool = False
 
     @cached_property
     def padded(self) -> int:
         return rank_class(self.rank)
 
     @cached_property
+    def shape(self) -> Shape:
+        return (SMALL_SHAPES if self.small else SHAPES)[self.padded]
+
+    @cached_property
     def width(self) -> int:
         """Channels, padded for the kernels' own matrices."""
-        return round_up(self.channels, SHAPES[self.padded].chunk)
+        return round_up(self.channels, self.shape.chunk)
 
     @property
     def parts(self) -> int:
-        return self.width // SHAPES[self.padded].rows
+        return self.width // self.shape.rows
 
     @cached_property
     def tiles(self) -> int:
         """Tiles of a split."""
-        tiles = triton.cdiv(self.positions, SHAPES[self.padded].tile)
+        tiles = triton.cdiv(self.positions, self.shape.tile)
         return triton.cdiv(tiles, max(1, UNITS // max(self.items, 1)))
 
     @cached_property
     def splits(self) -> int:
-        return triton.cdiv(self.positions, SHAPES[self.padded].tile * self.tiles)
+        return triton.cdiv(self.positions, self.shape.tile * self.tiles)
+
+    @property
+    def single(self) -> bool:
+        """Whether a program keeps the coefficients of its only tile in registers."""
+        return self.tiles == 1 and self.shape is not SMALL_SHAPES.get(64)
 
     @property
     def sizes(self) -> tuple[int, ...]:

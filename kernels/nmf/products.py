@@ -107,20 +107,26 @@ def divide(b_dividend, b_divisor):
 
 
 @triton.jit
-def multiply_square(p_square, b_rows, RANK: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """square rows, of rows [RANK, COLUMNS] at hand; p_square [RANK, RANK]."""
+def multiply_square(
+    p_square, b_rows, RANK: tl.constexpr, TRANSPOSED: tl.constexpr, WHOLE: tl.constexpr
+):
+    """square rows, of rows [RANK, COLUMNS] at hand; p_square [RANK, RANK].
+
+    More than WHOLE rows are multiplied in two halves: their factors would fill the registers.
+    """
     b_rank = tl.arange(0, RANK)
     COLUMN: tl.constexpr = RANK if TRANSPOSED else 1
     p_rows = p_square + b_rank[:, None] * (1 if TRANSPOSED else RANK)
-    if RANK <= 64:
+    if RANK <= WHOLE:
         b_square = tl.load(p_rows + b_rank[None, :] * COLUMN)
         return multiply(b_square, b_rows, False, False)
-    else:  # in two halves: factors of more would fill the registers
+    else:
         HALF: tl.constexpr = RANK // 2
         b_halves = tl.reshape(b_rows, [2, HALF, b_rows.shape[1]])
         b_upper, b_lower = tl.split(tl.permute(b_halves, [1, 2, 0]))
         p_half = p_rows + tl.arange(0, HALF)[None, :] * COLUMN
         b_product = multiply(tl.load(p_half), b_upper, False, False)
+        tl.debug_barrier()  # keeps the halves apart
         p_half += HALF * COLUMN
         return b_product + multiply(tl.load(p_half), b_lower, False, False)
 
