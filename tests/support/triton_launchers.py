@@ -7,10 +7,12 @@ these kernels do: padding, slabs, groups of batch items, splits, segments, tiles
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import check_results
+from harness import check_op, check_results
 from torch import Tensor
 
 import attnops
@@ -354,6 +356,24 @@ def test_segnext_launches_are_compiled_ahead(dtype, inner, launches, monkeypatch
             torch.rand(1, 8, rank).to(dtype),
         )
     assert_compiled_ahead(launches)
+
+
+@pytest.mark.parametrize("inner", FLAGS, ids=["contiguous", "inner"])
+def test_segnext_strips_in_several_tiles(inner, monkeypatch):
+    """Runs of rows that strips cross, and columns of several tiles."""
+    monkeypatch.setattr(strip_plan, "FOR_THREADS", True)
+    monkeypatch.setattr(strip_plan, "ROWS", (8,))
+    sides = [(3, 5), (1, 3), (5, 1), (1, 7), (3, 1)]
+    tensors = [in_layout(torch.randn(1, 2, 19, 10 if inner else 34), inner)]
+    tensors += [torch.randn(2, 1, *side) for side in sides]
+    tensors += [torch.randn(2), torch.randn(2)]
+
+    def strip_conv(ops, x, local, row, column, other_row, other_column, bias, shift):
+        strips = [((row, None), (column, shift)), ((other_row, bias), (other_column, None))]
+        return ops.strip_conv(x, local, None, strips)
+
+    with attnops.use_backend("triton"):
+        check_op(partial(strip_conv, attnops), partial(strip_conv, attnops.reference), tensors)
 
 
 @pytest.mark.parametrize("inner", FLAGS, ids=["contiguous", "inner"])
