@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def rarely(condition):
-    """The condition. The name tells the reader, and the static report, not to count the branch."""
+    """The condition. The name tells the reader that the branch costs nothing but code."""
     return condition
 
 
