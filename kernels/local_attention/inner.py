@@ -22,7 +22,7 @@ SIDE = 64  # positions and channels of a program
 
 
 @triton.jit(
-    do_not_specialize=["positions", "key_channels", "value_channels", "padding", "keys", "values"],
+    do_not_specialize=["positions", "key_channels", "value_channels", "keys", "values"],
 )
 def copy_maps_kernel(
     p_0,
@@ -36,10 +36,10 @@ def copy_maps_kernel(
     positions,
     key_channels,
     value_channels,
-    padding,
     keys,
     values,
     SIDE: tl.constexpr,
+    PADDING: tl.constexpr,
     PADS: tl.constexpr,
     INNER: tl.constexpr,
     MULTIPLE: tl.constexpr,
@@ -48,7 +48,7 @@ def copy_maps_kernel(
 
     The first `keys` of the four have key_channels, the next `values` of them value_channels; the
     others are not touched. Maps [B, channels, positions], or with INNER [B, positions, channels];
-    rows [B, positions, channels rounded up to a multiple of `padding`].
+    rows [B, positions, channels rounded up to a multiple of PADDING].
     Grid: B * ceil(positions / SIDE) * sum over maps of ceil(channels / SIDE); one program owns SIDE
     positions and channels of one map. Reads and writes every element once.
     """
@@ -74,7 +74,7 @@ def copy_maps_kernel(
         p_map, p_out = p_3, p_out_3
     channels = known_multiple(channels, MULTIPLE)
     positions = known_multiple(positions, MULTIPLE)
-    padded = tl.cdiv(channels, padding) * padding
+    padded = tl.cdiv(channels, PADDING) * PADDING
     b_position = (tile % tiles) * SIDE + tl.arange(0, SIDE)
     b_channel = block * SIDE + tl.arange(0, SIDE)
     item = batch * positions
@@ -99,8 +99,10 @@ def copy_maps_kernel(
         tl.store(p_out + p_tile, b_tile, mask=valid)
 
 
-def copy_launch(pads: bool, inner: bool, multiple: int) -> Launch:
-    constants = {"SIDE": SIDE, "PADS": pads, "INNER": inner, "MULTIPLE": multiple}
+def copy_launch(dtype: str, pads: bool, inner: bool, multiple: int) -> Launch:
+    padding = FACTORS[dtype][-1]
+    constants = {"SIDE": SIDE, "PADDING": padding, "PADS": pads, "INNER": inner}
+    constants["MULTIPLE"] = multiple
     return Launch(constants, warps=4)
 
 
@@ -145,10 +147,9 @@ def copy_maps(
         height * width,
         key_channels,
         value_channels,
-        padding_of(first),
         keys,
         values,
-        launch=copy_launch(pads, is_channels_inner(first), multiple),
+        launch=copy_launch(TRITON_DTYPES[first.dtype], pads, is_channels_inner(first), multiple),
     )
 
 
@@ -163,7 +164,9 @@ def copy_cases() -> list[AotCase]:
     """Every compilation that the copies can ask for."""
     names = [f"{name}_{number}" for name in ("p", "p_out") for number in range(4)]
     return [
-        AotCase(copy_maps_kernel, dict.fromkeys(names, dtype), copy_launch(pads, inner, multiple))
+        AotCase(
+            copy_maps_kernel, dict.fromkeys(names, dtype), copy_launch(dtype, pads, inner, multiple)
+        )
         for dtype in TRITON_DTYPES.values()
         for pads in (True, False)
         for inner in (True, False)
