@@ -26,7 +26,6 @@ from .plan import (
     LOCAL_REGISTERS,
     ROWS,
     SEGNEXT,
-    held_in_registers,
     launch_of,
     plan_of,
     tile_for_threads,
@@ -44,9 +43,9 @@ def backward(
     biased: list[int],
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """dx like x, and the gradients of weights and biases."""
-    if not held_in_registers(weights):
-        return general.backward(grad, x, weights, biases, biased)
     plan = plan_of(x, weights, sums=True)
+    if plan is None:
+        return general.backward(grad, x, weights, biases, biased)
     _, channels, height, width = x.shape
     dx = empty_map(x.shape, x, is_channels_inner(x))
     dweights = [torch.empty_like(w) for w in weights]

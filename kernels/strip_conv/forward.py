@@ -11,7 +11,6 @@ Kernels of sizes that registers do not hold, more than three strips or none go a
 from __future__ import annotations
 
 import torch
-import triton
 
 from ..._layout import empty_map, is_channels_inner
 from .. import _depthwise as depthwise
@@ -22,12 +21,11 @@ from .plan import (
     SEGNEXT,
     STRIP_REGISTERS,
     Plan,
-    held_in_registers,
     launch_of,
     plan_of,
     tile_for_threads,
 )
-from .prepare import PACKED, prepare_strips_kernel
+from .prepare import prepare_strips_kernel
 from .strips import strips_kernel
 
 READ = [name for name in prepare_strips_kernel.arg_names if name.startswith("p_")]
@@ -52,7 +50,7 @@ def prepare(
     tiles = plan.tiles(plan.pitch, plan.prepared) * (1 if grad is None else 2)
     run(
         prepare_strips_kernel,
-        tiles + triton.cdiv(x.shape[1], PACKED.value) * max(w[0].numel() for w in weights),
+        tiles + plan.packing_programs,
         x,
         x if grad is None else grad,
         local,
@@ -77,9 +75,9 @@ def forward(
     biased: list[int],
 ) -> tuple[torch.Tensor]:
     """out [B, C, H, W] in the layout of x."""
-    if not held_in_registers(weights):
-        return general.forward(x, weights, biases, biased)
     plan = plan_of(x, weights)
+    if plan is None:
+        return general.forward(x, weights, biases, biased)
     out = empty_map(x.shape, x, is_channels_inner(x))
     with on_device(x) as (x,):
         weights, biases = ([aligned_storage(t) for t in ts] for ts in (weights, biases))

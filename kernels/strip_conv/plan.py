@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ GROUP = 3  # strips that a kernel takes at once; SegNeXt has three
 # a thread hold beside addresses.
 MOST_VALUES, MOST_LOCAL_SIDE = 126, 7
 STRIP_REGISTERS, BACKWARD_REGISTERS, LOCAL_REGISTERS = 168, 224, 128  # of a thread
+PACKED = 32  # channels whose parameters a program brings side by side
 WARPS = 1056  # that a kernel should have: two for each quarter of an H100's multiprocessors
 # Whether tiles are as the threads of a GPU want them. The interpreter's time is that of programs.
 FOR_THREADS = not INTERPRETED
@@ -30,11 +32,11 @@ def sides_of(weights: list[torch.Tensor]) -> tuple[int, ...]:
     return height, width, *strips, *(0,) * (2 * GROUP - len(strips))
 
 
-def held_in_registers(weights: list[torch.Tensor]) -> bool:
-    """Whether the kernels that walk down columns take kernels of these sizes."""
-    if not 1 <= len(weights) // 2 <= GROUP or max(weights[0].shape[2:]) > MOST_LOCAL_SIDE:
+def held_in_registers(sides: tuple[int, ...]) -> bool:
+    """Whether the kernels that walk down columns take kernels of these sides."""
+    height, width, *strips = sides
+    if not strips[0] or len(strips) > 2 * GROUP or max(height, width) > MOST_LOCAL_SIDE:
         return False
-    _, _, *strips = sides_of(weights)
     return sum(strips) + max(strips[0::2]) + max(strips[1::2]) <= MOST_VALUES
 
 
@@ -79,6 +81,11 @@ class Plan:
         runs = triton.cdiv(self.shape[2], self.rows)
         return self.planes * runs * triton.cdiv(columns, positions)
 
+    @property
+    def packing_programs(self) -> int:
+        """Programs of the first kernel that bring parameters side by side."""
+        return triton.cdiv(self.shape[1], PACKED) * max(self.sides[0] * self.sides[1], *self.sides)
+
     def launch(self, positions: int, registers: int, **constants: bool) -> Launch:
         """That of a kernel with tiles of so many columns."""
         tile = {"POSITIONS": positions, "LANES": self.lanes, "INNER": self.inner}
@@ -101,12 +108,28 @@ def tile_for_threads(inner: bool, width: int) -> tuple[int, int, int]:
     return (32, 4, 1) if inner else (1, 128 if width > 64 else 32, 32)
 
 
-def plan_of(x: torch.Tensor, weights: list[torch.Tensor], sums: bool = False) -> Plan:
-    """The Plan for maps like x; with `sums` over the columns of tiles, contiguous ones are narrow,
-    of one warp."""
-    batch, channels, height, width = x.shape
-    sides, inner = sides_of(weights), is_channels_inner(x)
-    if not FOR_THREADS:
+def plan_of(x: torch.Tensor, weights: list[torch.Tensor], sums: bool = False) -> Plan | None:
+    """The Plan for maps like x, None if registers do not hold what the kernels need.
+
+    With `sums` over the columns of tiles, contiguous ones are narrow, of one warp.
+    """
+    shape, inner = tuple(x.shape), is_channels_inner(x)
+    return _plan_of(shape, inner, sides_of(weights), sums, FOR_THREADS, ROWS)
+
+
+@lru_cache(maxsize=256)
+def _plan_of(
+    shape: tuple[int, ...],
+    inner: bool,
+    sides: tuple[int, ...],
+    sums: bool,
+    for_threads: bool,
+    runs: tuple[int, ...],
+) -> Plan | None:
+    if not held_in_registers(sides):
+        return None
+    batch, channels, height, width = shape
+    if not for_threads:
         lanes, positions, prepared, rows = min(32, triton.next_power_of_2(channels)), 64, 64, 128
     else:
         lanes, positions, prepared = tile_for_threads(inner, 0 if sums else width)
@@ -114,12 +137,12 @@ def plan_of(x: torch.Tensor, weights: list[torch.Tensor], sums: bool = False) ->
             triton.cdiv(channels, lanes) * triton.cdiv(width, positions) * positions * lanes / 32
         )
         wanted = batch * warps * height / WARPS
-        rows = next((r for r in ROWS if r >= wanted), ROWS[-1])
+        rows = next((r for r in runs if r >= wanted), runs[-1])
     blocks = triton.cdiv(channels, lanes)
     kernels = 1 + sum(side > 0 for side in sides[2:])
     return Plan(
         sides,
-        tuple(x.shape),
+        shape,
         inner,
         positions,
         prepared,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from . import plan
 from .tiles import SIZES, channels_of, map_place, tile_of, tiles_of, weighed, zeros
 
-PACKED = tl.constexpr(32)  # channels whose parameters a program brings side by side
+PACKED = tl.constexpr(plan.PACKED)
 
 
 @triton.jit

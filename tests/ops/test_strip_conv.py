@@ -110,6 +110,17 @@ def test_layouts(backend, device, layout, grad_layout):
     check_op(fused, plain, inputs, grad_layout=grad_layout)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_several_tiles(backend, device, layout, monkeypatch):
+    """Runs of rows that strips cross, and columns of several tiles, as a GPU has them."""
+    if backend == "triton":
+        monkeypatch.setattr("attnops.kernels.strip_conv.plan.FOR_THREADS", True)
+        monkeypatch.setattr("attnops.kernels.strip_conv.plan.ROWS", (8,))
+    shape = (1, 2, 19, 34 if layout == "contiguous" else 10)
+    x, *rest = operands(device, torch.float32, shape, (3, 5), ((3, 5), (7, 3)))
+    check_op(fused, plain, [in_layout(x, layout), *rest], grad_layout=layout)
+
+
 @drawn(
     40,
     shape=shapes(2, 40, 36, 36),
