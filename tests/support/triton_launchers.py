@@ -7,11 +7,13 @@ these kernels do: padding, slabs, groups of batch items, splits, segments, tiles
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from harness import check_results
 from torch import Tensor
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 import attnops
 from attnops._layout import empty_map
@@ -147,6 +149,22 @@ def test_attention_tf32_variant(inner, launches, monkeypatch):
     check_attention(torch.float32, inner, 1, 20, 36, 44, 110)
     assert all(launch.constants.get("PRECISION", "tf32") == "tf32" for _, launch in launches)
     assert_compiled_ahead(launches)
+
+
+@pytest.mark.parametrize("inner", FLAGS, ids=["contiguous", "inner"])
+def test_attention_of_truncated_factors(inner, monkeypatch):
+    """Tensor cores read 10 bits of a factor's mantissa: float32 stays within its budget."""
+    create_dot = InterpreterBuilder.create_dot
+
+    def truncated(x):
+        bits = np.ascontiguousarray(x.data).view(np.uint32) & np.uint32(0xFFFFE000)
+        return TensorHandle(bits.view(np.float32), x.dtype)
+
+    def of_truncated(builder, a, b, *rest):
+        return create_dot(builder, truncated(a), truncated(b), *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", of_truncated)
+    check_attention(torch.float32, inner, 1, 300, 70, 150, 110)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
