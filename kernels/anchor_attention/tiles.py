@@ -269,8 +269,8 @@ def tile_of(variant: Variant, few: bool) -> Tile:
         # Rows that do not start on 16 bytes are read element by element, through registers.
         return {128: Tile(64, 64, 8, 2), 256: Tile(32, 32, 8, 2), 512: Tile(16, 16, 8, 2)}[anchors]
     if anchors == 128:
-        if few and variant.row_factor > 1:
-            return Tile(64, 64, 4, 3)  # twice as many programs
+        if few and variant.row_factor > 1 and variant.inner:
+            return Tile(64, 64, 4, 3)  # twice as many programs; offsets across rows cost too much
         if variant.row_factor == 1 or not variant.hopper:
             return Tile(128, 32, 8, 3)
         # 16 KB a stage, two programs on a multiprocessor; as many stages as compile without spills
