@@ -230,7 +230,7 @@ def shape_of(dtype: torch.dtype, met: int) -> Shape:
     """
     if dtype == torch.float32:
         return Shape(64, 16, 16, 4, 2) if met == 128 else Shape(16, 16, 16, 8, 2)
-    return Shape(64, 32, 64, 4, 3) if met == 128 else Shape(64, 32, 32, 8, 2)
+    return Shape(64, 32, 64, 4, 3) if met == 128 else Shape(64, 32, 16, 8, 2)
 
 
 def tile_launch(dtype: torch.dtype, met: int) -> Launch:
