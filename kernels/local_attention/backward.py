@@ -17,7 +17,7 @@ from .._launch import TRITON_DTYPES, AotCase, on_device, run
 from .._multiples import known_multiple
 from .._rare import hidden_zero, rarely
 from .inner import copy_maps, needs_copies, padded_copies, padded_map
-from .products import LOG2_E, channels_of, halo_products, store_sums, window_softmax
+from .products import LOG2_E, channels_of, halo_products, store_window_sums, window_softmax
 from .tiles import (
     UNSPECIALIZED,
     clipped_steps,
@@ -71,7 +71,7 @@ def query_gradient(
     b_dscores = b_weights * (acc - b_delta[:, None])
     part = channels_of(tile.split, tile.splits, key_channels, SUMMED)
     b_factor = scale * b_inverse
-    return store_sums(
+    return store_window_sums(
         b_dscores, b_factor, p_key + keys, p_out + keys, part, tile, SUMMED, KEPT, EXACT
     )
 
@@ -193,7 +193,7 @@ def key_gradient(
     b_weights = tl.where(windows(tile, True, hidden_zero(2)), b_weights, 0.0)
     part = channels_of(number, parts, out_channels, SUMMED)
     b_factor = tl.full([OWN], factor, tl.float32)
-    return store_sums(b_weights, b_factor, p_other, p_out, part, tile, SUMMED, KEPT, EXACT)
+    return store_window_sums(b_weights, b_factor, p_other, p_out, part, tile, SUMMED, KEPT, EXACT)
 
 
 @triton.jit(do_not_specialize=[*UNSPECIALIZED, "value_splits"])

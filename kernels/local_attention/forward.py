@@ -18,7 +18,7 @@ from .._launch import TRITON_DTYPES, AotCase, on_device, refuse_tensor, run
 from .._multiples import known_multiple
 from .._rare import hidden_zero, rarely
 from .inner import copy_cases, copy_maps, needs_copies, padded_copies, padded_map
-from .products import channels_of, halo_products, store_sums, window_softmax
+from .products import channels_of, halo_products, store_window_sums, window_softmax
 from .tiles import (
     MAX_NEIGHBOURS,
     UNSPECIALIZED,
@@ -58,7 +58,7 @@ def attend(
     b_lse = (b_largest + tl.log2(b_sum)) * 0.6931471805599453
     tl.store(p_lse + tile.first + tile.b_own, b_lse, mask=tile.own_inside & (tile.split == 0))
     part = channels_of(tile.split, tile.splits, value_channels, SUMMED)
-    return store_sums(
+    return store_window_sums(
         b_weights, 1.0 / b_sum, p_value + values, p_out + values, part, tile, SUMMED, KEPT, EXACT
     )
 

@@ -111,7 +111,7 @@ def split_in_three(b_x):
 
 
 @triton.jit
-def store_sums(
+def store_window_sums(
     b_weights,
     b_factor,
     p_met,
@@ -132,15 +132,15 @@ def store_sums(
         store_exact_sums(b_weights, b_factor, p_met, p_out, part, tile, 16)
         bad = 0
     else:
-        bad = store_products(b_weights, b_factor, p_met, p_out, part, tile, CHANNELS, KEPT)
+        bad = multiply_window_sums(b_weights, b_factor, p_met, p_out, part, tile, CHANNELS, KEPT)
     return bad
 
 
 @triton.jit
-def store_products(
+def multiply_window_sums(
     b_weights, b_factor, p_met, p_out, part, tile, CHANNELS: tl.constexpr, KEPT: tl.constexpr
 ):
-    """store_sums as products of matrices, of weights in parts that these can multiply."""
+    """The same as products of matrices, of weights in parts that these can multiply."""
     first, end, channels = part
     if KEPT == -0x2000:
         # float16 has no room below 2^-14: rows are brought to a largest weight of one.
@@ -180,7 +180,7 @@ def store_products(
 
 @triton.jit
 def store_exact_sums(b_weights, b_factor, p_met, p_out, part, tile, CHANNELS: tl.constexpr):
-    """As store_sums, but position by position, each added only to those whose window has it."""
+    """The same position by position, each added only to those whose window has it."""
     first, end, channels = part
     b_corner = corners(tile)
     b_number = tl.arange(0, b_weights.shape[1])
