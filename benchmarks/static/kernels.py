@@ -10,7 +10,7 @@ from typing import Any
 
 from .costs import Traffic, is_tensor
 from .estimate import Code, code_of, estimate
-from .follow import Followed, Launch, Unfollowed, follow
+from .follow import SAMPLES, Followed, Launch, Unfollowed, follow
 from .follow.elf import Layout, layouts
 from .sass import Function, read, resources
 
@@ -98,12 +98,14 @@ def columns(
     shared: int,
     ranges: Iterable[tuple[int, int]],
     arch: int = MODELLED,
+    samples: int = SAMPLES,
 ) -> dict[str, Any]:
     """What one launch says; what follows from a model, for sm_90 alone.
 
     Args:
         shared: all of a block's shared memory, bytes.
         ranges: address and bytes of memory that the launch may read.
+        samples: blocks to follow.
     """
     programs = launch.grid[0] * launch.grid[1] * launch.grid[2]
     threads = launch.block[0] * launch.block[1] * launch.block[2]
@@ -122,7 +124,7 @@ def columns(
         return row | _hot(code, trips, spent)
     row |= {"resident": code.resident, "limit": code.limit}
     try:
-        followed = follow(kernel.function, launch, kernel.layout, ranges)
+        followed = follow(kernel.function, launch, kernel.layout, ranges, samples)
     except Unfollowed as error:
         return row | {"why": str(error)}
     at = {

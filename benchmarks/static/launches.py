@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..ops.cases import OpCase
-from .follow import Launch, parameters_of
+from .follow import SAMPLES, Launch, parameters_of
 from .inputs import DTYPES, is_first, representative
 from .kernels import Kernel, columns
 from .rows import row_of
@@ -55,8 +55,8 @@ class Driver:
 class Launcher:
     """Takes the place of `run`: notes every launch, and what its compiled kernel says of it."""
 
-    def __init__(self, folder: Path, arch: int) -> None:
-        self.folder, self.arch = folder, arch
+    def __init__(self, folder: Path, arch: int, samples: int = SAMPLES) -> None:
+        self.folder, self.arch, self.samples = folder, arch, samples
         self.compiles = True
         self.launched: list[dict[str, Any]] = []
         self._kernels: dict[str, Kernel] = {}
@@ -87,7 +87,9 @@ class Launcher:
             )
             ranges = list(ranges_of(args))
             shared = compiled.metadata.shared
-            self._columns[key] = columns(found, name, shape, shared, ranges, self.arch)
+            self._columns[key] = columns(
+                found, name, shape, shared, ranges, self.arch, self.samples
+            )
         self.launched.append(self._columns[key])
 
 
@@ -122,7 +124,7 @@ def record(folder: Path, ops: Sequence[str], arch: int, part: str) -> list[dict[
 
     driver.set_active(Driver(arch))
     folder.mkdir(parents=True, exist_ok=True)
-    launcher = Launcher(folder, arch)
+    launcher = Launcher(folder, arch, 1 if part == SAMPLE else SAMPLES)
     rows = []
     with on_triton(launcher) as aten:
         for op in ops:

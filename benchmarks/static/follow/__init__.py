@@ -38,12 +38,17 @@ class Followed:
 
 
 def follow(
-    function: Function, launch: Launch, layout: Layout, ranges: Iterable[tuple[int, int]]
+    function: Function,
+    launch: Launch,
+    layout: Layout,
+    ranges: Iterable[tuple[int, int]],
+    samples: int = SAMPLES,
 ) -> Followed:
     """Some warps of a launch.
 
     Args:
         ranges: address and bytes of memory that the launch may read.
+        samples: blocks to follow.
 
     Raises:
         Unfollowed: the code goes where this cannot.
@@ -52,7 +57,7 @@ def follow(
     blocks = launch.grid[0] * launch.grid[1] * launch.grid[2]
     warps = max(1, launch.block[0] * launch.block[1] * launch.block[2] // 32)
     # Where a branch or an address depends on shared memory, all warps of a block go together.
-    samples = TOGETHER if follower.needs_shared else SAMPLES
+    samples = min(samples, TOGETHER) if follower.needs_shared else samples
     chosen = sorted({blocks * (2 * k + 1) // (2 * samples) for k in range(samples)})
     total = [0.0] * len(function.instructions)
     found = Followed([])
