@@ -23,8 +23,6 @@ from ..report.records import write_whole
 from .compare import name_of, regressions
 from .gate import faults
 from .inputs import VARIANTS
-from .launches import SAMPLE
-from .measure import measure, record
 
 FILE = "static.json"
 
@@ -157,6 +155,9 @@ def main(arguments: Sequence[str]) -> int:
     chosen = parser.parse_args(arguments)
     ops = chosen.ops or list(VARIANTS)
     before = json.loads(chosen.compare.read_text()) if chosen.compare else None
+    from .launches import SAMPLE  # Triton is needed to measure, not to show what was measured
+    from .measure import measure, record
+
     with tempfile.TemporaryDirectory() as folder:
         if chosen.sample:
             return _report("gate", faults(record(ops, Path(folder), part=SAMPLE), whole=False))
