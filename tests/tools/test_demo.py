@@ -47,7 +47,9 @@ def training():
 def recipe():
     """Of a network of milliseconds a step."""
     yaml = pytest.importorskip("yaml")
-    return yaml.safe_load(pytest.importorskip("tiny_training").CONFIG)
+    tiny = pytest.importorskip("tiny_training")
+    with tiny.registered():
+        yield yaml.safe_load(tiny.CONFIG)
 
 
 def test_both_trainings_start_alike_and_see_the_same_images(training, recipe) -> None:

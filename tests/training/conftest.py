@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_training import config_file
+from tiny_training import config_file, registered
 
 from attnops.training.engine.command import main
+
+
+@pytest.fixture(autouse=True)
+def tiny_network():
+    """The network "tiny" has a name."""
+    with registered():
+        yield
 
 
 @pytest.fixture
