@@ -66,7 +66,6 @@ EXCEPTIONS: dict[str, tuple[Exempt, ...]] = {
     "local_attention": (
         Exempt("launches", "forward", _COPIES, layout="contiguous", most=3),
         Exempt("launches", "backward", _COPIES, layout="contiguous", most=4),
-        Exempt("spills", "query_gradient_kernel", "two float32 score tiles beside split operands"),
     ),
     "anchor_attention": (
         Exempt("loads", "anchor_attention_forward_kernel", _ANCHORS),

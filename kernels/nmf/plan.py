@@ -1,6 +1,7 @@
 """How the work of nmf is cut up: splits of positions, parts of channels, tiles, launches.
 
-None of it depends on the device, so that sums are split the same way everywhere.
+How sums are split depends on the compute capability alone, not on the number of multiprocessors, so
+that results are the same on every device of a generation.
 """
 
 from __future__ import annotations
