@@ -131,6 +131,7 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(train, run):
             -1,
         ),
         ("--model.loss.class_weight", "[1,1,1,2,1,1,0.5]", "--model.loss.label_smoothing", 0.1),
+        ("--model.loss.class_weight", "balanced"),
         ("--model.protocol", "{scales: [0.5, 1.0], flip: true}", "--data.num_workers", 1),
         pytest.param(("--model.compile", "true"), marks=[pytest.mark.inductor, pytest.mark.slow]),
     ],

@@ -7,6 +7,7 @@ import torch
 from tiny_networks import CLASSES, FAMILIES, SIZE, tiny_network
 
 import attnops
+from attnops.training.engine.module import balanced
 from attnops.training.engine.optimization import (
     OptimizerOptions,
     ScheduleOptions,
@@ -126,3 +127,10 @@ def test_a_batch_without_labels_changes_nothing_but_what_decays(family):
     optimizer.step()
     assert loss.item() == 0.0
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_balanced_class_weights():
+    """By hand: the median of 1, 4 and 16 is 4; a class without pixels weighs 1."""
+    found = balanced([16, 0, 4, 1])
+    torch.testing.assert_close(found, torch.tensor([0.5, 1.0, 1.0, 2.0]))
+    assert balanced([0, 0]).tolist() == [1.0, 1.0]

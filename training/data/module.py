@@ -115,6 +115,11 @@ class SegmentationData(lightning.LightningDataModule):
             splits = dict.fromkeys((self.train_split, self.val_split))
             check_data(self.data, list(splits), self.limit).raise_faults()
 
+    def class_pixels(self) -> list[int]:
+        """Pixels of every class in the training split (of generated data: in some samples)."""
+        report = check_data(self.data, [self.train_split], self.limit)
+        return report.splits[self.train_split].pixels[: self.info.num_classes]
+
     def set_progress(self, consumed_samples: int) -> None:
         """Go on after so many training samples, of all processes; before the loader is made."""
         self.consumed_samples = consumed_samples

@@ -32,12 +32,13 @@ class LossOptions:
     """What the published loss leaves open.
 
     Args:
-        class_weight: of every class in the cross-entropies of pixels; null: 1.
+        class_weight: of every class in the cross-entropies of pixels; null: 1; "balanced": the
+            square root of how much rarer a class is than the median one in the training split.
         label_smoothing: share of every pixel's target that goes to all classes.
         avg_non_ignore: false averages over all pixels, as mmsegmentation does by default.
     """
 
-    class_weight: list[float] | None = None
+    class_weight: list[float] | Literal["balanced"] | None = None
     label_smoothing: float = 0.0
     avg_non_ignore: bool = True
 
@@ -114,10 +115,12 @@ class Segmentation(LightningModule):
         self.consumed = 0  # samples of all processes
         self.settings: dict[str, Any] = {}  # of the run, for its checkpoints
 
-    def _register_constants(self, class_weight: list[float] | None) -> None:
+    def _register_constants(self, class_weight: list[float] | str | None) -> None:
         mean, std = (torch.tensor(x) for x in (self.normalization.mean, self.normalization.std))
         self.register_buffer("image_mean", mean.view(-1, 1, 1), persistent=False)
         self.register_buffer("image_scale", 1 / std.view(-1, 1, 1), persistent=False)
+        if class_weight == "balanced":  # from the data, in `setup`
+            class_weight = [1.0] * self.info.num_classes
         if class_weight is not None and len(class_weight) != self.info.num_classes:
             raise ValueError(
                 f"model.loss.class_weight has {len(class_weight)} entries, but the data has "
@@ -134,6 +137,9 @@ class Segmentation(LightningModule):
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
+        if self.loss_options.class_weight == "balanced":
+            weight = balanced(self.trainer.datamodule.class_pixels())
+            self.class_weight.copy_(weight)
         if self.synchronises and self.trainer.world_size > 1:
             synchronise(self.network, self.trainer.strategy.root_device)
         if self.compiles:
@@ -235,6 +241,20 @@ class Segmentation(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is not None:
             data.set_progress(self.consumed)
+
+
+def balanced(pixels: list[int]) -> Tensor:
+    """Weights of classes with so many pixels: sqrt(median / pixels), 1 where there are none.
+
+    The median is over the classes that occur. The root is between none and the median-frequency
+    balancing of SegNet, whose weights of rare classes cost the common ones.
+    """
+    counts = torch.tensor(pixels, dtype=torch.float64)
+    occurring = counts > 0
+    if not occurring.any():
+        return torch.ones(len(pixels))
+    weight = (counts[occurring].median() / counts).sqrt()
+    return torch.where(occurring, weight, 1.0).float()
 
 
 def hash_of(*numbers: int) -> int:
