@@ -215,7 +215,7 @@ class Hamburger(Ordered):
 
 def _draw(batch: int, channels: int, rank: int, generator: torch.Generator | None = None) -> Tensor:
     """Random bases with columns of length 1, the same numbers whatever defaults are set."""
-    drawn = torch.rand(
-        batch, channels, rank, generator=generator, device="cpu", dtype=torch.float32
-    )
+    # torch.compile with a batch of any size takes no generator, not even None
+    source = {} if generator is None else {"generator": generator}
+    drawn = torch.rand(batch, channels, rank, device="cpu", dtype=torch.float32, **source)
     return normalize(drawn, dim=1)
