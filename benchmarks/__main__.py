@@ -27,6 +27,7 @@ COMMANDS = {
     "figure2": ("apnb.figure2", "figure 2 of the ANN paper: time by kind of operation"),
     "gald-table": ("gald_table", "table IV of the GALD paper: time and parameters of its heads"),
     "networks": ("networks", "whole networks: predict and a training step"),
+    "camvid": ("camvid.table", "every family trained on CamVid, fast against reference heads"),
     "costs": ("costs.table", "parameters and multiply-adds of every network beside the papers'"),
     **dict.fromkeys(OPS, ("ops.microbench", "microbenchmarks of the op (pytest-benchmark)")),
     "static": (
@@ -38,6 +39,7 @@ COMMANDS = {
     "report": ("report.command", "the committed result files as one Markdown text"),
 }
 EXTRA = ("rich", "matplotlib", "pytest", "pytest_benchmark", "skimage", "timm")
+TRAINING = ("lightning", "torchmetrics", "jsonargparse", "torchvision")
 DISTRIBUTIONS = {"pytest_benchmark": "pytest-benchmark", "skimage": "scikit-image"}
 
 
@@ -72,11 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return module.main(rest)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in EXTRA:
+        if missing not in (*EXTRA, *TRAINING):
             raise
+        extra = "bench" if missing in EXTRA else "bench,train"
         print(
             f"attnops bench {name}: needs {DISTRIBUTIONS.get(missing, missing)}, which is not "
-            'installed: pip install "attnops[bench]"',
+            f'installed: pip install "attnops[{extra}]"',
             file=sys.stderr,
         )
         return 1

@@ -10,6 +10,7 @@ from .. import networks
 from ..apnb import figure2
 from ..apnb import grid as apnb_grid
 from ..apnb.run import TABLE
+from ..camvid import grids as camvid
 from ..costs import table as costs
 from ..ops import microbench
 from . import goals
@@ -61,6 +62,8 @@ def as_markdown(document: Document) -> str:
         lines += [markdown(networks.grid(document))]
     if any(row.table == costs.TABLE for row in document.rows):
         lines += [markdown(costs.grid(document))]
+    if camvid.PART in document.parts:
+        lines += map(markdown, camvid.grids(document.parts[camvid.PART]))
     for found in document.parts.get(figure2.TABLE, {}).values():
         lines += [markdown(figure2.grid(found))]
     return "\n".join(lines).rstrip() + "\n"

@@ -1,0 +1,75 @@
+"""`attnops bench camvid`: its plan, and what it makes of finished runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip("lightning")
+
+from attnops.benchmarks.camvid import grids, plan, table, train
+from attnops.benchmarks.report.records import Document
+from attnops.training.recipes import list_recipes
+
+
+def finish(runs, run, miou):
+    """Leave what a training and its evaluation leave."""
+    folder = plan.folder_of(runs, run.name)
+    (folder / "eval-camvid-test").mkdir(parents=True)
+    scores = {"mIoU": miou, "accuracy": 0.8, "IoU": {"sky": 0.9, "car": None}, "images": 233}
+    (folder / "eval-camvid-test" / "scores.json").write_text(json.dumps(scores))
+    lines = ["step,train/loss,val/mIoU", "10,2.5,", "20,1.25,", "20,,0.125"]
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_the_plan_names_recipes_and_holds_every_family_twice():
+    assert {run.network.recipe for run in plan.RUNS} <= set(list_recipes())
+    assert len({run.name for run in plan.RUNS}) == len(plan.RUNS)
+    same = [run for run in plan.RUNS if run.part == plan.SAME_BUDGET]
+    assert {(r.network, r.heads) for r in same} == {
+        (n, h) for n in plan.NETWORKS for h in ("fast", "reference")
+    }
+    assert {run.steps for run in same} == {plan.SHORT}
+    names = [run.name for run in plan.RUNS]
+    for index, run in enumerate(plan.RUNS):  # what a run begins with is trained before it
+        assert run.begins is None or run.begins in names[:index]
+
+
+def test_options(tmp_path):
+    fast = next(run for run in plan.RUNS if run.begins)
+    options = plan.options_of(fast, None, tmp_path)
+    assert options[options.index("--model.weights") + 1].endswith(f"{fast.begins}-0001/last.ckpt")
+    lite = next(run for run in plan.RUNS if run.network.pretrained)
+    options = plan.options_of(lite, tmp_path / "w.pth", tmp_path)
+    assert options[options.index("--model.options.pretrained") + 1] == str(tmp_path / "w.pth")
+    assert "--model.options.pretrained" not in plan.options_of(lite, None, tmp_path)
+
+
+def test_tables_of_finished_runs(tmp_path, capsys):
+    runs = [plan.RUNS[0], *(run for run in plan.RUNS if run.part == plan.LONGER)]
+    for index, run in enumerate(runs):
+        finish(tmp_path / "runs", run, 0.25 + 0.125 * index)
+    costs = [
+        {"network": runs[0].network.title, "heads": heads, "malloc": malloc, "p50": ms}
+        | {"peak_mib": 100.0}
+        for malloc in plan.SETTINGS
+        for heads, ms in (("fast", 500.0), ("reference", 1000.0))
+    ]
+    out = tmp_path / "out"
+    document = Document()
+    document.parts[grids.PART] = {"runs": [], "costs": costs}
+    document.save(out / "camvid.json")
+    arguments = ["--root", "x", "--runs", tmp_path / "runs", "--only", "report", "--out", out]
+    assert table.main(list(map(str, arguments))) == 0
+    text = (out / "camvid.md").read_text()
+    assert (
+        f"| {runs[0].network.title} | fast | 0.250 | 0.800 | 0.5 | 2.00 | 0.5 | 2.00 | 100 |"
+        in text
+    )
+    assert "| SegNeXt-T | fast | 1500 + 2500 | 0.625 | 0.800 |" in text
+    assert "| sky | 0.900 |" in text and "| car | - |" in text
+    assert (out / "camvid.png").stat().st_size > 10_000
+    (found, *_) = train.collect(tmp_path / "runs")
+    assert found["loss"] == [[10, 2.5], [20, 1.25]] and found["val_miou"] == [[20, 0.125]]
+    capsys.readouterr()
