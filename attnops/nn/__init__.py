@@ -4,6 +4,7 @@ from .aggregation import ASPP, PyramidPooling
 from .ann import AFNB, APNB
 from .gald import CGNL, GALDBlock
 from .local_distribution import DynamicLocalDistribution, LocalDistribution
+from .mscan import MSCABlock
 from .non_local import NonLocal
 from .pyramid_attention import PyramidAttention
 from .scale_attention import ScaleAttention
@@ -20,6 +21,7 @@ __all__ = [
     "GALDBlock",
     "Hamburger",
     "LocalDistribution",
+    "MSCABlock",
     "NonLocal",
     "PyramidAttention",
     "PyramidPooling",

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from attnops.models import create_model
-from attnops.models.backbones.mscan import Attention
-from attnops.nn import MSCA
+from attnops.nn import MSCA, MSCABlock
 
 from ..report.deliver import add_output_arguments, deliver
 from ..report.grid import Grid, number
@@ -48,8 +47,8 @@ def build(case: Case) -> nn.Module:
     with torch.device("meta"):
         model = create_model(case.network, **case.options)
         if case.one_branch:
-            for attention in [m for m in model.backbone.modules() if isinstance(m, Attention)]:
-                attention.gate = MSCA(attention.gate.channels, strips=(21,))
+            for block in [m for m in model.backbone.modules() if isinstance(m, MSCABlock)]:
+                block.attention.gate = MSCA(block.channels, strips=(21,))
     return model
 
 

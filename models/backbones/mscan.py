@@ -4,93 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
 
-from attnops import depthwise_gelu
-from attnops.nn import MSCA
-from attnops.nn.functional import convolve, dense, is_channels_inner, is_depthwise
-
-LAYER_SCALE = 0.01
-
-
-class Attention(nn.Module):
-    """1x1 convolution, GELU, MSCA, 1x1 convolution, and the input again.
-
-    Args:
-        channels: C of the map `[B, C, H, W]`.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.project_in = nn.Conv2d(channels, channels, 1)
-        self.gate = MSCA(channels)
-        self.project_out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return convolve(self.project_out, self.gate(gelu(convolve(self.project_in, x)))) + x
-
-
-class FeedForward(nn.Module):
-    """1x1 convolution to `hidden` channels, depthwise 3x3 convolution, GELU, 1x1 convolution back.
-
-    Args:
-        channels: C of the map `[B, C, H, W]`.
-        hidden: channels between.
-    """
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.expand = nn.Conv2d(channels, hidden, 1)
-        self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.contract = nn.Conv2d(hidden, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = convolve(self.expand, x)
-        if is_depthwise(self.depthwise):
-            hidden = depthwise_gelu(hidden, self.depthwise.weight, self.depthwise.bias)
-        else:
-            hidden = gelu(self.depthwise(hidden))
-        return convolve(self.contract, hidden)
-
-
-class Block(nn.Module):
-    """x = x + s1·Attention(BN(x)), then x = x + s2·FeedForward(BN(x)).
-
-    As Attention adds its own input, the first BatchNorm's output is added a second time, scaled.
-    The branches are dropped independently of each other, per sample, and those that are kept are
-    divided by the probability to be kept.
-
-    Args:
-        channels: C of the map `[B, C, H, W]`.
-        expansion: hidden channels of the feed-forward network over C.
-        drop_path: probability that a sample loses a branch in training.
-    """
-
-    def __init__(self, channels: int, expansion: float, drop_path: float) -> None:
-        super().__init__()
-        self.drop_path = drop_path
-        self.norm1 = nn.BatchNorm2d(channels)
-        self.attention = Attention(channels)
-        self.scale1 = nn.Parameter(torch.full((channels,), LAYER_SCALE))
-        self.norm2 = nn.BatchNorm2d(channels)
-        self.feed_forward = FeedForward(channels, int(channels * expansion))
-        self.scale2 = nn.Parameter(torch.full((channels,), LAYER_SCALE))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.addcmul(x, self._factor(self.scale1, x), self.attention(self.norm1(x)))
-        return torch.addcmul(x, self._factor(self.scale2, x), self.feed_forward(self.norm2(x)))
-
-    def _factor(self, scale: Tensor, x: Tensor) -> Tensor:
-        """The branch's factor, `[C, 1, 1]`, or `[B, C, 1, 1]` where samples lose it."""
-        factor = scale[:, None, None]
-        if not self.training or self.drop_path == 0.0:
-            return factor
-        kept = 1.0 - self.drop_path
-        # Of a fixed dtype: the branch may be dropped in half precision, the rate not rounded.
-        draws = torch.rand((x.shape[0], 1, 1, 1), device=x.device) < kept
-        return factor * (draws.to(scale.dtype) / kept)
+from attnops.nn import MSCABlock
+from attnops.nn.functional import dense, is_channels_inner
 
 
 class Stage(nn.Module):
@@ -102,7 +19,7 @@ class Stage(nn.Module):
         channels: C of the result.
     """
 
-    def __init__(self, down: nn.Sequential, blocks: Sequence[Block], channels: int) -> None:
+    def __init__(self, down: nn.Sequential, blocks: Sequence[MSCABlock], channels: int) -> None:
         super().__init__()
         self.down = down
         self.blocks = nn.ModuleList(blocks)
@@ -167,7 +84,7 @@ class MSCAN(nn.Module):
                 down = nn.Sequential(*stem)
             else:
                 down = nn.Sequential(*_halving(previous, width))
-            blocks = [Block(width, expansion, next(rates)) for _ in range(depth)]
+            blocks = [MSCABlock(width, expansion, next(rates)) for _ in range(depth)]
             stages.append(Stage(down, blocks, width))
             previous = width
         self.stages = nn.ModuleList(stages)

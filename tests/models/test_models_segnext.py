@@ -20,8 +20,8 @@ from torch.nn.functional import (
 )
 
 from attnops.models import SegNeXt, create_model, export_checkpoint, list_models, load_checkpoint
-from attnops.models.backbones.mscan import Block
 from attnops.models.checkpoints import MappingError
+from attnops.nn import MSCABlock
 
 CLASSES = 5
 DEPTHS = (3, 3, 5, 2)  # of the smallest variant
@@ -267,7 +267,7 @@ class Constant(nn.Module):
 @pytest.mark.parametrize("rate", [0.3, 0.75])
 def test_dropped_paths_are_a_fair_coin(rate):
     """Samples keep each branch with 1 - rate, divided by it, independently: binomial counts."""
-    block = Block(3, 2.0, rate).train()
+    block = MSCABlock(3, 2.0, rate).train()
     block.norm1, block.norm2 = nn.Identity(), nn.Identity()
     block.attention, block.feed_forward = Constant(1.0), Constant(100.0)
     samples, kept = 3000, 1.0 - rate

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import conv2d, gelu
 from torch.nn.modules.module import register_module_forward_hook
 
-from attnops.models.backbones.mscan import Attention, FeedForward, Stage
+from attnops.models.backbones.mscan import Stage
 from attnops.models.decoders import ConvNormReLU, CrissCross, MLPDecoder
 from attnops.nn import (
     AFNB,
@@ -25,6 +25,7 @@ from attnops.nn import (
     GALDBlock,
     Hamburger,
     LocalDistribution,
+    MSCABlock,
     NonLocal,
     PyramidPooling,
     ScaleAttention,
@@ -72,9 +73,8 @@ MODULES = {
     "hamburger": (lambda: Hamburger(12, 3, seed=2, norm_groups=4), ONE),
     "sa": (squeeze_attention, ONE),
     "scale": (lambda: ScaleAttention(6, 2, 8), None),
-    "attention": (lambda: Attention(12), ONE),
-    "feed_forward": (lambda: FeedForward(12, 20), ONE),
-    "stage": (lambda: Stage(nn.Sequential(nn.Conv2d(12, 8, 3)), [Attention(8)], 8), ONE),
+    "block": (lambda: MSCABlock(12, 1.5), ONE),
+    "stage": (lambda: Stage(nn.Sequential(nn.Conv2d(12, 8, 3)), [MSCABlock(8)], 8), ONE),
     "conv_norm": (lambda: ConvNormReLU(12, 32), ONE),
     "criss_cross": (lambda: CrissCross(16), ((2, 16, 6, 5),)),
 }
