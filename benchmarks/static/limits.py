@@ -55,6 +55,7 @@ class Exempt:
 _ANCHORS = "rows of 110 anchors start on 4 bytes: a packed copy would be a launch of its own"
 _ROWS = "rows of contiguous maps are not known to be multiples of 16 bytes"
 _LANES = "a thread owns one element, so that registers hold what it needs of its neighbours"
+_CORNERS = "a column reads its neighbours in rows of logits one by one"
 _BOUNDS = "the masks' bounds are not known to be multiples of 16 bytes"
 
 _SMALL_RANK = "rows of 16 bases are shorter than what a warp copies in 128 bits"
@@ -155,12 +156,15 @@ EXCEPTIONS: dict[str, tuple[Exempt, ...]] = {
         Exempt("programs", "nmf_bases_backward_kernel", "a rank of 16 has few sums"),
     ),
     "upsample_gate": (
-        Exempt("loads", "gate_kernel", _BOUNDS),
-        Exempt("loads", "gate_rows_backward_kernel", _BOUNDS),
-        Exempt("loads", "gate_columns_backward_kernel", _BOUNDS),
-        Exempt("stores", "gate_kernel", _BOUNDS),
-        Exempt("stores", "gate_rows_backward_kernel", _BOUNDS),
-        Exempt("stores", "gate_columns_backward_kernel", _BOUNDS),
+        Exempt("loads", "gate_kernel", _CORNERS, layout="contiguous"),
+        Exempt("loads", "gate_cells_backward_kernel", _CORNERS, layout="contiguous"),
+        Exempt(
+            "loads",
+            "gate_columns_backward_kernel",
+            "the columns that read a logit begin anywhere",
+            layout="contiguous",
+        ),
+        Exempt("stores", "gate_columns_backward_kernel", "one logit a program and channel"),
     ),
     "group_attention": (
         Exempt("aten", "forward", "partial products are summed by PyTorch", most=1),

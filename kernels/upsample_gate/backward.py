@@ -1,13 +1,12 @@
 """Triton backward of upsample_gate.
 
-It goes over the map once for every row of the small map that an output row reads (two where maps
-grow): it sums the gate's gradients of a column of outputs vertically, and a second kernel sums
-those horizontally. Everything is gathered, no atomics.
+One pass over the map: a cell sums the gate's gradients of its columns vertically, for the row of
+logits above and for the one below. A second kernel adds those up along the columns. Everything is
+gathered, no atomics.
 """
 
 from __future__ import annotations
 
-from itertools import product
 from typing import Any
 
 import torch
@@ -15,22 +14,41 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
-from .._bilinear import readers_begin, readers_end, resize_pair, share_of
-from .._launch import TRITON_DTYPES, AotCase, on_device, run
-from .._tiles import owned_block, tile_offsets
-from .forward import UNSPECIALIZED, activate, integers, resized_logits, tile_launch
+from .._bilinear import resize_pair, share_of
+from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, run
+from .._multiples import FACTORS, known_multiple
+from .._tiles import tile_offsets
+from .cells import (
+    OPTIONS,
+    SIZES,
+    activate,
+    cell_begin,
+    cell_launches,
+    cell_programs,
+    launch_of,
+    mix_rows,
+    mixed_row,
+    owned_cell,
+    splits_of,
+    tile_launch,
+)
+from .forward import integers
+
+ROWS = 8  # of a program, about
 
 
 @triton.jit
 def activate_backward(b_z, b_gate, b_grad, activation):
     """Gradient of z for that of the gate. PyTorch passes gradients through the ReLU of NaN."""
-    b_sigmoid = b_grad * ((1.0 - b_gate) * b_gate)
-    b_relu = tl.where(b_z <= 0, 0.0, b_grad)
-    return tl.where(activation == 1, b_sigmoid, tl.where(activation == 2, b_relu, b_grad))
+    if activation == 1:
+        b_grad = b_grad * ((1.0 - b_gate) * b_gate)
+    elif activation == 2:
+        b_grad = tl.where(b_z <= 0, 0.0, b_grad)
+    return b_grad
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
-def gate_rows_backward_kernel(
+@triton.jit(do_not_specialize=[*SIZES, *OPTIONS])
+def gate_cells_backward_kernel(
     p_grad,
     p_x,
     p_logits,
@@ -42,6 +60,7 @@ def gate_rows_backward_kernel(
     width,
     small_height,
     small_width,
+    splits,
     activation,
     activation_first,
     residual,
@@ -49,59 +68,61 @@ def gate_rows_backward_kernel(
     POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
     INNER: tl.constexpr,
+    MULTIPLE: tl.constexpr,
 ):
-    """dx, and sums[i, x] = sum over output rows y of weight(y, i) * dz[y, x] for small rows i.
+    """dx, and sums[i, split, 0 or 1, x] = sum over its rows y of weight(y, i or i + 1) * dz[y, x].
 
-    p_grad, p_x, p_dx [B, C, H, W], p_logits [B, C, h, w], p_sums [B, C, h, W] float32, or channels
-    last with INNER. dz is the gradient of the resized logits.
-    Grid: B * h * ceil(C / CHANNELS) * ceil(W / POSITIONS); one program owns columns of one row of
-    the sums, and dx in the output rows whose first tap is this row.
-    Reads x and grad once a tap, twice where maps grow; writes dx and sums once.
+    p_grad, p_x, p_dx [B, C, H, W], p_logits [B, C, h, w], or channels last with INNER;
+    p_sums [B, h, splits, 2, C, W] float32, with INNER [B, h, splits, 2, W, C]. dz is the gradient
+    of the resized logits. Grid as in gate_kernel. Reads x and grad and writes dx once.
     """
-    tiles = tl.cdiv(width, POSITIONS)
-    blocks = tl.cdiv(channels, CHANNELS)
-    tile, block, rest = owned_block(tiles, blocks, INNER)
-    source = rest % small_height
-    batch = (rest // small_height).to(tl.int64)
-    sizes = (height, width, small_height, small_width)
-    b_column = tile * POSITIONS + tl.arange(0, POSITIONS)
-    b_channel = block * CHANNELS + tl.arange(0, CHANNELS)
+    if INNER:
+        channels = known_multiple(channels, MULTIPLE)
+    else:
+        width = known_multiple(width, MULTIPLE)
+    sizes = (channels, height, width, small_height, small_width)
+    batch, source, split, begin, end, b_column, b_channel = owned_cell(
+        sizes, splits, align_corners, POSITIONS, CHANNELS, INNER
+    )
     mask = (b_column < width)[:, None] & (b_channel < channels)[None, :]
-    b_column = tl.minimum(b_column, width - 1)
     first = tl.where(activation_first != 0, activation, 0)
     after = tl.where(activation_first != 0, 0, activation)
     p_item = p_logits + batch * channels * small_height * small_width
+    below = tl.minimum(source + 1, small_height - 1)
+    b_top = mixed_row(p_item, source, b_column, b_channel, mask, sizes, first, align_corners, INNER)
+    b_bottom = mixed_row(
+        p_item, below, b_column, b_channel, mask, sizes, first, align_corners, INNER
+    )
     area = height * width
-    b_sum = tl.zeros([POSITIONS, CHANNELS], tl.float32)
-    begin = readers_begin(source, small_height, height, align_corners)
-    end = readers_end(source, small_height, height, align_corners)
+    stride = (width * channels if INNER else width).to(tl.int64)
+    b_place = batch * channels * area + tile_offsets(b_column, b_channel, channels, area, INNER)
+    b_above = tl.zeros([POSITIONS, CHANNELS], tl.float32)
+    b_below = tl.zeros([POSITIONS, CHANNELS], tl.float32)
     for row in range(begin, end):
-        b_row = tl.zeros([POSITIONS], tl.int32) + row
-        top, bottom, weight = resize_pair(b_row, small_height, height, align_corners)
-        share = share_of(top, bottom, weight, source)
-        owned = (top == source)[:, None]
-        reads = mask & ((top == source) | (bottom == source))[:, None]
-        b_z = resized_logits(
-            p_item, b_row, b_column, b_channel, reads, channels, sizes, first, align_corners, INNER
-        )
+        b_here = b_place + row * stride
+        b_x = tl.load(p_x + b_here, mask=mask, other=0.0).to(tl.float32)
+        b_grad = tl.load(p_grad + b_here, mask=mask, other=0.0).to(tl.float32)
+        b_z, weight = mix_rows(b_top, b_bottom, row, sizes, align_corners)
         b_gate = activate(b_z, after)
-        b_pixel = row * width + b_column
-        place = batch * channels * area + tile_offsets(b_pixel, b_channel, channels, area, INNER)
-        b_x = tl.load(p_x + place, mask=reads, other=0.0).to(tl.float32)
-        b_grad = tl.load(p_grad + place, mask=reads, other=0.0).to(tl.float32)
         b_dx = b_grad * b_gate
-        b_dx = tl.where(residual == 1, b_dx + input_weight * b_grad, b_dx)
-        tl.store(p_dx + place, b_dx.to(p_dx.dtype.element_ty), mask=reads & owned)
         b_dgate = b_grad * b_x
-        b_dgate = tl.where(residual == 2, b_dgate + b_grad, b_dgate)
+        if residual == 1:
+            b_dx += input_weight * b_grad
+        elif residual == 2:
+            b_dgate += b_grad
+        tl.store(p_dx + b_here, b_dx.to(p_dx.dtype.element_ty), mask=mask)
         b_dz = activate_backward(b_z, b_gate, b_dgate, after)
-        b_sum += tl.where(reads, share[:, None] * b_dz, 0.0)
-    sums = small_height * width
-    place = tile_offsets(source * width + b_column, b_channel, channels, sums, INNER)
-    tl.store(p_sums + batch * channels * sums + place, b_sum, mask=mask)
+        b_above += (1.0 - weight) * b_dz
+        # A row that is not read gets nothing, not even NaN.
+        b_below += tl.where(weight > 0.0, weight * b_dz, 0.0)
+    plane = channels.to(tl.int64) * width
+    p_sums += ((batch * small_height + source) * splits + split) * 2 * plane
+    b_place = tile_offsets(b_column, b_channel, channels, width, INNER)
+    tl.store(p_sums + b_place, b_above, mask=mask)
+    tl.store(p_sums + plane + b_place, b_below, mask=mask)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit(do_not_specialize=[*SIZES, *OPTIONS])
 def gate_columns_backward_kernel(
     p_sums,
     p_logits,
@@ -111,6 +132,7 @@ def gate_columns_backward_kernel(
     width,
     small_height,
     small_width,
+    splits,
     activation,
     activation_first,
     residual,
@@ -118,35 +140,42 @@ def gate_columns_backward_kernel(
     POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
     INNER: tl.constexpr,
+    MULTIPLE: tl.constexpr,
 ):
-    """dlogits[i, j] = sum over columns x of weight(x, j) * sums[i, x].
+    """dlogits[i, j] = sum over x of weight(x, j) * (sums[i, :, 0, x] + sums[i - 1, :, 1, x]).
 
-    Pointers as in gate_rows_backward_kernel; p_out like p_logits. Times the activation's
+    Pointers as in gate_cells_backward_kernel; p_out like p_logits. Times the activation's
     derivative where it came first.
     Grid: B * h * w * ceil(C / CHANNELS); one program owns one logit of a few channels of one item.
-    Reads sums once a tap.
+    Reads the sums once a tap.
     """
+    if INNER:
+        channels = known_multiple(channels, MULTIPLE)
     blocks = tl.cdiv(channels, CHANNELS)
     block = tl.program_id(0) % blocks
     pixel = (tl.program_id(0) // blocks) % (small_height * small_width)
     batch = (tl.program_id(0) // (blocks * small_height * small_width)).to(tl.int64)
-    source = pixel % small_width
+    row, source = pixel // small_width, pixel % small_width
     b_channel = block * CHANNELS + tl.arange(0, CHANNELS)
     in_channels = b_channel < channels
-    sums = small_height * width
-    p_item = p_sums + batch * channels * sums
+    plane = channels.to(tl.int64) * width
+    p_sums += (batch * small_height + row) * splits * 2 * plane
+    before = (1 - 2 * splits) * plane  # from the sums of a row to those of the row above for it
+    begin = cell_begin(tl.maximum(source - 1, 0), small_width, width, align_corners)
+    end = cell_begin(source + 1, small_width, width, align_corners)
     b_out = tl.zeros([POSITIONS, CHANNELS], tl.float32)
-    begin = readers_begin(source, small_width, width, align_corners)
-    end = readers_end(source, small_width, width, align_corners)
     for start in range(begin, end, POSITIONS):
         b_column = start + tl.arange(0, POSITIONS)
-        mask = (b_column < end)[:, None] & in_channels[None, :]
         left, right, weight = resize_pair(b_column, small_width, width, align_corners)
         share = share_of(left, right, weight, source)
-        mask = mask & ((left == source) | (right == source))[:, None]
-        b_pixel = (pixel // small_width) * width + b_column
-        place = tile_offsets(b_pixel, b_channel, channels, sums, INNER)
-        b_sum = tl.load(p_item + place, mask=mask, other=0.0)
+        reads = (b_column < end) & (share > 0.0)
+        mask = reads[:, None] & in_channels[None, :]
+        b_place = tile_offsets(b_column, b_channel, channels, width, INNER)
+        b_sum = tl.zeros([POSITIONS, CHANNELS], tl.float32)
+        for split in range(splits):
+            p_tile = p_sums + (b_place + split * 2 * plane)
+            b_sum += tl.load(p_tile, mask=mask, other=0.0)
+            b_sum += tl.load(p_tile + before, mask=mask & (row > 0), other=0.0)
         b_out += tl.where(mask, share[:, None] * b_sum, 0.0)
     b_total = tl.sum(b_out, axis=0)
     area = small_height * small_width
@@ -154,15 +183,16 @@ def gate_columns_backward_kernel(
     if INNER:
         place += pixel * channels + b_channel
     else:
-        place += b_channel.to(tl.int64) * area + pixel
-    b_z = tl.load(p_logits + place, mask=in_channels, other=0.0).to(tl.float32)
-    b_first = activate_backward(b_z, activate(b_z, activation), b_total, activation)
-    b_total = tl.where(activation_first != 0, b_first, b_total)
+        place += b_channel * area + pixel
+    if activation_first != 0:
+        b_z = tl.load(p_logits + place, mask=in_channels, other=0.0).to(tl.float32)
+        b_total = activate_backward(b_z, activate(b_z, activation), b_total, activation)
     tl.store(p_out + place, b_total.to(p_out.dtype.element_ty), mask=in_channels)
 
 
-ROWS = {False: tile_launch(128, 8, False), True: tile_launch(16, 64, True)}
-COLUMNS = {False: tile_launch(32, 8, False), True: tile_launch(8, 128, True)}
+def columns_launch(inner: bool, multiple: int) -> Launch:
+    positions, channels = (8, 128) if inner else (32, 32)
+    return tile_launch(positions, channels, inner, multiple)
 
 
 def backward(
@@ -173,22 +203,29 @@ def backward(
     batch, channels, _, width = x.shape
     small_height, small_width = logits.shape[2:]
     dx, dlogits = empty_map(x.shape, x, inner), empty_map(logits.shape, x, inner)
-    sums = x.new_empty((batch, channels, small_height, width), dtype=torch.float32)
-    rows, columns = ROWS[inner], COLUMNS[inner]
-    tiles = triton.cdiv(width, rows.constants["POSITIONS"])
-    blocks = triton.cdiv(channels, rows.constants["CHANNELS"])
-    programs = batch * small_height * tiles * blocks
-    logit_blocks = triton.cdiv(channels, columns.constants["CHANNELS"])
+    launch, splits = launch_of(x), splits_of(x, logits, ROWS)
+    sums = x.new_empty((batch, small_height, splits, 2, channels * width), dtype=torch.float32)
+    columns = columns_launch(inner, launch.constants["MULTIPLE"] if inner else 1)
+    blocks = triton.cdiv(channels, columns.constants["CHANNELS"])
     with on_device(grad, x, logits) as maps:
-        sizes = integers(x, logits, options)
-        run(gate_rows_backward_kernel, programs, *maps, dx, sums, options[3], *sizes, launch=rows)
+        numbers = integers(x, logits, splits, options)
+        run(
+            gate_cells_backward_kernel,
+            cell_programs(x, logits, splits, launch),
+            *maps,
+            dx,
+            sums,
+            options[3],
+            *numbers,
+            launch=launch,
+        )
         run(
             gate_columns_backward_kernel,
-            batch * small_height * small_width * logit_blocks,
+            batch * small_height * small_width * blocks,
             sums,
             maps[2],
             dlogits,
-            *sizes,
+            *numbers,
             launch=columns,
         )
     return dx, dlogits
@@ -197,10 +234,13 @@ def backward(
 def aot_cases() -> list[AotCase]:
     """Every compilation that `backward` can ask for."""
     cases = []
-    for dtype, inner in product(TRITON_DTYPES.values(), (False, True)):
+    for dtype in TRITON_DTYPES.values():
         pointers = dict.fromkeys(("p_grad", "p_x", "p_logits", "p_dx"), dtype) | {"p_sums": "fp32"}
-        scalars = {"input_weight": "fp32"}
-        cases.append(AotCase(gate_rows_backward_kernel, pointers, ROWS[inner], scalars))
+        for launch in cell_launches(dtype):
+            scalars = {"input_weight": "fp32"}
+            cases.append(AotCase(gate_cells_backward_kernel, pointers, launch, scalars))
         pointers = {"p_sums": "fp32", "p_logits": dtype, "p_out": dtype}
-        cases.append(AotCase(gate_columns_backward_kernel, pointers, COLUMNS[inner]))
+        for inner, multiple in ((False, 1), *((True, n) for n in FACTORS[dtype])):
+            launch = columns_launch(inner, multiple)
+            cases.append(AotCase(gate_columns_backward_kernel, pointers, launch))
     return cases
