@@ -62,3 +62,20 @@ def readers_end(source, inputs, outputs, align_corners):
     at = (source.to(tl.float32) + 1.0 + half) / tl.maximum(scale, 1e-20) - half
     end = tl.minimum(tl.maximum(at + 3.0, 0.0), outputs.to(tl.float32)).to(tl.int32)
     return tl.where((source == inputs - 1) | (scale == 0.0), outputs, end)
+
+
+NEAR = tl.constexpr(16)  # outputs among which a bound lies that is known to a few
+
+
+@triton.jit
+def cell_begin(source, inputs, outputs, align_corners):
+    """The first output whose first tap is `source` or lies beyond, `outputs` if none does."""
+    scale = resize_scale(inputs, outputs, align_corners)
+    half = tl.where(align_corners != 0, 0.0, 0.5)
+    at = (source.to(tl.float32) + half) / tl.maximum(scale, 1e-20) - half
+    near = tl.minimum(tl.maximum(at - 5.0, 0.0), outputs.to(tl.float32)).to(tl.int32)
+    b_output = near + tl.arange(0, NEAR)
+    b_first, _, _ = resize_pair(b_output, inputs, outputs, align_corners)
+    before = (b_first < source) & (b_output < outputs)
+    begin = near + tl.sum(before.to(tl.int32), axis=0)
+    return tl.where(source == 0, 0, tl.where(source >= inputs, outputs, begin))

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
-from .._bilinear import resize_pair, share_of
+from .._bilinear import cell_begin, resize_pair, share_of
 from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, run
 from .._multiples import FACTORS, known_multiple
 from .._tiles import tile_offsets
@@ -22,7 +22,6 @@ from .cells import (
     OPTIONS,
     SIZES,
     activate,
-    cell_begin,
     cell_launches,
     cell_programs,
     launch_of,

@@ -12,13 +12,12 @@ import triton
 import triton.language as tl
 
 from ..._layout import is_channels_inner
-from .._bilinear import resize_pair, resize_scale
+from .._bilinear import cell_begin, resize_pair
 from .._launch import Launch
 from .._multiples import FACTORS, known_factor
 
 SIZES = ["channels", "height", "width", "small_height", "small_width", "splits"]
 OPTIONS = ["activation", "activation_first", "residual", "align_corners"]
-NEAR = tl.constexpr(16)  # outputs among which a bound lies that is known to a few
 
 
 @triton.jit
@@ -29,20 +28,6 @@ def activate(b_z, activation):
     elif activation == 2:
         b_z = tl.where(b_z < 0, 0.0, b_z)
     return b_z
-
-
-@triton.jit
-def cell_begin(source, inputs, outputs, align_corners):
-    """The first output whose first tap is `source` or lies beyond, `outputs` if none does."""
-    scale = resize_scale(inputs, outputs, align_corners)
-    half = tl.where(align_corners != 0, 0.0, 0.5)
-    at = (source.to(tl.float32) + half) / tl.maximum(scale, 1e-20) - half
-    near = tl.minimum(tl.maximum(at - 5.0, 0.0), outputs.to(tl.float32)).to(tl.int32)
-    b_output = near + tl.arange(0, NEAR)
-    b_first, _, _ = resize_pair(b_output, inputs, outputs, align_corners)
-    before = (b_first < source) & (b_output < outputs)
-    begin = near + tl.sum(before.to(tl.int32), axis=0)
-    return tl.where(source == 0, 0, tl.where(source >= inputs, outputs, begin))
 
 
 @triton.jit
