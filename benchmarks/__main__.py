@@ -27,6 +27,7 @@ COMMANDS = {
     "figure2": ("apnb.figure2", "figure 2 of the ANN paper: time by kind of operation"),
     "gald-table": ("gald_table", "table IV of the GALD paper: time and parameters of its heads"),
     "networks": ("networks", "whole networks: predict and a training step"),
+    "serving": ("serving.table", "labels on a CPU: against OpenVINO, onnxruntime, torch.compile"),
     "camvid": ("camvid.table", "every family trained on CamVid, fast against reference heads"),
     "costs": ("costs.table", "parameters and multiply-adds of every network beside the papers'"),
     **dict.fromkeys(OPS, ("ops.microbench", "microbenchmarks of the op (pytest-benchmark)")),

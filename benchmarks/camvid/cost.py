@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -24,9 +23,10 @@ from attnops.training.engine.module import Segmentation
 from attnops.training.engine.optimization import OptimizerOptions, make_optimizer
 from attnops.training.recipes import recipe_path
 
+from ..measure.glibc import SETTINGS, environment
 from ..measure.memory import MIB, Case, MemoryUnknown, measure_cpu
 from ..measure.timing import time_cpu
-from .plan import HEADS, KEPT, NETWORKS, SEED, SETTINGS, Network
+from .plan import HEADS, NETWORKS, SEED, Network
 
 BATCHES = 4  # that the timed steps go round
 WARM_UP_SIDE = 64
@@ -35,9 +35,8 @@ WARM_UP_SIDE = 64
 def measure(root: Path, pretrained: Path | None, seconds: float) -> list[dict[str, Any]]:
     """A row for every network, heads and setting of glibc, each setting in a process of its own."""
     found = []
-    clean = {key: value for key, value in os.environ.items() if key not in KEPT}
     for network in NETWORKS:
-        for setting, variables in SETTINGS.items():
+        for setting in SETTINGS:
             line = [sys.executable, "-m", __name__, network.recipe, "--root", str(root)]
             line += ["--seconds", str(seconds)]
             if pretrained is not None:
@@ -45,7 +44,7 @@ def measure(root: Path, pretrained: Path | None, seconds: float) -> list[dict[st
             if setting == "default":
                 line.append("--memory")
             process = subprocess.run(
-                line, check=True, env=clean | variables, capture_output=True, text=True
+                line, check=True, env=environment(setting), capture_output=True, text=True
             )
             rows = json.loads(process.stdout.splitlines()[-1])
             found += [{"network": network.title, "malloc": setting, **row} for row in rows]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..measure.glibc import SETTINGS
 from ..report.grid import Grid, number
-from .plan import LONGER, RUNS, SAME_BUDGET, SETTINGS
+from .plan import LONGER, RUNS, SAME_BUDGET
 
 PART = "camvid"  # of a result document
 

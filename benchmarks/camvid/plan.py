@@ -9,9 +9,6 @@ HEADS = {"fast": "auto", "reference": "reference"}  # name -> attnops.use_backen
 SAME_BUDGET, SHORT = "same budget", 150  # steps of every family
 LONGER = "longer"
 SEED = 1
-# Of glibc; "kept": what keeps it from giving freed memory back to the system after every use.
-KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
-SETTINGS = {"default": {}, "kept": KEPT}
 
 
 @dataclass(frozen=True)

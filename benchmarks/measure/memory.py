@@ -71,6 +71,18 @@ def _proc_bytes(path: str, key: str) -> int | None:
     return None
 
 
+def high_water_mark() -> int:
+    """Largest resident set of this process so far, in bytes.
+
+    Raises:
+        MemoryUnknown: the system does not tell.
+    """
+    mark = _proc_bytes("/proc/self/status", "VmHWM")
+    if mark is None:
+        raise MemoryUnknown("this system does not report VmHWM")
+    return mark
+
+
 def _reset_peak() -> bool:
     try:
         with open("/proc/self/clear_refs", "w") as control:

@@ -13,6 +13,7 @@ from ..apnb.run import TABLE
 from ..camvid import grids as camvid
 from ..costs import table as costs
 from ..ops import microbench
+from ..serving import grids as serving
 from . import goals
 from .grid import markdown
 from .records import Document
@@ -62,6 +63,7 @@ def as_markdown(document: Document) -> str:
         lines += [markdown(networks.grid(document))]
     if any(row.table == costs.TABLE for row in document.rows):
         lines += [markdown(costs.grid(document))]
+    lines += map(markdown, serving.grids(document.rows))
     if camvid.PART in document.parts:
         lines += map(markdown, camvid.grids(document.parts[camvid.PART]))
     for found in document.parts.get(figure2.TABLE, {}).values():

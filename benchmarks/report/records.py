@@ -53,6 +53,9 @@ class Row:
     memory_above_inputs: float | None = None
     memory_above_inputs_and_output: float | None = None
     memory_method: str = ""
+    peak_mib: float | None = None  # of a process of its own, with everything loaded
+    ready_s: float | None = None  # to build, compile or load it and make the first call
+    agreement: float | None = None  # share of labels equal to those of `checked_against`
     gmac: float | None = None
     gmac_done: float | None = None
     floor_ms: float | None = None

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("lightning")
 
 from attnops.benchmarks.camvid import grids, plan, table, train
+from attnops.benchmarks.measure.glibc import SETTINGS
 from attnops.benchmarks.report.records import Document
 from attnops.training.recipes import list_recipes
 
@@ -53,7 +54,7 @@ def test_tables_of_finished_runs(tmp_path, capsys):
     costs = [
         {"network": runs[0].network.title, "heads": heads, "malloc": malloc, "p50": ms}
         | {"peak_mib": 100.0}
-        for malloc in plan.SETTINGS
+        for malloc in SETTINGS
         for heads, ms in (("fast", 500.0), ("reference", 1000.0))
     ]
     out = tmp_path / "out"

@@ -1,0 +1,1 @@
+"""Labels of whole networks on a CPU: against OpenVINO, onnxruntime and torch.compile."""

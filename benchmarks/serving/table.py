@@ -1,0 +1,129 @@
+"""Labels of whole networks on a CPU, against OpenVINO, onnxruntime and torch.compile.
+
+    python -m attnops.benchmarks serving [--networks NAME,...] [--sizes HxW] [--dtypes ...]
+        [--malloc default,kept] [--memory] [--json FILE] [--markdown FILE]
+
+Everything about one network, precision and setting of glibc takes turns in one process. Rows where
+attnops loses are printed as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import torch
+
+import attnops
+from attnops._console import positive_integer
+from attnops.models import create_model, list_models
+
+from ..arguments import size
+from ..costs.multiply_adds import count
+from ..measure.floor import measure_rates
+from ..measure.glibc import SETTINGS, environment
+from ..report.deliver import add_output_arguments
+from ..report.grid import markdown, show
+from ..report.records import Document, Row, write_whole
+from .grids import TABLE, grids
+from .measure import CLASSES
+
+NETWORKS = "segnext_t,segnext_s,segnext_b,ann_r50,galdv2_r50,sanet_r50,deeplab_attention"
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser("attnops bench serving", description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", default=NETWORKS, help="names, separated by commas")
+    parser.add_argument("--size", type=size, default=(512, 512), metavar="HxW")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--malloc", default="default,kept", help="settings of glibc")
+    parser.add_argument("--threads", type=positive_integer, default=torch.get_num_threads())
+    parser.add_argument("--seconds", type=float, default=4.0, help="time for each row")
+    parser.add_argument("--memory", action="store_true", help="also peaks, a process a contender")
+    add_output_arguments(parser)
+    chosen = parser.parse_args(arguments)
+    networks = chosen.networks.split(",")
+    for given, known in ((networks, list_models()), (chosen.malloc.split(","), list(SETTINGS))):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            parser.error(f"no {unknown[0]!r}; expected some of {', '.join(known)}")
+    torch.set_num_threads(chosen.threads)
+    document = Document()
+    if chosen.json and os.path.exists(chosen.json):  # other networks' rows stay
+        document.rows = [
+            row
+            for row in Document.load(chosen.json).rows
+            if dict(row.options)["network"] not in networks
+        ]
+    for dtype in chosen.dtypes.split(","):
+        rates = measure_rates(torch.device("cpu"), getattr(torch, dtype))
+        for network in networks:
+            gmac = _gmac(network, chosen.size)
+            for malloc in chosen.malloc.split(","):
+                for found in _measure(network, dtype, malloc, chosen):
+                    row = document.new_row(
+                        TABLE,
+                        found.pop("name"),
+                        "cpu",
+                        shape=[1, 3, *chosen.size],
+                        dtype=dtype,
+                        layout="channels_last",
+                        options=[["network", network], ["malloc", malloc]],
+                    )
+                    row.checked_against, row.gmac = "attnops predict, float32", gmac
+                    row.threads = chosen.threads
+                    for name, value in found.items():
+                        setattr(row, name, value)
+                    row.put_floor(rates.floor_ms(0, 1e9 * gmac))
+                _put_ratios(document.rows)
+                if chosen.json:
+                    document.save(chosen.json)
+    for table in grids(document.rows):
+        show(table)
+    if chosen.markdown:
+        write_whole(chosen.markdown, "\n".join(map(markdown, grids(document.rows))))
+    return 0
+
+
+def _gmac(network: str, sides: tuple[int, int]) -> float:
+    """10^9 multiply-adds of the products in attnops' form of the network, for one image."""
+    with torch.device("meta"):
+        model = create_model(network, num_classes=CLASSES).eval()
+    with attnops.use_backend("reference"):
+        return count(model, sides, published=False, auxiliary=False).products / 1e9
+
+
+def _measure(
+    network: str, dtype: str, malloc: str, chosen: argparse.Namespace
+) -> list[dict[str, object]]:
+    """Rows of one process with this setting of glibc."""
+    sides = "x".join(map(str, chosen.size))
+    given = [network, dtype, sides]
+    rows = _child([*given, str(chosen.seconds)], malloc, chosen.threads)
+    if chosen.memory and malloc == "default":
+        for row in rows:
+            if "p50" in row:
+                row |= _child([*given, row["name"]], malloc, chosen.threads)
+    return rows
+
+
+def _child(arguments: list[str], malloc: str, threads: int) -> object:
+    given = environment(malloc) | {"OMP_NUM_THREADS": str(threads)}
+    line = [sys.executable, "-m", f"{__package__}.measure", *arguments]
+    done = subprocess.run(line, env=given, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _put_ratios(rows: list[Row]) -> None:
+    """Times of the others over this one, within one process."""
+    by_input: dict[object, list[Row]] = {}
+    for row in rows:
+        by_input.setdefault(row.input, []).append(row)
+    for group in by_input.values():
+        for row in group:
+            others = (other for other in group if other is not row and other.p50)
+            row.ratios = {o.name: o.p50 / row.p50 for o in others} if row.p50 else {}

@@ -1,0 +1,66 @@
+"""`attnops bench serving`: rows, ratios, losses shown, and contenders' failures kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attnops.benchmarks.report.records import Document
+from attnops.benchmarks.serving import contenders, grids, measure, table
+
+MS = {"OpenVINO": 100.0, "onnxruntime": 80.0, "attnops predict": 160.0, "attnops deploy": 40.0}
+
+
+def test_rows_and_ratios(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def child(arguments, malloc, threads):
+        asked.append((tuple(arguments), malloc, threads))
+        rows = [
+            {"name": name, "p20": ms, "p50": ms, "p80": ms, "repeats": 5, "ready_s": 1.5}
+            | {"agreement": 0.999, "note": ""}
+            for name, ms in MS.items()
+        ]
+        return [*rows, {"name": "torch.compile, published chain", "note": "no compiler"}]
+
+    monkeypatch.setattr(table, "_child", child)
+    arguments = ["--networks", "segnext_t", "--dtypes", "float32", "--size", "64x96"]
+    files = ["--json", str(tmp_path / "s.json"), "--markdown", str(tmp_path / "s.md")]
+    assert table.main([*arguments, "--threads", "2", *files]) == 0
+    assert [(a[0][0], a[0][2], a[1], a[2]) for a in asked] == [
+        ("segnext_t", "64x96", malloc, 2) for malloc in ("default", "kept")
+    ]
+    document = Document.load(tmp_path / "s.json")
+    best = {row.name: grids.best_peer(row) for row in document.rows if row.p50}
+    assert best["attnops deploy"] == 2.0 and best["attnops predict"] == 0.5
+    assert all(row.floor_percent > 0 and row.gmac > 0 for row in document.rows if row.p50)
+    text = (tmp_path / "s.md").read_text()
+    assert "attnops predict | 160 [160, 160] | 0.5 |" in text  # a loss is shown as one
+    assert "no compiler" in text and "99.90 %" in text
+    table.main([*arguments, "--malloc", "kept", *files])  # measured again, not twice there
+    rows = Document.load(tmp_path / "s.json").rows
+    assert len([row for row in rows if row.name == "OpenVINO"]) == 1
+    with pytest.raises(SystemExit):
+        table.main(["--networks", "resnet"])
+    capsys.readouterr()
+
+
+def test_a_contender_that_fails_leaves_a_note(monkeypatch):
+    def refuses(*_):
+        raise contenders.NotHere("not on this machine")
+
+    def breaks(*_):
+        raise KeyError("gone")
+
+    kept = {"attnops predict": contenders.predict, "OpenVINO": refuses, "onnxruntime": breaks}
+    monkeypatch.setattr(measure, "CONTENDERS", kept)
+    rows = {row["name"]: row for row in measure.measure("segnext_t", "float32", (64, 64), 0.01)}
+    assert rows["attnops predict"]["agreement"] == 1.0 and rows["attnops predict"]["p50"] > 0
+    assert rows["OpenVINO"]["note"] == "not on this machine"
+    assert rows["onnxruntime"]["note"].startswith("KeyError")
+
+
+def test_prepared_networks_label_an_image_the_same_twice():
+    model, images = measure.prepare("segnext_t", (64, 64))
+    with torch.no_grad():
+        assert torch.equal(model.predict(images), model.predict(images))
