@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ._choice import BACKENDS, current_backend
+from ._layout import is_channels_inner
 
 logger = logging.getLogger("attnops")
 
@@ -26,6 +28,24 @@ _BACKEND_OF = {code: name for name, code in CODES.items()}
 
 # What "auto" tries, in this order, for tensors of a device type. Other devices get the reference.
 PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
+
+# Where "cuda" goes before "triton": (op, layout, "float32" or "half", "forward" or "training"; that
+# is forward and backward, which stay together). By a measurement among the committed results where
+# there is one, else by the static report on sm_90: `attnops bench evidence` prints the table, and a
+# test compares.
+CUDA_FIRST = frozenset(
+    {
+        ("pyramid_pool", "channels_last", "float32", "forward"),
+        ("pyramid_pool", "channels_last", "float32", "training"),
+        ("pyramid_pool", "channels_last", "half", "forward"),
+        ("pyramid_pool", "channels_last", "half", "training"),
+        ("pyramid_pool", "contiguous", "float32", "forward"),
+        ("pyramid_pool", "contiguous", "float32", "training"),
+        ("pyramid_pool", "contiguous", "half", "forward"),
+        ("pyramid_pool", "contiguous", "half", "training"),
+    }
+)
+_CUDA_ORDER = ("cuda", "triton", "reference")
 
 
 class BackendError(ValueError, RuntimeError):
@@ -146,8 +166,23 @@ def select(op: str, device: torch.device, *args: Any) -> Implementation:
     return _automatic(op, device, *args)
 
 
+def gpu_order(op: str, x: Tensor) -> tuple[str, ...]:
+    """Backends to try for `op` on a map `x` on a GPU; `CUDA_FIRST` says which come first."""
+    order = PREFERENCE["cuda"]
+    if not any(op == entry[0] for entry in CUDA_FIRST):
+        return order
+    layout = "channels_last" if is_channels_inner(x) else "contiguous"
+    dtype = "half" if x.element_size() == 2 else "float32"
+    passes = "training" if x.requires_grad else "forward"
+    return _CUDA_ORDER if (op, layout, dtype, passes) in CUDA_FIRST else order
+
+
 def _automatic(op: str, device: torch.device, *args: Any) -> Implementation:
-    for backend in PREFERENCE.get(device.type, ("reference",)):
+    if device.type == "cuda":
+        order = gpu_order(op, args[0] if isinstance(args[0], Tensor) else args[0][0])
+    else:
+        order = PREFERENCE.get(device.type, ("reference",))
+    for backend in order:
         implementation = _registry.implementations.get((op, backend))
         reason = _why_not(op, backend) if implementation is None else implementation.refuse(*args)
         if implementation is not None and reason is None:

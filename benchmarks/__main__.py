@@ -37,6 +37,7 @@ COMMANDS = {
     ),
     "demo": ("demo.run", "attention on a photograph, the table and figure 2, in demo/"),
     "gpu": ("gpu.run", "tests and all benchmarks on the CUDA device, into one report"),
+    "evidence": ("report.evidence", "where CUDA C++ is faster than Triton, by the results"),
     "report": ("report.command", "the committed result files as one Markdown text"),
 }
 EXTRA = ("rich", "matplotlib", "pytest", "pytest_benchmark", "skimage", "timm")
