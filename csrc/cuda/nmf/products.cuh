@@ -5,20 +5,10 @@
 #pragma once
 
 #include "cuda/common/mma.cuh"
+#include "cuda/common/registers.cuh"
 #include "plan.h"
 
 namespace attnops::cuda {
-
-// threadIdx.x, read anew: what follows from it is not kept in registers for other phases.
-__device__ __forceinline__ int thread_now() {
-#if defined(ATTNOPS_EMULATION)
-  return threadIdx.x;
-#else
-  int index;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
-  return index;
-#endif
-}
 
 // X of a tile in shared memory: [kNmfTile, depth], element (n, d) at n * depth + (d ^ turn(n)), so
 // that fragments along d and along n both hit different banks. Four neighbours stay together.
