@@ -13,6 +13,8 @@ from .library import load, register_ops
 # Limits of the kernels' tables and 32-bit indices (csrc/cuda/pyramid_pool/plan.h).
 _MAX_LEVELS, _MAX_BINS_AN_AXIS = 16, 64
 _MAX_PIXELS, _MAX_PLANES = 2**31 - 1 - 4096, 2**31 - 1
+# Anchors whose scores fit the registers of a warp (csrc/cuda/anchor_attention/plan.h).
+_MAX_ANCHORS = 112
 # Windows whose tiles fit the shared memory (csrc/cuda/local_attention/plan.h).
 _MAX_KERNEL, _MAX_NEIGHBOURS = 63, 441
 # Kernels whose tiles fit the shared memory (csrc/cuda/strip_conv/plan.h).
@@ -40,6 +42,17 @@ def _refuse_pyramid_pool(x: Tensor, sizes: list[int], *args: Any) -> str | None:
             f"{batch * channels} of {height}x{width}"
         )
     return _refuse_device(x)
+
+
+def _refuse_anchor_attention(query: Tensor, key: Tensor, *args: Any) -> str | None:
+    if query.dtype == torch.float64:
+        return "it computes in float32, got float64"
+    if key.shape[2] > _MAX_ANCHORS:
+        return f"it takes up to S={_MAX_ANCHORS} anchors, got S={key.shape[2]}"
+    positions = query.shape[2:].numel()
+    if positions > _MAX_PIXELS:
+        return f"it indexes up to {_MAX_PIXELS} positions, got {positions}"
+    return _refuse_device(query)
 
 
 def _refuse_local_attention(
