@@ -17,7 +17,7 @@ from .local_attention import local_attention
 from .merge_scales import merge_scales
 from .nmf import nmf
 from .pyramid_pool import pyramid_pool
-from .replace import ReplacementReport, replace_modules
+from .replace import ReplacementReport, predict_labels, replace_modules
 from .strip_conv import strip_conv
 from .upsample_argmax import upsample_argmax
 from .upsample_cross_entropy import upsample_cross_entropy, valid_weight
@@ -47,6 +47,7 @@ __all__ = [
     "merge_scales",
     "nmf",
     "nn",
+    "predict_labels",
     "pyramid_pool",
     "reference",
     "replace_modules",

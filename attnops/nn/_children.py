@@ -8,14 +8,17 @@ The questions here are a few attribute reads, and torch.compile traces them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.nn.functional import interpolate
 from torch.nn.modules import module as torch_module
 from torch.utils.module_tracker import ModuleTracker
 
-from ._pointwise import pointwise
+from ._pointwise import as_matrix, pointwise
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 # The latter two stand for plain tensors while PyTorch traces; others (sharded, quantised) have
@@ -106,6 +109,28 @@ def convolve(conv: nn.Module, x: Tensor, *, lean: bool = False) -> Tensor:
     if is_pointwise(conv):
         return pointwise(x, conv.weight, conv.bias, lean=lean)
     return conv(x)
+
+
+def convolve_joined(conv: nn.Module, maps: Sequence[Tensor], align_corners: bool = False) -> Tensor:
+    """`conv`, built as a 1x1 convolution, of maps resized to the first one's size and concatenated.
+
+    As it commutes with the bilinear resize, a 1x1 convolution runs on each map as it is: the
+    results are resized and summed.
+    """
+    first, *rest = maps
+    size = first.shape[2:]
+
+    def resize(x: Tensor) -> Tensor:
+        return interpolate(x, size, mode="bilinear", align_corners=align_corners)
+
+    if not is_pointwise(conv):
+        return conv(torch.cat([first, *map(resize, rest)], dim=1))
+    widths = [x.shape[1] for x in maps]
+    weight, *weights = as_matrix(conv.weight).split(widths, dim=1)
+    total = pointwise(first, weight, conv.bias)
+    for x, weight in zip(rest, weights, strict=True):
+        total = total + resize(pointwise(x, weight, None))
+    return total
 
 
 def has_fixed_statistics(bn: nn.Module | None) -> bool:

@@ -1,8 +1,9 @@
 """What networks need from attnops.nn beyond its modules.
 
 - Children: `runs_as_built`, `is_pointwise` and `is_depthwise` say whether a child may be passed by,
-  its weights used in an op; `convolve` does so for 1x1 convolutions. Networks that stick to these
-  keep working with hooks, pruning, adapters and whatever else users do to the parts of a model.
+  its weights used in an op; `convolve` does so for 1x1 convolutions, `convolve_joined` for those
+  of several maps. Networks that stick to these keep working with hooks, pruning, adapters and
+  whatever else users do to the parts of a model.
 - 1x1 convolutions as products: `pointwise`, `apply_to_anchors`, `as_matrix`, `scale_outputs`, and
   `folding_saves`, which says whether moving one to the anchors pays.
 - BatchNorm as an affine map: `has_fixed_statistics`, `fold_batch_norm`.
@@ -20,6 +21,7 @@ from .._layout import dense, is_channels_inner
 from ._children import (
     BATCH_NORMS,
     convolve,
+    convolve_joined,
     fold_batch_norm,
     has_fixed_statistics,
     is_depthwise,
@@ -34,6 +36,7 @@ __all__ = [
     "as_matrix",
     "conv_bn_relu",
     "convolve",
+    "convolve_joined",
     "dense",
     "fold_batch_norm",
     "folding_saves",

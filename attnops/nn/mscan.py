@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from .._checks import check_shape, check_tensors, given_python_numbers
+from .._layout import statistics_dtype
 from ..depthwise_gelu import depthwise_gelu
 from ._order import Ordered
 from .functional import convolve, is_depthwise
@@ -130,7 +131,8 @@ class MSCABlock(Ordered):
         if not self.training or self.drop_path == 0.0:
             return factor
         kept = 1.0 - self.drop_path
-        # Of a fixed dtype: the branch may be dropped in half precision, the rate not rounded. What
-        # mmcv's DropPath drops, from the same state of the generator, is dropped here.
-        draws = (torch.rand((x.shape[0], 1, 1, 1), device=x.device) + kept).floor()
+        # Not in half precision, which would round the rate. What mmcv's DropPath drops, from the
+        # same state of the generator, is dropped here.
+        shape = (x.shape[0], 1, 1, 1)
+        draws = (torch.rand(shape, dtype=statistics_dtype(x), device=x.device) + kept).floor()
         return factor * (draws.to(scale.dtype) / kept)

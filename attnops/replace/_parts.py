@@ -6,14 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-Inputs = tuple[Tensor, ...]
+# Of a random tensor the shape; of several in a list the shapes; a number is given as it is.
+Input = tuple[int, ...] | list[tuple[int, ...]] | int
 
 
 class Unsupported(Exception):
     """A module looks like a known one, but does something that ours does not; says what."""
+
+
+def _call(module: nn.Module, *inputs: object) -> object:
+    return module(*inputs)
 
 
 @dataclass(frozen=True)
@@ -22,13 +27,18 @@ class Candidate:
 
     Attributes:
         module: ours, made of the other one's parts.
-        inputs: shapes of the inputs that both take, for the comparison.
+        inputs: what both take, for the comparison.
         note: what a reader of the report should know.
+        call: from a module and inputs to what is compared.
+        derived: None; or the class that the other module itself gets, instead of being exchanged.
+            Then `module` is a stand-in of that class, for the comparison.
     """
 
     module: nn.Module
-    inputs: tuple[tuple[int, ...], ...]
+    inputs: tuple[Input, ...]
     note: str = ""
+    call: Callable[..., object] = _call
+    derived: type[nn.Module] | None = None
 
 
 # Given a module: None if it is something else; the candidates, best first; or Unsupported.
@@ -48,7 +58,7 @@ def plain_conv(module: nn.Module, what: str, **expected: object) -> nn.Conv2d:
     """
     if not isinstance(module, nn.Conv2d) or type(module).forward is not nn.Conv2d.forward:
         raise Unsupported(f"{what} is a {type(module).__name__}, not a plain Conv2d")
-    if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "parametrizations"):
+    if is_hooked(module) or hasattr(module, "parametrizations"):
         raise Unsupported(f"{what} has hooks or parametrizations")
     if module.padding_mode != "zeros":
         raise Unsupported(f"{what} pads with {module.padding_mode!r}")
@@ -111,3 +121,12 @@ def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
     """A module without memory, whose parts are about to be exchanged."""
     with torch.device("meta"):
         return make()
+
+
+def is_hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )

@@ -1,13 +1,15 @@
-"""SegNeXt's gating unit and the NMF Hamburger, of the official repository and mmsegmentation."""
+"""SegNeXt's block, gating unit and Hamburger, of the official repository and mmsegmentation."""
 
 from __future__ import annotations
 
+import inspect
 import re
 
 from torch import nn
 
-from ..nn import MSCA, Hamburger
+from ..nn import MSCA, Hamburger, MSCABlock
 from ._parts import (
+    NORMS,
     Candidate,
     Unsupported,
     chain,
@@ -18,6 +20,71 @@ from ._parts import (
 )
 
 _STRIP = re.compile(r"conv(\d+)_[12]")
+
+
+def block(module: nn.Module) -> list[Candidate] | None:
+    """Children norm1, attn (around a gating unit), norm2, mlp, and two layer scales."""
+    if not has_children(module, "norm1", "attn", "norm2", "mlp"):
+        return None
+    attn, mlp = module.attn, module.mlp
+    if not has_children(attn, "proj_1", "activation", "spatial_gating_unit", "proj_2"):
+        return None
+    if not has_children(mlp, "fc1", "dwconv", "act", "fc2"):
+        return None
+    known = {"norm1", "attn", "drop_path", "norm2", "mlp"}
+    others = [name for name, _ in module.named_children() if name not in known]
+    if others:
+        raise Unsupported(f"it also has {', '.join(others)}")
+    norm = module.norm1
+    for name in ("norm1", "norm2"):
+        if not isinstance(getattr(module, name), NORMS):
+            raise Unsupported(f"{name} is a {type(getattr(module, name)).__name__}")
+    channels = norm.num_features
+    gate = attn.spatial_gating_unit
+    if not isinstance(gate, MSCA):
+        candidates = gating_unit(gate)
+        if candidates is None:
+            return None
+        gate = candidates[0].module
+    for name, activation in (("attn.activation", attn.activation), ("mlp.act", mlp.act)):
+        if not isinstance(activation, nn.GELU) or activation.approximate != "none":
+            raise Unsupported(f"{name} is not the exact GELU")
+    if getattr(getattr(mlp, "drop", None), "p", 0.0):
+        raise Unsupported(f"mlp.drop has p={mlp.drop.p}")
+    rate = _drop_rate(getattr(module, "drop_path", None))
+    square = {"in_channels": channels, "out_channels": channels}
+    project_in = pointwise_conv(attn.proj_1, "attn.proj_1", **square)
+    project_out = pointwise_conv(attn.proj_2, "attn.proj_2", **square)
+    expand = pointwise_conv(mlp.fc1, "mlp.fc1", in_channels=channels)
+    hidden = expand.out_channels
+    inner = list(mlp.dwconv.children())
+    depthwise = inner[0] if len(inner) == 1 else mlp.dwconv  # the authors wrap it
+    depthwise = depthwise_conv(depthwise, "mlp.dwconv", hidden)
+    contract = pointwise_conv(mlp.fc2, "mlp.fc2", in_channels=hidden, out_channels=channels)
+    scales = [getattr(module, f"layer_scale_{i}", None) for i in (1, 2)]
+    if any(not isinstance(s, nn.Parameter) or s.shape != (channels,) for s in scales):
+        raise Unsupported("its layer scales are no vectors of parameters")
+
+    ours = on_meta(lambda: MSCABlock(channels, 1.0, rate))
+    ours.norm1, ours.norm2 = module.norm1, module.norm2
+    ours.scale1, ours.scale2 = scales
+    attention, feed_forward = ours.attention, ours.feed_forward
+    attention.project_in, attention.gate, attention.project_out = project_in, gate, project_out
+    feed_forward.expand, feed_forward.depthwise = expand, depthwise
+    feed_forward.contract = contract
+    takes = inspect.signature(module.forward).parameters
+    tokens = ((2, 9 * 11, channels), 9, 11)
+    return [Candidate(ours, tokens if len(takes) > 1 else ((2, channels, 9, 11),))]
+
+
+def _drop_rate(drop_path: nn.Module | None) -> float:
+    """Of an Identity, or of mmcv's or timm's DropPath."""
+    if drop_path is None or isinstance(drop_path, nn.Identity):
+        return 0.0
+    rate = getattr(drop_path, "drop_prob", None)
+    if type(drop_path).__name__ != "DropPath" or not getattr(drop_path, "scale_by_keep", True):
+        raise Unsupported(f"drop_path is a {type(drop_path).__name__} of another kind")
+    return float(rate or 0.0)
 
 
 def gating_unit(module: nn.Module) -> list[Candidate] | None:

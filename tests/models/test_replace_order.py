@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import published_modules as published
+import published_segmentor as segmentor
 import pytest
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from attnops.nn import MSCA
 
 KINDS = {
     "msca": (lambda: published.GatingUnit(6), [(2, 6, 9, 10)]),
+    "block": (lambda: segmentor.SegNeXtBlock(6, 10), [(2, 90, 6), 9, 10]),
+    "block, wrapped": (lambda: segmentor.SegNeXtBlock(6, 10, wrapped=True), [(2, 90, 6), 9, 10]),
     "msca, two strips": (lambda: published.GatingUnit(5, (3, 9)), [(1, 5, 8, 9)]),
     "msca, equal strips": (lambda: published.GatingUnit(4, (5, 5, 5)), [(1, 4, 8, 9)]),
     "hamburger": (lambda: published.PublishedHamburger(16, 5), [(2, 16, 9, 10)]),
@@ -56,8 +59,8 @@ def made(kind: str, order: int) -> Network:
     return Network(inner)
 
 
-def inputs(kind: str) -> list[torch.Tensor]:
-    return [torch.randn(shape) for shape in KINDS[kind][1]]
+def inputs(kind: str) -> list:
+    return [x if isinstance(x, int) else torch.randn(x) for x in KINDS[kind][1]]
 
 
 @pytest.fixture(params=[0, 1], ids=["published order", "other order"])
