@@ -140,7 +140,7 @@ def search(self, name):
 ops.__getattr__ = search
 import attnops
 listed = attnops.backends()
-print({op: bool(row["cpu"]) for op, row in listed.items() if not row["cpu"]})
+print({op: bool(row["cpu"]) for op, row in sorted(listed.items()) if not row["cpu"]})
 attnops.strip_conv(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3), None)
 print(listed["nmf"]["cpu"].reason)
 """
