@@ -12,6 +12,7 @@ from .checkpoints import backbones as _backbones  # noqa: F401
 from .checkpoints import gald as _gald  # noqa: F401
 from .checkpoints import segnext as _segnext  # noqa: F401
 from .deeplab import DeepLabAttention
+from .deploy import Deployed, deploy, load_deployed
 from .gald import GALDv1, GALDv2
 from .sanet import SANet
 from .segnext import SegNeXt
@@ -20,6 +21,7 @@ __all__ = [
     "ANN",
     "MSCAN",
     "DeepLabAttention",
+    "Deployed",
     "DilatedResNet",
     "GALDv1",
     "GALDv2",
@@ -30,8 +32,10 @@ __all__ = [
     "SegmentationModel",
     "checkpoints",
     "create_model",
+    "deploy",
     "export_checkpoint",
     "list_models",
     "load_checkpoint",
+    "load_deployed",
     "model_options",
 ]

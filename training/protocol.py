@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from attnops.models import SegmentationModel
+from attnops.models.normalization import normalized
 
 from .data.augment import base_scale
-from .engine.normalization import normalized
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 

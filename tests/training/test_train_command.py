@@ -15,9 +15,9 @@ import yaml
 from tiny_training import config_file, state_of
 
 from attnops.models import create_model
+from attnops.models.normalization import CAFFE, IMAGENET
 from attnops.training import load_trained
 from attnops.training.engine.command import _CLI, _length, main
-from attnops.training.engine.normalization import CAFFE, IMAGENET
 from attnops.training.engine.optimization import (
     OptimizerOptions,
     ScheduleOptions,

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from attnops.models import SegmentationModel, create_model
+from attnops.models.normalization import Normalization
 
 from ..data.info import DataInfo
-from .normalization import Normalization
 
 KEY = "attnops"  # of what a checkpoint holds besides Lightning's entries
 PREFIX = "network."  # of the network's keys in a checkpoint's state dict

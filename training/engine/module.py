@@ -15,12 +15,12 @@ from torch import Tensor
 import attnops
 from attnops.models import create_model, load_checkpoint
 from attnops.models._losses import averaged_over_processes
+from attnops.models.normalization import imagenet_normalization, published_normalization
 
 from ..data.info import DataInfo
 from ..metrics import SegmentationMetrics
 from ..protocol import Protocol
 from .loading import KEY
-from .normalization import imagenet_normalization, published_normalization
 from .optimization import OptimizerOptions, ScheduleOptions, make_optimizer, make_schedule
 from .sync_batch_norm import synchronise, take_from_first
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from attnops.models import SegmentationModel
+from attnops.models.normalization import normalized
 from attnops.nn import (
     DynamicLocalDistribution,
     LocalDistribution,
@@ -21,7 +22,6 @@ from attnops.nn import (
 from attnops.nn.evaluation import evaluation_twin
 
 from ..data.info import DataInfo
-from ..engine.normalization import normalized
 from ..protocol import continued
 
 TILE, GAP, TITLE = 240, 6, 16  # pixels: width of a map, distance of maps, height of a title

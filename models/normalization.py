@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnops.models import ANN, DeepLabAttention
-from attnops.models.gald import GALD
+from .ann import ANN
+from .deeplab import DeepLabAttention
+from .gald import GALD
 
 
 @dataclass(frozen=True)

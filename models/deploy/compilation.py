@@ -1,0 +1,83 @@
+"""The compiled form: torch.export, then AOTInductor with constants folded."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+HINT = (2, 512, 544)  # batch and sides that the code is tuned for; it takes all
+RUNNERS = 8  # calls that run at the same time; more wait
+
+OPTIONS = {
+    "freezing": True,  # weights packed for oneDNN, activations and sums fused into convolutions
+    "cpp.dynamic_threads": True,  # as many as torch.set_num_threads says when it runs
+}
+
+
+def check_compiler() -> None:
+    """Inductor can compile here.
+
+    Raises:
+        RuntimeError: it finds no C++ compiler.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise RuntimeError(
+            "there is no C++ compiler; install g++ or clang, or name one in CXX"
+        ) from None
+
+
+def export(maps: nn.Module, in_channels: int) -> torch.export.ExportedProgram:
+    """The graph of `maps` for images `[B, C, H, W]`, channels_last, of any batch and size."""
+    batch, height, width = HINT
+    images = torch.zeros(batch, in_channels, height, width)
+    images = images.contiguous(memory_format=torch.channels_last)
+    free = torch.export.Dim.DYNAMIC
+    shapes = ({0: free, 2: free, 3: free},)
+    with torch.no_grad():
+        return torch.export.export(maps, (images,), dynamic_shapes=shapes, strict=False)
+
+
+def fused_ops(program: torch.export.ExportedProgram) -> dict[str, int]:
+    """How often each op of attnops is called in a graph and those inside it."""
+    graphs = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    targets = [node.target for graph in graphs for node in graph.graph.nodes]
+    ops = (t for t in targets if isinstance(t, torch._ops.OpOverload) and t.namespace == "attnops")
+    return dict(Counter(op._opname for op in ops))
+
+
+def compile_package(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Compile an exported graph into the AOTInductor package `path`, which ends in .pt2."""
+    import torch._inductor
+
+    with torch.no_grad():
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(path), inductor_configs=OPTIONS
+        )
+
+
+class CompiledMaps:
+    """The compiled graph of a package, images -> maps, for several threads at once.
+
+    A graph runs one call at a time, so there are some of them, which share the weights.
+
+    Args:
+        path: of the package.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, RUNNERS, -1)
+        # Nobody waits inside: a waiting call could keep from a running one what its ops need.
+        self._turns = threading.Semaphore(RUNNERS)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        with self._turns:
+            return self._loader.boxed_run([images])[0]

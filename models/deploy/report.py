@@ -1,0 +1,41 @@
+"""What was done to a network to deploy it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Report:
+    """Facts about a deployment; `str` of it is for reading.
+
+    Attributes:
+        network: class of the network.
+        dtype: of convolutions and fused ops, "float32" or "bfloat16".
+        norms: BatchNorms that an evaluation of the network meets.
+        folded: of them, those that became part of a convolution.
+        compiled: whether the network runs as compiled code.
+        reason: why it does not.
+        fused_ops: calls of attnops' ops in one evaluation.
+        memory_kept: whether the process keeps freed memory (`keep_freed_memory`).
+    """
+
+    network: str
+    dtype: str
+    norms: int
+    folded: int
+    compiled: bool
+    reason: str = ""
+    fused_ops: dict[str, int] = field(default_factory=dict)
+    memory_kept: bool = False
+
+    def __str__(self) -> str:
+        form = "compiled by AOTInductor" if self.compiled else f"not compiled: {self.reason}"
+        ops = ", ".join(f"{name} {n}x" for name, n in sorted(self.fused_ops.items())) or "none"
+        lines = [
+            f"{self.network} in {self.dtype}, {form}",
+            f"BatchNorms folded into convolutions: {self.folded} of {self.norms}",
+            f"fused ops: {ops}",
+            f"freed memory: {'kept' if self.memory_kept else 'as malloc has it'}",
+        ]
+        return "\n".join(lines)
