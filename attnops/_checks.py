@@ -61,10 +61,11 @@ def check_shape(op: str, name: str, tensor: Tensor, expected: Sequence[int | str
     Raises:
         ValueError: it has not.
     """
-    fits = tensor.dim() == len(expected) and all(
-        isinstance(want, str) or size == want
-        for size, want in zip(tensor.shape, expected, strict=True)
-    )
+    fits = tensor.dim() == len(expected)
+    if fits:
+        for size, want in zip(tensor.shape, expected, strict=True):
+            if size != want and not isinstance(want, str):
+                fits = False
     if not fits:
         wanted = ", ".join(map(str, expected))
         given = ", ".join(map(str, tensor.shape))

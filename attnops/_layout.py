@@ -28,6 +28,8 @@ def dense(x: Tensor, channels_inner: bool | None = None) -> Tensor:
         channels_inner = is_channels_inner(x)
     if not channels_inner:
         return x.contiguous()
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return x
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
@@ -35,12 +37,17 @@ def empty_map(shape: Sequence[int], like: Tensor, channels_inner: bool) -> Tenso
     """A new uninitialised map of `shape` `[B, C, *spatial]` with dtype and device of `like`."""
     if not channels_inner:
         return like.new_empty(shape)
-    strides, step = [0, 1], torch.sym_max(shape[1], 1)
+    strides, step = [0, 1], _at_least_one(shape[1])
     for size in reversed(shape[2:]):
         strides.insert(2, step)
-        step = step * torch.sym_max(size, 1)
+        step = step * _at_least_one(size)
     strides[0] = step
     return like.new_empty_strided(shape, strides)
+
+
+def _at_least_one(size: int) -> int:
+    """Of sizes that may be symbols, while a graph is traced."""
+    return max(size, 1) if isinstance(size, int) else torch.sym_max(size, 1)
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,10 +34,16 @@ def refuse_tensor(tensor: torch.Tensor) -> str | None:
     if tensor.device.type != "cuda":
         return f"triton: device {tensor.device.type} is not supported, expected cuda"
     if torch.version.hip is None:
-        capability = torch.cuda.get_device_capability(tensor.device)
+        capability = capability_of(tensor.device)
         if capability < MIN_CAPABILITY:
             return f"triton: compute capability {capability} is below {MIN_CAPABILITY}"
     return None
+
+
+@functools.cache
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a CUDA device: asking PyTorch each time takes longer than a launch."""
+    return torch.cuda.get_device_capability(device)
 
 
 def is_hopper(tensor: torch.Tensor) -> bool:
@@ -46,14 +53,18 @@ def is_hopper(tensor: torch.Tensor) -> bool:
     """
     if tensor.device.type != "cuda":
         return True
-    return torch.version.hip is None and torch.cuda.get_device_capability(tensor.device)[0] == 9
+    return torch.version.hip is None and capability_of(tensor.device)[0] == 9
+
+
+_NO_GUARD = contextlib.nullcontext()
 
 
 def device_guard(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     """Makes the tensor's device current: Triton launches on the current one."""
-    if tensor.device.type == "cuda":
-        return torch.cuda.device(tensor.device)
-    return contextlib.nullcontext()
+    device = tensor.device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        return torch.cuda.device(device)
+    return _NO_GUARD
 
 
 @contextlib.contextmanager
@@ -85,6 +96,11 @@ class Launch:
     stages: int = 1
     registers: int | None = None
 
+    @functools.cached_property
+    def key(self) -> tuple[Any, ...]:
+        """All of it, to look a compiled kernel up."""
+        return tuple(self.constants.items()), self.warps, self.stages, self.registers
+
     def options(self) -> dict[str, int]:
         if torch.version.hip is not None:
             return {"num_warps": self.warps, "num_stages": 1}  # 64 KB of shared memory: one stage
@@ -111,6 +127,43 @@ class AotCase:
         return self.generations is None or capability // 10 in self.generations
 
 
+# (kernel, device, what the launch and the arguments compile to) -> compiled kernel, and the
+# constants that follow the arguments.
+_compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+
+
 def run(kernel: Any, programs: int, *args: Any, launch: Launch) -> None:
-    """Starts `programs` programs of a kernel on the current device and stream."""
-    kernel[(programs,)](*args, **launch.constants, **launch.options())
+    """Starts `programs` programs of a kernel on the current device and stream.
+
+    Triton finds the compiled kernel anew in every call, which takes the CPU longer than all else;
+    here it is found by a key that tells at least as much apart.
+    """
+    if INTERPRETED:
+        kernel[(programs,)](*args, **launch.constants, **launch.options())
+        return
+    device = triton.runtime.driver.active.get_current_device()
+    key = (kernel, device, launch.key, *map(_kind, args))
+    found = _compiled.get(key)
+    if found is None:
+        compiled = kernel[(programs,)](*args, **launch.constants, **launch.options())
+        if compiled is not None:  # Triton's hooks may keep it from compiling
+            _compiled[key] = compiled, _constants(kernel, len(args), launch.constants)
+        return
+    compiled, constants = found
+    compiled[(programs, 1, 1)](*args, *constants)
+
+
+def _kind(value: Any) -> Any:
+    """What Triton may compile an argument into, and more: its type, 1, multiples of 16, width."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    if isinstance(value, int) and not isinstance(value, bool):
+        return 1 if value == 1 else ("int", value % 16 == 0, value.bit_length() // 32)
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_kind, value))
+    return value if value is None else type(value)
+
+
+def _constants(kernel: Any, given: int, constants: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Values of the parameters behind the first `given` ones, in their order."""
+    return tuple(constants.get(p.name, p.default) for p in kernel.params[given:])

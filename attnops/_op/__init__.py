@@ -165,6 +165,9 @@ class Op:
         """Run the op; returns its outputs without the trace."""
         if transforms.is_transformed(args):
             return self._run_reference(args)
+        if transforms.is_unwatched(args):
+            with torch._C._AutoDispatchBelowAutograd():
+                return self._execute(args)[0]
         return self._call(*args)[:-1]
 
     def _run_reference(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -173,19 +176,22 @@ class Op:
             return outputs if self._restore is None else self._restore(args, outputs)
 
     def _run(self, *args: Any) -> tuple[Tensor, ...]:
+        outputs, backend = self._execute(args)
+        return *outputs, _make_trace(_dispatch.CODES[backend], _first_tensor(args).device)
+
+    def _execute(self, args: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], str]:
+        """The outputs, and the backend that made them."""
         first = _first_tensor(args)
-        device = first.device
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
             self._refuse_tangents(args)
-            implementation = _dispatch.select(self.name, device, *args)
+            implementation = _dispatch.select(self.name, first.device, *args)
             if first.numel() == 0:
                 outputs = self._forward.fake(*args)
             else:
                 outputs = implementation.forward(*self._forward.prepare(*args))
                 if self._restore is not None:
                     outputs = self._restore(args, outputs)
-            code = _dispatch.CODES[implementation.backend]
-            return (*map(_fresh, outputs), _make_trace(code, device))
+            return tuple(map(_fresh, outputs)), implementation.backend
 
     def _run_backward(self, *args: Any) -> Any:
         *args, trace = args

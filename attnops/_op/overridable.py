@@ -18,13 +18,21 @@ def overridable(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def public(*args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and _may_be_overridden((*args, *kwargs.values())):
             relevant = tuple(_relevant((*args, *kwargs.values())))
             if has_torch_function(relevant):
                 return handle_torch_function(public, relevant, *args, **kwargs)
         return function(*args, **kwargs)
 
     return public
+
+
+# Types of arguments whose class overrides nothing.
+_PLAIN = {torch.Tensor, torch.nn.Parameter, int, float, bool, str, type(None), torch.dtype}
+
+
+def _may_be_overridden(values: tuple[Any, ...]) -> bool:
+    return not _PLAIN.issuperset(map(type, values)) or torch._C._len_torch_function_stack() > 0
 
 
 def _relevant(values: tuple[Any, ...]) -> list[Any]:

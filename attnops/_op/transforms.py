@@ -26,6 +26,45 @@ def is_transformed(args: Iterable[Any]) -> bool:
     return not torch.compiler.is_compiling() and has_tangent(args)
 
 
+# Keys of a tensor with nothing but memory behind it, and autograd's and autocast's of every tensor.
+_PLAIN_KEYS = {"CPU", "CUDA", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA"}
+_PLAIN_KEYS |= {"AutocastCPU", "AutocastCUDA"}
+_plain: dict[int, bool] = {}  # sets of keys that were seen
+
+
+def is_unwatched(args: Iterable[Any]) -> bool:
+    """Whether PyTorch's dispatcher would do nothing but call the op's implementation.
+
+    So it is where no gradient is recorded, no mode, tracer or profiler looks on, and the tensors
+    are plain ones; the way through the dispatcher costs the CPU as much as the rest of a call.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd._profiler_enabled()
+    ):
+        return False
+    recorded = torch.is_grad_enabled()
+    for x in tensors_in(args):
+        if (recorded and x.requires_grad) or type(x) not in (Tensor, torch.nn.Parameter):
+            return False
+        keys = torch._C._dispatch_keys(x)
+        raw = keys.raw_repr()
+        found = _plain.get(raw)
+        if found is None:
+            found = _plain[raw] = _has_plain_keys(keys)
+        if not found:
+            return False
+    return True
+
+
+def _has_plain_keys(keys: torch._C.DispatchKeySet) -> bool:
+    names = str(keys).removeprefix("DispatchKeySet(").removesuffix(")")
+    return set(names.split(", ")) <= _PLAIN_KEYS
+
+
 def is_in_function_transform() -> bool:
     """Whether a transformation of torch.func runs."""
     # This form of the question is one that torch.compile can answer while it traces torch.func.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnops
 from attnops import _dispatch
@@ -196,3 +198,69 @@ def test_meta_tensors_give_shapes():
     out = attnops.anchor_attention(x, anchors, anchors)
     assert out.device.type == "meta"
     assert out.shape == x.shape
+
+
+def test_calls_that_nothing_watches_skip_the_dispatcher():
+    """The registered op is called where something may look on, and only there."""
+    x = torch.ones(1, 2, 4, 4)
+    seen = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    expected = attnops.pyramid_pool(x)
+    with Watching():
+        torch.testing.assert_close(attnops.pyramid_pool(x), expected)
+    assert any("attnops.pyramid_pool" in name for name in seen)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        attnops.pyramid_pool(x)
+    assert any(event.key == "attnops::pyramid_pool" for event in found.key_averages())
+    negative = torch._neg_view(x)  # a key that the dispatcher resolves
+    torch.testing.assert_close(attnops.pyramid_pool(negative), -expected)
+    assert attnops.pyramid_pool(x.requires_grad_()).requires_grad
+    with torch.no_grad():
+        assert not attnops.pyramid_pool(x).requires_grad
+    with torch.inference_mode():
+        assert attnops.pyramid_pool(x.detach()).is_inference()
+
+
+def test_launches_find_their_compiled_kernel_by_all_that_it_depends_on(monkeypatch):
+    """Equal kinds of arguments are launched directly; others go through Triton."""
+    pytest.importorskip("triton")
+    from attnops.kernels import _launch
+
+    launched, compiled = [], []
+
+    class Kernel:
+        params = tuple(SimpleNamespace(name=n, default=0) for n in ("p_x", "n", "BLOCK", "FLAG"))
+
+        def __getitem__(self, grid):
+            def start(*args, **constants):
+                compiled.append((grid, args, constants))
+                return Compiled()
+
+            return start
+
+    class Compiled:
+        def __getitem__(self, grid):
+            return lambda *args: launched.append((grid, args))
+
+    driver = SimpleNamespace(active=SimpleNamespace(get_current_device=lambda: 0))
+    monkeypatch.setattr(_launch, "INTERPRETED", False)
+    monkeypatch.setattr(_launch.triton.runtime, "driver", driver)
+    kernel, x = Kernel(), torch.ones(8)
+    for block in (32, 64):
+        launch = _launch.Launch({"FLAG": True, "BLOCK": block}, 4)
+        for n in (16, 32, 48, 17, 19, 1, 2**40):
+            _launch.run(kernel, n % 7, x, n, launch=launch)
+    assert [args[1] for _, args, _ in compiled] == 2 * [16, 17, 1, 2**40]
+    assert [(grid, args[1:]) for grid, args in launched] == [
+        ((n % 7, 1, 1), (n, block, True)) for block in (32, 64) for n in (32, 48, 19)
+    ]
+    before = len(compiled)
+    _launch.run(kernel, 1, x, True, launch=launch)
+    _launch.run(kernel, 1, x[1:], 16, launch=launch)  # not on 16 bytes
+    _launch.run(kernel, 1, x.half(), 16, launch=launch)
+    assert len(compiled) == before + 3
