@@ -13,11 +13,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from attnops.nn import MSCABlock
 from attnops.nn._projection import Projection
 from attnops.nn.ann import Fusion
 from attnops.nn.functional import has_fixed_statistics, is_pointwise, runs_as_built
 
-from ..backbones.mscan import Block
 from .mscan import FoldedBlock, can_fold_block
 
 _CONVOLUTIONS = (torch.nn.functional.conv2d, torch.conv2d)
@@ -61,7 +61,7 @@ def _norms(network: nn.Module) -> int:
 
 
 def _fold_blocks(network: nn.Module) -> None:
-    for block in [module for module in network.modules() if type(module) is Block]:
+    for block in [module for module in network.modules() if type(module) is MSCABlock]:
         if can_fold_block(block):
             _replace(network, block, FoldedBlock(block))
 

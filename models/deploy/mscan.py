@@ -1,4 +1,4 @@
-"""SegNeXt's block without its norms and scales."""
+"""SegNeXt's block of maps without its norms and scales."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from attnops.nn import MSCA
+from attnops.nn import MSCA, MSCABlock
 from attnops.nn.functional import (
     as_matrix,
     convolve,
@@ -15,19 +15,18 @@ from attnops.nn.functional import (
     is_pointwise,
     runs_as_built,
 )
+from attnops.nn.mscan import ConvolutionalAttention, ConvolutionalFeedForward
 
-from ..backbones.mscan import Attention, Block, FeedForward
 
-
-def can_fold_block(block: Block) -> bool:
+def can_fold_block(block: MSCABlock) -> bool:
     """Whether `block` and the parts that folding changes are as they were built."""
     attention, feed_forward = block.attention, block.feed_forward
     return (
         not block.training
-        and runs_as_built(block, Block)
-        and runs_as_built(attention, Attention)
+        and runs_as_built(block, MSCABlock)
+        and runs_as_built(attention, ConvolutionalAttention)
         and runs_as_built(attention.gate, MSCA)
-        and runs_as_built(feed_forward, FeedForward)
+        and runs_as_built(feed_forward, ConvolutionalFeedForward)
         and all(map(has_fixed_statistics, (block.norm1, block.norm2)))
         and all(map(is_pointwise, (attention.project_in, attention.project_out)))
         and all(map(is_pointwise, (feed_forward.expand, feed_forward.contract)))
@@ -35,7 +34,7 @@ def can_fold_block(block: Block) -> bool:
 
 
 class FoldedBlock(nn.Module):
-    """What a `Block` computes in evaluation, without two passes over the map for each branch.
+    """What an `MSCABlock` computes of maps in evaluation, without two passes over the map for each branch.
 
     With the BatchNorm n(x) = g·x + t and the scale s of the first branch, whose attention adds its
     own input, x + s·(W·h + n(x)) = (s·W)·h + s·t + (1 + s·g)·x, where h is made of n(x) by a 1x1
@@ -45,7 +44,7 @@ class FoldedBlock(nn.Module):
         block: in evaluation mode; its parts are taken over and changed.
     """
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: MSCABlock) -> None:
         super().__init__()
         attention = block.attention
         shift, factor = _affine(block.norm1)
