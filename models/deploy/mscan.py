@@ -34,7 +34,7 @@ def can_fold_block(block: MSCABlock) -> bool:
 
 
 class FoldedBlock(nn.Module):
-    """What an `MSCABlock` computes of maps in evaluation, without two passes over the map for each branch.
+    """What an `MSCABlock` computes of maps in evaluation, without two passes for each branch.
 
     With the BatchNorm n(x) = g·x + t and the scale s of the first branch, whose attention adds its
     own input, x + s·(W·h + n(x)) = (s·W)·h + s·t + (1 + s·g)·x, where h is made of n(x) by a 1x1
