@@ -16,6 +16,7 @@ from ._version import __version__
 DELEGATED = {
     "check": ("training.commands.check", "train", "what a data set holds, and its faults"),
     "eval": ("training.commands.evaluate", "train", "how well a network labels a data set"),
+    "export": ("training.commands.export", "train", "a network as an ONNX file or a program"),
     "predict": ("training.commands.predict", "train", "labels of images, folders and videos"),
     "bench": ("benchmarks.__main__", "bench", "tables, op microbenchmarks, reports"),
     "train": ("training.engine.command", "train", "train a network on a data set"),

@@ -13,6 +13,7 @@ from .checkpoints import gald as _gald  # noqa: F401
 from .checkpoints import segnext as _segnext  # noqa: F401
 from .deeplab import DeepLabAttention
 from .deploy import Deployed, deploy, load_deployed
+from .export import export_onnx, export_program
 from .gald import GALDv1, GALDv2
 from .sanet import SANet
 from .segnext import SegNeXt
@@ -34,6 +35,8 @@ __all__ = [
     "create_model",
     "deploy",
     "export_checkpoint",
+    "export_onnx",
+    "export_program",
     "list_models",
     "load_checkpoint",
     "load_deployed",

@@ -13,6 +13,7 @@ from .._layout import dense, is_channels_inner
 from .._op import recording_gradients
 from ..local_attention import BORDERS
 from ..nmf import RECORD_LAST, RECORD_NOTHING
+from ..reference._exporting import is_portable
 from ..reference._resize import on_finite_values
 from ..reference.anchor_attention import anchor_attention, anchor_scores
 from ..reference.depthwise_gelu import depthwise_gelu
@@ -38,14 +39,14 @@ def _refuse_nothing(*args: Any) -> None:
 
 
 def _pyramid_pool(x: Tensor, sizes: list[int], use_max: bool) -> tuple[Tensor, Tensor]:
-    if use_max:
+    if use_max and not is_portable():
         pooled = [
             torch.nn.functional.adaptive_max_pool2d(widened(x), size, return_indices=True)
             for size in sizes
         ]
         out, argmax = (torch.cat([p[i].flatten(2) for p in pooled], dim=2) for i in (0, 1))
         return out.to(x.dtype), argmax.int()
-    out = pyramid_pool(widened(x), sizes, "mean").to(x.dtype).contiguous()
+    out = pyramid_pool(widened(x), sizes, "max" if use_max else "mean").to(x.dtype).contiguous()
     return out, x.new_empty((0,), dtype=torch.int32)
 
 

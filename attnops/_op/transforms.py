@@ -15,10 +15,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map
 
+from ..reference._exporting import is_portable
+from ..reference._exporting import portable as portable
+
 
 def is_transformed(args: Iterable[Any]) -> bool:
     """Whether PyTorch has to see the op's single steps, for these arguments or altogether."""
-    if torch.onnx.is_in_onnx_export():
+    if is_portable():
         return True
     if is_in_function_transform():
         return True

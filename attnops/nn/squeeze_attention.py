@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, max_pool2d
+from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
 from .._checks import check_choice, check_shape, check_tensors, given_python_numbers
 from ..upsample_gate import ACTIVATIONS, upsample_gate
@@ -98,10 +99,8 @@ class SqueezeAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_tensors("SqueezeAttention", x=x)
         check_shape("SqueezeAttention", "x", x, ("B", self.in_channels, "H", "W"))
-        pool = max_pool2d if self.pool == "max" else avg_pool2d
-        pooled = pool(x, self.pool_size, ceil_mode=True)
         out = upsample_gate(
-            self.attention(pooled),
+            self.attention(self._pooled(x)),
             self.main(x),
             self.activation,
             activation_first=True,
@@ -109,3 +108,22 @@ class SqueezeAttention(nn.Module):
             align_corners=self.align_corners,
         )
         return out if self.squeeze is None else out * self.squeeze(out)
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        """The map, pooled; for symbolic sizes in a form that does not ask whether windows fit."""
+        side = self.pool_size
+        if all(isinstance(length, int) for length in x.shape[2:]):
+            pool = max_pool2d if self.pool == "max" else avg_pool2d
+            return pool(x, side, ceil_mode=True)
+        if self.pool == "max":
+            return _windows(x, side, -torch.inf).amax(dim=(3, 5))
+        inside = _windows(torch.ones_like(x[:1, :1]), side, 0.0)
+        return _windows(x, side, 0.0).sum(dim=(3, 5)) / inside.sum(dim=(3, 5))
+
+
+def _windows(x: Tensor, side: int, border: float) -> Tensor:
+    """The windows `[B, C, rows, side, columns, side]` of a map that `border` fills up."""
+    rows, columns = ((length + side - 1) // side for length in x.shape[2:])
+    height, width = x.shape[2:]
+    filled = pad(x, (0, columns * side - width, 0, rows * side - height), value=border)
+    return filled.reshape(*x.shape[:2], rows, side, columns, side)

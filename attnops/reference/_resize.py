@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ._exporting import is_portable
+
 _all_finite: ContextVar[bool] = ContextVar("all_finite", default=False)
 
 
@@ -45,7 +47,7 @@ def resize(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     only the outputs that they have a share in, and a map of this size already passes unchanged.
     Half precision is blended in float32.
     """
-    if not torch.compiler.is_compiling() and _all_finite.get():
+    if is_portable() or (not torch.compiler.is_compiling() and _all_finite.get()):
         return interpolate(x, tuple(size), mode="bilinear", align_corners=align_corners)
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     for dim in (3, 2):

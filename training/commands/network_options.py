@@ -24,7 +24,10 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         "load_checkpoint knows",
     )
     group.add_argument(
-        "--model", metavar="NAME", help="of `attnops models`, where FILE does not say it"
+        "--model",
+        metavar="NAME",
+        help="of `attnops models`, where FILE does not say it; for predict also a file of "
+        "`attnops export`",
     )
     group.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     group.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,15 +18,19 @@ from attnops.models import SegmentationModel
 from ..data import DataInfo
 from ..data.labels import read_image
 from ..prediction import (
+    ExportedNetwork,
     Source,
     attention_maps,
     draw_attention,
     find_sources,
+    is_exported,
+    open_exported,
     overlay,
     read_frames,
     write_labels,
 )
 from ..prediction.inputs import count_frames
+from ..protocol import Protocol
 from .network_options import add_network_options, network_of, protocol_of
 
 
@@ -83,9 +87,7 @@ def _share(text: str) -> float:
 def _run(chosen: argparse.Namespace) -> int:
     sources = find_sources(chosen.inputs)
     _refuse_to_overwrite(sources, chosen.out)
-    network, info = network_of(chosen)
-    if not chosen.checkpoint:
-        print(f"attnops predict: {chosen.model} without --checkpoint is untrained", file=sys.stderr)
+    network, info, labels = _network(chosen)
     failures = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(
@@ -101,7 +103,7 @@ def _run(chosen: argparse.Namespace) -> int:
         for source in sources:
             try:
                 for image, name in _images(source, chosen.every, network.in_channels):
-                    _label(chosen, network, info, image, name)
+                    _label(chosen, network, info, labels, image, name)
                     progress.advance(task)
                     speed = progress.tasks[0].speed
                     progress.update(task, speed=f"{speed:.2f} images/s" if speed else "")
@@ -111,6 +113,31 @@ def _run(chosen: argparse.Namespace) -> int:
     done = len(sources) - failures
     print(f"{chosen.out}/: labels of {done} of {len(sources)} files, {info.num_classes} classes")
     return 1 if failures else 0
+
+
+def _network(
+    chosen: argparse.Namespace,
+) -> tuple[SegmentationModel | ExportedNetwork, DataInfo, Callable[[Tensor], Tensor]]:
+    """The network of the options, its classes, and what gives labels of an image."""
+    if is_exported(chosen.model):
+        _refuse_what_is_fixed(chosen)
+        exported = open_exported(chosen.model, chosen.threads, chosen.device)
+        return exported, exported.info, exported.labels
+    network, info = network_of(chosen)
+    if not chosen.checkpoint:
+        print(f"attnops predict: {chosen.model} without --checkpoint is untrained", file=sys.stderr)
+    protocol = protocol_of(chosen)
+    return network, info, lambda image: protocol.labels(network, image)
+
+
+def _refuse_what_is_fixed(chosen: argparse.Namespace) -> None:
+    """An exported network labels whole images once, as it was written."""
+    asked = protocol_of(chosen) != Protocol()
+    if asked or chosen.checkpoint or chosen.save_attention:
+        raise ValueError(
+            f"{chosen.model} is an exported network: it takes no --checkpoint, no options of the "
+            "protocol, no --precision and no --save-attention"
+        )
 
 
 def _refuse_to_overwrite(sources: Sequence[Source], out: Path) -> None:
@@ -140,13 +167,14 @@ def _images(source: Source, every: int, channels: int) -> Iterator[tuple[Tensor,
 
 def _label(
     chosen: argparse.Namespace,
-    network: SegmentationModel,
+    network: SegmentationModel | ExportedNetwork,
     info: DataInfo,
+    labels_of: Callable[[Tensor], Tensor],
     image: Tensor,
     name: str,
 ) -> None:
     torch.manual_seed(chosen.seed)
-    labels = protocol_of(chosen).labels(network, image)
+    labels = labels_of(image)
     write_labels(chosen.out / f"{name}.png", labels, info)
     if not chosen.no_overlay:
         picture = overlay(image, labels, info, chosen.opacity, not chosen.no_legend)
