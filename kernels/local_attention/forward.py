@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
-from .._launch import TRITON_DTYPES, AotCase, on_device, refuse_tensor, run
+from .._launch import TRITON_DTYPES, AotCase, is_hopper, on_device, refuse_tensor, run
 from .._multiples import known_multiple
 from .._rare import hidden_zero, rarely
 from .inner import copy_cases, copy_maps, needs_copies, padded_copies, padded_map
@@ -178,7 +178,7 @@ def forward(
             grid.rows,
             grid.columns,
             splits,
-            launch=tile_launch(query.dtype, grid.met),
+            launch=tile_launch(query.dtype, grid.met, is_hopper(query)),
         )
         if copies:
             copy_maps([out], [sums], 1, False)
@@ -210,6 +210,7 @@ def aot_cases() -> list[AotCase]:
     for dtype, name in TRITON_DTYPES.items():
         pointers = dict.fromkeys(("p_query", "p_key", "p_value", "p_out"), name)
         pointers["p_lse"] = "fp32"
-        for launch in tile_variants(dtype):
-            cases.append(AotCase(local_attention_kernel, pointers, launch, {"scale": "fp32"}))
+        for launch, generations in tile_variants(dtype):
+            case = AotCase(local_attention_kernel, pointers, launch, {"scale": "fp32"}, generations)
+            cases.append(case)
     return cases

@@ -111,6 +111,25 @@ def split_in_three(b_x):
 
 
 @triton.jit
+def column_pieces(b_x, PIECES: tl.constexpr):
+    """[rows, columns] as [PIECES, rows, columns / PIECES]; for one piece x itself."""
+    if PIECES == 1:
+        return b_x
+    else:
+        pieces: tl.constexpr = [b_x.shape[0], PIECES, b_x.shape[1] // PIECES]
+        return tl.permute(tl.reshape(b_x, pieces), (1, 0, 2))
+
+
+@triton.jit
+def row_pieces(b_x, PIECES: tl.constexpr):
+    """[rows, columns] as [PIECES, rows / PIECES, columns]; for one piece x itself."""
+    if PIECES == 1:
+        return b_x
+    else:
+        return tl.reshape(b_x, [PIECES, b_x.shape[0] // PIECES, b_x.shape[1]])
+
+
+@triton.jit
 def store_window_sums(
     b_weights,
     b_factor,
@@ -153,12 +172,16 @@ def multiply_window_sums(
     b_met = row_offsets(b_met, channels, CHANNELS)
     b_own = row_offsets(tile.b_own, channels, CHANNELS)
     b_check = tl.zeros([b_own.shape[0]], tl.float32)
+    # With a large halo, warps share its columns: no warp has registers for all of a few rows.
+    PIECES: tl.constexpr = 1 if b_met.shape[0] <= 128 else 8
+    b_weights = column_pieces(b_weights, PIECES)
     if KEPT == 0:
         b_0, b_1, b_2 = split_in_three(b_weights)
     else:
         b_high, b_low = split(b_weights, p_met.dtype.element_ty, KEPT)
     for start in range(first, end, CHANNELS):
         b_rows = load_rows(p_met + start, b_met, met_inside, start, channels, CHANNELS)
+        b_rows = row_pieces(b_rows, PIECES)
         if KEPT == 0:
             b_rows_0, b_rows_1, b_rows_2 = split_in_three(b_rows)
             acc = tl.dot(b_1, b_rows_1)  # the smallest first
@@ -170,6 +193,7 @@ def multiply_window_sums(
         else:
             acc = tl.dot(b_low, b_rows)
             acc = tl.dot(b_high, b_rows, acc)
+        acc = acc if PIECES == 1 else tl.sum(acc, axis=0)
         b_check += tl.sum(acc * 0.0, axis=1)
         valid = tile.own_inside[:, None] & (start + tl.arange(0, CHANNELS) < channels)[None, :]
         b_out = (acc * b_factor[:, None]).to(p_out.dtype.element_ty)

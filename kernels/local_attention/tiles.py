@@ -10,7 +10,9 @@ that see them: windows are odd, so both are the same rectangle.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -226,15 +228,22 @@ class Shape:
 def shape_of(dtype: torch.dtype, met: int) -> Shape:
     """A score tile takes 64 float32 registers a thread, the stages at most 99 KB of shared memory.
 
-    In float32 operands are split in registers, beside the scores: short blocks.
+    In float32 operands are split in registers, beside the scores: short blocks. With a large halo
+    so are weights, and all of a few rows of them would not fit a warp's registers (products.py).
     """
     if dtype == torch.float32:
         return Shape(64, 16, 16, 4, 2) if met == 128 else Shape(16, 16, 16, 8, 2)
-    return Shape(64, 32, 64, 4, 3) if met == 128 else Shape(64, 32, 16, 8, 2)
+    return Shape(64, 32, 64, 4, 3) if met == 128 else Shape(32, 32, 16, 8, 2)
 
 
-def tile_launch(dtype: torch.dtype, met: int) -> Launch:
-    """The launch of every kernel on tiles."""
+def tile_launch(dtype: torch.dtype, met: int, hopper: bool, stages: int | None = None) -> Launch:
+    """The launch of a kernel on tiles.
+
+    Args:
+        hopper: what is_hopper says. Elsewhere products have the registers of all factors, or of
+            sums that come back from memory of their own: twice the threads, and two stages.
+        stages: of the loops in float32 on small halos, if not as of the shape.
+    """
     shape = shape_of(dtype, met)
     constants = {
         "OWN": shape.own,
@@ -244,12 +253,29 @@ def tile_launch(dtype: torch.dtype, met: int) -> Launch:
         "MULTIPLE": 16 // dtype.itemsize,
         "KEPT": KEPT_BITS[dtype],
     }
-    return Launch(constants, shape.warps, shape.stages, registers=255)
+    if met != HALOS[0]:
+        return Launch(constants, shape.warps, shape.stages, registers=255)
+    warps, most = (shape.warps, shape.stages) if hopper else (8, 2)
+    if dtype == torch.float32 and stages:
+        most = stages
+    return Launch(constants, warps, most, registers=255)
 
 
-def tile_variants(dtype: torch.dtype) -> list[Launch]:
-    """Every launch on tiles for one element type."""
-    return [tile_launch(dtype, met) for met in HALOS]
+def tile_variants(
+    dtype: torch.dtype, stages: Mapping[bool, int | None] = MappingProxyType({})
+) -> list[tuple[Launch, tuple[int, ...] | None]]:
+    """Every launch of a kernel for one element type, and the compute capabilities that it is for.
+
+    stages: by what is_hopper says.
+    """
+    found: list[tuple[Launch, tuple[int, ...] | None]] = []
+    for met in HALOS:
+        on_hopper, elsewhere = (tile_launch(dtype, met, h, stages.get(h)) for h in (True, False))
+        if on_hopper == elsewhere:
+            found.append((on_hopper, None))
+        else:
+            found += [(on_hopper, (9,)), (elsewhere, (8, 10, 12))]
+    return found
 
 
 def clipped_steps(height: int, width: int, dilation: list[int]) -> tuple[int, int]:

@@ -18,20 +18,19 @@ from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, run
 from .._multiples import FACTORS, known_factor
 from .bases_backward import nmf_bases_backward_kernel, nmf_prepare_backward_kernel
 from .coef_backward import nmf_coef_backward_kernel
-from .forward import Bases, coef_launch, generations_of, prepare_launch, variants
+from .forward import Bases, coef_launch, prepare_launch, variants
 from .map_gradient import nmf_dx_kernel, nmf_one_step_kernel
 from .plan import (
     BLOCK,
-    LARGE_GENERATIONS,
     PARTS,
     RANK_CLASSES,
-    SHAPES,
-    SMALL_GENERATIONS,
+    SMALL_RANK,
     SMALL_SHAPES,
     Plan,
     Shape,
+    bases_shapes_of,
     factor_of,
-    is_small,
+    shapes_of,
 )
 
 NO_GRADIENT, GIVEN, COMPUTED = range(3)  # what the gradient of coefficients starts from
@@ -56,8 +55,7 @@ def dx_launch(inner: bool, multiple: int) -> Launch:
     return Launch(constants, warps=4, stages=2, registers=255)
 
 
-def one_step_launch(padded: int, inner: bool, multiple: int) -> Launch:
-    shape = SHAPES[padded]
+def one_step_launch(shape: Shape, padded: int, inner: bool, multiple: int) -> Launch:
     constants = {"TILE": shape.tile, "CHUNK": shape.chunk, "RANK": padded}
     constants |= {"INNER": inner, "MULTIPLE": multiple}
     return Launch(constants, shape.warps, stages=2, registers=255)
@@ -135,7 +133,7 @@ class _Unrolled:
             source,
             int(slot == 0),
             launch=coef_backward_launch(
-                plan.shape, plan.padded, self.inner, exact, self.multiple, plan.single
+                plan.shape, plan.padded, self.inner, exact, self.multiple, plan.keeps_gradients
             ),
         )
 
@@ -200,7 +198,7 @@ def _back_one_step(
 ) -> None:
     """Through the last update alone; bases and coef are constants."""
     inner = is_channels_inner(dx)
-    launch = one_step_launch(plan.padded, inner, factor_of(dx, plan.rank, inner))
+    launch = one_step_launch(plan.shape, plan.padded, inner, factor_of(dx, plan.rank, inner))
     prepared = Bases(plan, bases)
     run(
         nmf_one_step_kernel,
@@ -231,8 +229,9 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dx in the layout of x, and dbases: zeros where `one_step`."""
     inner = is_channels_inner(x)
-    plan = Plan(*x.shape, bases.shape[2], small=not one_step and is_small(x))
-    if x.dtype != torch.float32 and factor_of(x, plan.rank, inner) == 1:
+    multiple = factor_of(x, bases.shape[2], inner)
+    plan = Plan.of(x, bases.shape[2], multiple)
+    if x.dtype != torch.float32 and multiple == 1:
         given = (x, bases, grad_bases, grad_coef)
         wide = (None if t is None else t.float() for t in given)
         found = backward(*wide, past_bases, past_coef, inv_t, eps, one_step)
@@ -260,14 +259,6 @@ def backward(
     return dx, dbases
 
 
-def _shapes_of(padded: int) -> list[tuple[Shape, tuple[int, ...] | None]]:
-    """Shapes of the unrolled backward, and the compute capabilities they are for, None: all."""
-    shape, small = SHAPES[padded], SMALL_SHAPES.get(padded)
-    if shape == small:
-        return [(shape, None)]
-    return [(shape, LARGE_GENERATIONS)] + ([(small, SMALL_GENERATIONS)] if small else [])
-
-
 def aot_cases() -> list[AotCase]:
     """Every compilation that `backward` can ask for, beside those of the forward."""
     cases = []
@@ -276,18 +267,17 @@ def aot_cases() -> list[AotCase]:
     wide += ("p_dcoef", "p_dp", "p_dq", "p_sums")
     for padded, inner, dtype, multiple in variants():
         pointers = dict.fromkeys(("p_x", "p_grad"), dtype) | dict.fromkeys(wide, "fp32")
-        for (shape, of), single in product(_shapes_of(padded), (False, True)):
-            if single and of == SMALL_GENERATIONS:
-                continue
-            launch = coef_backward_launch(shape, padded, inner, dtype != "fp32", multiple, single)
-            cases.append(AotCase(nmf_coef_backward_kernel, pointers, launch, scalars, of))
-        pointers = dict.fromkeys(("p_grad", "p_dx", "p_dbases"), dtype)
-        pointers |= dict.fromkeys(("p_bases", "p_gram", "p_coef"), "fp32")
-        launch = one_step_launch(padded, inner, multiple)
-        case = AotCase(
-            nmf_one_step_kernel, pointers, launch, {"eps": "fp32"}, generations_of(padded)
-        )
-        cases.append(case)
+        stepped = dict.fromkeys(("p_grad", "p_dx", "p_dbases"), dtype)
+        stepped |= dict.fromkeys(("p_bases", "p_gram", "p_coef"), "fp32")
+        for shape, of in shapes_of(padded, multiple):
+            is_half = padded == SMALL_RANK and shape == SMALL_SHAPES[padded]
+            for single in (False,) if is_half else (False, True):
+                launch = coef_backward_launch(
+                    shape, padded, inner, dtype != "fp32", multiple, single
+                )
+                cases.append(AotCase(nmf_coef_backward_kernel, pointers, launch, scalars, of))
+            launch = one_step_launch(shape, padded, inner, multiple)
+            cases.append(AotCase(nmf_one_step_kernel, stepped, launch, {"eps": "fp32"}, of))
         if padded == RANK_CLASSES[0]:
             names = ("p_first", "p_bases", "p_factor", "p_dp", "p_coef")
             pointers = dict.fromkeys(names, "fp32") | {"p_dx": dtype}
@@ -296,13 +286,14 @@ def aot_cases() -> list[AotCase]:
     sums += ("p_squares", "p_shares")
     first = ("p_last", "p_first", "p_bases", "p_squares", "p_state", "p_factor")
     for padded, dtype in product(RANK_CLASSES, TRITON_DTYPES.values()):
-        for (shape, of), multiple in product(_shapes_of(padded), FACTORS[dtype]):
-            pointers = dict.fromkeys(sums, "fp32") | {"p_dgiven": dtype, "p_arrived": "i32"}
-            launch = bases_backward_launch(shape, padded, multiple)
-            scalars = {"eps": "fp32"}
-            cases.append(AotCase(nmf_bases_backward_kernel, pointers, launch, scalars, of))
-            pointers = dict.fromkeys(first, "fp32") | {"p_arrived": "i32"}
-            pointers |= dict.fromkeys(("p_given", "p_grad"), dtype)
-            launch = prepare_launch(shape, padded, multiple)
-            cases.append(AotCase(nmf_prepare_backward_kernel, pointers, launch, {}, of))
+        for multiple in FACTORS[dtype]:
+            for shape, of in bases_shapes_of(padded, multiple):
+                pointers = dict.fromkeys(sums, "fp32") | {"p_dgiven": dtype, "p_arrived": "i32"}
+                launch = bases_backward_launch(shape, padded, multiple)
+                scalars = {"eps": "fp32"}
+                cases.append(AotCase(nmf_bases_backward_kernel, pointers, launch, scalars, of))
+                pointers = dict.fromkeys(first, "fp32") | {"p_arrived": "i32"}
+                pointers |= dict.fromkeys(("p_given", "p_grad"), dtype)
+                launch = prepare_launch(shape, padded, multiple)
+                cases.append(AotCase(nmf_prepare_backward_kernel, pointers, launch, {}, of))
     return cases

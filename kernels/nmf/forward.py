@@ -17,16 +17,16 @@ from .bases import nmf_bases_kernel, nmf_prepare_kernel
 from .coef import nmf_coef_kernel
 from .plan import (
     BLOCK,
-    LARGE_GENERATIONS,
     MAX_RANK,
     PARTS,
     RANK_CLASSES,
-    SHAPES,
     SMALL_RANK,
     Plan,
     Shape,
+    bases_shapes_of,
     factor_of,
     is_small,
+    shapes_of,
 )
 
 
@@ -41,12 +41,14 @@ def coef_launch(
     constants = {"TILE": shape.tile, "CHUNK": shape.chunk, "RANK": padded, "INNER": inner}
     constants |= {"EXACT": exact, "MULTIPLE": multiple, "SINGLE": single}
     stages = 2 if single or padded <= 64 else 1  # registers
+    if multiple == 1 and padded > 16 and not single:
+        constants["CHUNK"], stages = 16, 1  # they, too
     return Launch(constants, shape.warps, stages, registers=255)
 
 
-def bases_launch(padded: int, multiple: int) -> Launch:
-    constants = {"ROWS": SHAPES[padded].rows, "RANK": padded, "BLOCK": BLOCK, "PARTS": PARTS}
-    return Launch(constants | {"MULTIPLE": multiple}, SHAPES[padded].warps, registers=255)
+def bases_launch(shape: Shape, padded: int, multiple: int) -> Launch:
+    constants = {"ROWS": shape.rows, "RANK": padded, "BLOCK": BLOCK, "PARTS": PARTS}
+    return Launch(constants | {"MULTIPLE": multiple}, shape.warps, registers=255)
 
 
 class Bases:
@@ -129,7 +131,7 @@ class _Steps:
             plan.splits,
             plan.parts,
             *map(int, flags),
-            launch=bases_launch(plan.padded, known_factor(found, plan.rank)),
+            launch=bases_launch(plan.shape, plan.padded, known_factor(found, plan.rank)),
         )
 
 
@@ -143,8 +145,9 @@ def forward(
     record: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The last bases and coefficients, and what `record` asks to keep of them in float32."""
-    plan = Plan(*x.shape, bases.shape[2])
-    if x.dtype != torch.float32 and factor_of(x, plan.rank, is_channels_inner(x)) == 1:
+    multiple = factor_of(x, bases.shape[2], is_channels_inner(x))
+    plan = Plan.of(x, bases.shape[2], multiple)
+    if x.dtype != torch.float32 and multiple == 1:
         wide = forward(x.float(), bases.float(), steps, inv_t, eps, one_step, record)
         return wide[0].to(x.dtype), wide[1].to(x.dtype), *wide[2:]
     found = torch.empty_like(bases)
@@ -200,11 +203,6 @@ def variants() -> list[tuple[int, bool, str, int]]:
     ]
 
 
-def generations_of(padded: int) -> tuple[int, ...] | None:
-    """The compute capabilities on which so many bases are taken, None: all."""
-    return LARGE_GENERATIONS if padded > SMALL_RANK else None
-
-
 def aot_cases() -> list[AotCase]:
     """Every compilation that `forward` can ask for."""
     cases = []
@@ -212,20 +210,18 @@ def aot_cases() -> list[AotCase]:
     wide = ("p_bases", "p_gram", "p_coef", "p_next", "p_sums")
     for padded, inner, dtype, multiple in variants():
         pointers = dict.fromkeys(("p_x", "p_out"), dtype) | dict.fromkeys(wide, "fp32")
-        for single in (False, True):
-            launch = coef_launch(SHAPES[padded], padded, inner, dtype != "fp32", multiple, single)
-            cases.append(
-                AotCase(nmf_coef_kernel, pointers, launch, scalars, generations_of(padded))
-            )
+        for (shape, of), single in product(shapes_of(padded, multiple), (False, True)):
+            launch = coef_launch(shape, padded, inner, dtype != "fp32", multiple, single)
+            cases.append(AotCase(nmf_coef_kernel, pointers, launch, scalars, of))
     wide = ("p_sums", "p_totals", "p_bases", "p_shares", "p_gram", "p_kept")
     for padded, dtype in product(RANK_CLASSES, TRITON_DTYPES.values()):
         for multiple in FACTORS[dtype]:
-            pointers = dict.fromkeys(wide, "fp32") | {"p_found": dtype, "p_arrived": "i32"}
-            launch = bases_launch(padded, multiple)
-            scalars = {"eps": "fp32"}
-            case = AotCase(nmf_bases_kernel, pointers, launch, scalars, generations_of(padded))
-            cases.append(case)
-            pointers = {"p_given": dtype, "p_bases": "fp32", "p_gram": "fp32", "p_arrived": "i32"}
-            launch = prepare_launch(SHAPES[padded], padded, multiple)
-            cases.append(AotCase(nmf_prepare_kernel, pointers, launch, {}, generations_of(padded)))
+            for shape, of in bases_shapes_of(padded, multiple):
+                pointers = dict.fromkeys(wide, "fp32") | {"p_found": dtype, "p_arrived": "i32"}
+                launch = bases_launch(shape, padded, multiple)
+                cases.append(AotCase(nmf_bases_kernel, pointers, launch, {"eps": "fp32"}, of))
+                pointers = {"p_given": dtype, "p_bases": "fp32", "p_gram": "fp32"}
+                launch = prepare_launch(shape, padded, multiple)
+                pointers["p_arrived"] = "i32"
+                cases.append(AotCase(nmf_prepare_kernel, pointers, launch, {}, of))
     return cases

@@ -36,10 +36,31 @@ class Shape:
 
 
 SHAPES = {16: Shape(32, 64, 32, 4), 64: Shape(32, 64, 32, 4), 128: Shape(16, 32, 16, 8)}
-# Elsewhere products have both factors in registers: the larger tiles would not fit the backward.
+# Elsewhere products have both factors in registers, and rows that start anywhere need an address an
+# element: the larger tiles would not fit.
 LARGE_GENERATIONS, SMALL_GENERATIONS = (9, 10), (8, 12)  # major compute capabilities
-SMALL_SHAPES = {16: SHAPES[16], 64: Shape(16, 32, 16, 4)}
+SMALL_SHAPES = SHAPES | {64: Shape(16, 32, 16, 4)}
 SMALL_RANK = 64
+
+
+def shapes_of(padded: int, multiple: int) -> list[tuple[Shape, tuple[int, ...] | None]]:
+    """Shapes of kernels that read the map, and the compute capabilities they are for, None: all.
+
+    multiple: what factor_of gives.
+    """
+    if padded > SMALL_RANK:
+        return [(SHAPES[padded], LARGE_GENERATIONS)]
+    small = SMALL_SHAPES[padded]
+    if multiple == 1 or SHAPES[padded] == small:
+        return [(small, None)]
+    return [(SHAPES[padded], LARGE_GENERATIONS), (small, SMALL_GENERATIONS)]
+
+
+def bases_shapes_of(padded: int, multiple: int) -> list[tuple[Shape, tuple[int, ...] | None]]:
+    """The same of kernels that read the bases alone, whose rows are of `multiple`: beside a map
+    with other rows than theirs, they have the small shape everywhere."""
+    found = shapes_of(padded, multiple)
+    return found if len(found) == 1 else [found[0], (found[1][0], None)]
 
 
 def rank_class(rank: int) -> int:
@@ -52,11 +73,11 @@ def factor_of(x: torch.Tensor, rank: int, inner: bool) -> int:
     return known_factor(x, x.shape[1 if inner else 2], rank)
 
 
-def is_small(like: torch.Tensor) -> bool:
-    """Whether the device is one for SMALL_SHAPES."""
-    if like.device.type != "cuda" or torch.version.hip is not None:
+def is_small(x: torch.Tensor) -> bool:
+    """Whether the device of a map is one for SMALL_SHAPES."""
+    if x.device.type != "cuda" or torch.version.hip is not None:
         return False
-    return torch.cuda.get_device_capability(like.device)[0] not in LARGE_GENERATIONS
+    return torch.cuda.get_device_capability(x.device)[0] not in LARGE_GENERATIONS
 
 
 @dataclass(frozen=True)
@@ -67,7 +88,12 @@ class Plan:
     channels: int
     positions: int
     rank: int
-    small: bool = False
+    small: bool  # whether it is one for SMALL_SHAPES
+
+    @classmethod
+    def of(cls, x: torch.Tensor, rank: int, multiple: int) -> Plan:
+        """For a map [items, channels, positions]; multiple: its factor_of."""
+        return cls(*x.shape, rank, is_small(x) or multiple == 1)
 
     @cached_property
     def padded(self) -> int:
@@ -99,7 +125,12 @@ class Plan:
     @property
     def single(self) -> bool:
         """Whether a program keeps the coefficients of its only tile in registers."""
-        return self.tiles == 1 and self.shape is not SMALL_SHAPES.get(64)
+        return self.tiles == 1
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether it keeps their gradients, too."""
+        return self.single and not (self.small and self.padded == SMALL_RANK)
 
     @property
     def sizes(self) -> tuple[int, ...]:

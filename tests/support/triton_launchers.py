@@ -24,7 +24,6 @@ from attnops.kernels.group_attention import backward as group_attention_backward
 from attnops.kernels.group_attention import forward as group_attention
 from attnops.kernels.local_attention import backward as local_attention_backward
 from attnops.kernels.local_attention import forward as local_attention
-from attnops.kernels.nmf import backward as nmf_backward
 from attnops.kernels.nmf import plan as nmf_plan
 from attnops.kernels.strip_conv import plan as strip_plan
 from attnops.kernels.upsample_gate import backward as upsample_gate_backward
@@ -273,7 +272,7 @@ def test_nmf_in_splits_of_many_tiles(dtype, inner, small, positions, rank, monke
     x = in_layout(torch.rand(2, 8, positions).to(dtype), inner)
     bases = torch.rand(2, 8, rank).to(dtype)
     monkeypatch.setattr(nmf_plan, "UNITS", 4)
-    monkeypatch.setattr(nmf_backward, "is_small", lambda like: small)
+    monkeypatch.setattr(nmf_plan, "is_small", lambda like: small)
 
     def results(backend):
         with attnops.use_backend(backend):
