@@ -7,7 +7,8 @@
 - 1x1 convolutions as products: `pointwise`, `apply_to_anchors`, `as_matrix`, `scale_outputs`, and
   `folding_saves`, which says whether moving one to the anchors pays.
 - BatchNorm as an affine map: `has_fixed_statistics`, `fold_batch_norm`.
-- `conv_bn_relu`, `without_autocast`, and the layouts of maps: `is_channels_inner`, `dense`.
+- `conv_bn_relu`, `without_autocast`, and the layouts of maps: `is_channels_inner`, `dense`,
+  `map_of_tokens`.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ __all__ = [
     "is_channels_inner",
     "is_depthwise",
     "is_pointwise",
+    "map_of_tokens",
     "pointwise",
     "runs_as_built",
     "scale_outputs",
@@ -70,6 +72,18 @@ def conv_bn_relu(
         nn.BatchNorm2d(out_channels),
         nn.ReLU(),
     )
+
+
+def map_of_tokens(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Tokens `[B, H·W, C]` as a map `[B, C, H, W]`, a view: channels_last where they lie side by
+    side.
+    """
+    if not is_channels_inner(tokens.mT):
+        return tokens.mT.unflatten(2, (height, width))
+    batch, _, channels = tokens.shape
+    # By way of one axis: else a batch of one may get a stride that convolutions do not take for
+    # channels_last.
+    return tokens.flatten().unflatten(0, (batch, height, width, channels)).movedim(-1, 1)
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager:

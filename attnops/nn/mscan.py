@@ -12,7 +12,7 @@ from .._checks import check_shape, check_tensors, given_python_numbers
 from .._layout import statistics_dtype
 from ..depthwise_gelu import depthwise_gelu
 from ._order import Ordered
-from .functional import convolve, is_depthwise
+from .functional import convolve, is_depthwise, map_of_tokens
 from .segnext import MSCA
 
 LAYER_SCALE = 0.01
@@ -118,8 +118,7 @@ class MSCABlock(Ordered):
             return self._map(x)
         check_tensors("MSCABlock", x=x)
         check_shape("MSCABlock", "x", x, ("B", height * width, self.channels))
-        # Views, both ways: tokens side by side are a channels_last map.
-        return self._map(x.mT.unflatten(2, (height, width))).flatten(2).mT
+        return self._map(map_of_tokens(x, height, width)).flatten(2).mT  # views, both ways
 
     def _map(self, x: Tensor) -> Tensor:
         x = torch.addcmul(x, self._factor(self.scale1, x), self.attention(self.norm1(x)))

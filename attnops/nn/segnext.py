@@ -18,6 +18,7 @@ from .functional import (
     is_channels_inner,
     is_depthwise,
     is_pointwise,
+    map_of_tokens,
     without_autocast,
 )
 
@@ -193,9 +194,11 @@ class Hamburger(Ordered):
             bases, coef = nmf(source, self._initial_bases(source), steps, grad=self.grad)
             if folds:
                 bases = apply_to_anchors(self.ham_out.weight.to(bases.dtype), None, bases)
-            inner = is_channels_inner(x)
-            rebuilt = (coef @ bases.mT).mT if inner else bases @ coef.mT
-        out = rebuilt.unflatten(2, x.shape[2:]).to(ham.dtype)
+            if is_channels_inner(x):
+                rebuilt = map_of_tokens(coef @ bases.mT, *x.shape[2:])
+            else:
+                rebuilt = (bases @ coef.mT).unflatten(2, x.shape[2:])
+        out = rebuilt.to(ham.dtype)
         if not folds:
             out = self.ham_out(out)
         return torch.relu(x + self.norm(out).to(x.dtype))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..nn import MSCABlock
-from ..nn.functional import dense, is_channels_inner
+from ..nn.functional import dense, is_channels_inner, map_of_tokens
 from . import _segnext
 from ._derived import Behaviour, derived, stand_in
 from ._parts import Candidate, Unsupported, has_children
@@ -28,7 +28,7 @@ class KeepsLayout(Behaviour):
             for block in getattr(self, f"block{i}"):
                 x = block(x, height, width)
             x = getattr(self, f"norm{i}")(x)
-            x = dense(x.mT.unflatten(2, (height, width)), inner)
+            x = dense(map_of_tokens(x, height, width), inner)
             maps.append(x)
         return maps
 

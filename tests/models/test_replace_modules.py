@@ -7,7 +7,6 @@ import copy
 import published_modules as published
 import pytest
 import torch
-from peers import import_mmseg
 from torch import Tensor, nn
 
 import attnops
@@ -274,62 +273,6 @@ def test_the_random_state_is_left_alone(monkeypatch):
 def test_what_is_no_module_is_refused():
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got dict"):
         attnops.replace_modules({})
-
-
-@pytest.fixture
-def mmseg(monkeypatch):
-    return import_mmseg(monkeypatch)
-
-
-def test_mmsegmentations_segnext(mmseg):
-    from mmseg.models.backbones import MSCAN
-    from mmseg.models.decode_heads import LightHamHead
-
-    backbone = MSCAN(
-        embed_dims=[8, 16, 24, 32], depths=[1, 1, 1, 1], norm_cfg={"type": "BN"}, drop_path_rate=0.0
-    ).eval()
-    head = LightHamHead(
-        ham_channels=32,
-        ham_kwargs={"MD_R": 4},
-        in_channels=[16, 24, 32],
-        in_index=[1, 2, 3],
-        channels=32,
-        num_classes=5,
-        norm_cfg={"type": "GN", "num_groups": 8},
-    ).eval()
-    images = torch.randn(1, 3, 64, 96)
-
-    def logits():
-        torch.manual_seed(1)
-        with torch.no_grad():
-            return head(backbone(images))
-
-    wanted = logits()
-    assert len(attnops.replace_modules(backbone).replaced) == 4
-    assert [entry.now for entry in attnops.replace_modules(head).replaced] == ["Hamburger"]
-    torch.testing.assert_close(logits(), wanted, rtol=1e-4, atol=1e-4)
-
-
-def test_mmsegmentations_ann(mmseg):
-    from mmseg.models.decode_heads import ANNHead
-
-    head = ANNHead(
-        in_channels=[16, 24],
-        in_index=[0, 1],
-        channels=12,
-        project_channels=8,
-        num_classes=5,
-        norm_cfg={"type": "BN"},
-    ).eval()
-    for module in head.modules():
-        if isinstance(module, nn.Conv2d) and not module.weight.any():
-            nn.init.normal_(module.weight, std=0.1)
-    maps = [torch.randn(1, 16, 20, 24), torch.randn(1, 24, 20, 24)]
-    with torch.no_grad():
-        wanted = head(maps)
-        report = attnops.replace_modules(head)
-        assert sorted(entry.now for entry in report.replaced) == ["AFNB", "APNB"]
-        torch.testing.assert_close(head(maps), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["apnb, official", "gald", "hamburger"])

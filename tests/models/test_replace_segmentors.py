@@ -163,7 +163,10 @@ def test_segmentors(layout, training):
     check_same(before, after, lambda model: model.loss(images, samples)["loss_ce"])
     accuracies = [seeded(model.loss, images, samples)["acc_seg"] for model in (before, after)]
     torch.testing.assert_close(accuracies[1], accuracies[0])
-    assert all(x.is_contiguous(memory_format=layout) for x in after.backbone(images))
+    for maps in (after.backbone(images), after.backbone(images[:1])):
+        assert all(x.is_contiguous(memory_format=layout) for x in maps)
+    # One image's strides may be such that convolutions copy, though they are contiguous.
+    assert all(x.stride() == torch.empty_like(x, memory_format=layout).stride() for x in maps)
     assert attnops.replace_modules(after) == attnops.ReplacementReport()
 
 
