@@ -108,26 +108,35 @@ def _read_stamp(path: Path) -> object:
         return None
 
 
-def set_up(environment: Path | None) -> None:
-    """Creates the environment and installs attnops into it; nothing to do: returns at once."""
+def set_up(environment: Path | None, extra: str = "") -> None:
+    """Creates the environment and installs attnops into it; nothing to do: returns at once.
+
+    extra: one of pyproject.toml's that is installed besides "dev".
+    """
     python = interpreter(environment)
     if environment is not None and not os.path.exists(python):
         _run(base_python(), "-m", "venv", str(environment))
     prefix = environment or Path(sys.prefix)
-    stamp = prefix / ".attnops-install.json"
     fingerprint = _fingerprint()
-    if _read_stamp(stamp) == fingerprint:
+    stamps = {"dev": prefix / ".attnops-install.json"}
+    if extra:
+        stamps[extra] = prefix / f".attnops-install-{extra}.json"
+    missing = [name for name, stamp in stamps.items() if _read_stamp(stamp) != fingerprint]
+    if not missing:
         return
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     _run(*pip, *([] if has_torch(python) else [TORCH]), *BUILD_REQUIREMENTS)
-    _run(*pip, *_keep_torch(python, prefix), "--no-build-isolation", "-e", ".[dev]")
-    stamp.write_text(json.dumps(fingerprint))
+    attnops = f".[{','.join(missing)}]"
+    _run(*pip, *_keep_torch(python, prefix), "--no-build-isolation", "-e", attnops)
+    for name in missing:
+        stamps[name].write_text(json.dumps(fingerprint))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--venv", default="", help="folder of the virtual environment")
     parser.add_argument("--given", action="store_true", help="this interpreter was asked for")
+    parser.add_argument("--extra", default="", help="an extra to install besides dev")
     parser.add_argument("--print", action="store_true", help="only print the interpreter's path")
     parser.add_argument(
         "--existing", action="store_true", help="print an interpreter with torch; install nothing"
@@ -139,7 +148,7 @@ def main() -> None:
     elif options.print:
         print(interpreter(environment))
     else:
-        set_up(environment)
+        set_up(environment, options.extra)
 
 
 if __name__ == "__main__":

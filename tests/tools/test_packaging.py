@@ -65,6 +65,22 @@ class TestEnvironment:
         monkeypatch.setattr(environment, "has_torch", lambda python: False)
         assert environment.chosen_environment("", given=True) == ROOT / ".venv"
 
+    def test_another_extra_is_installed_once(self, tmp_path, monkeypatch):
+        ran = []
+        monkeypatch.setattr(environment, "has_torch", lambda python: True)
+        monkeypatch.setattr(environment, "_keep_torch", lambda python, prefix: [])
+        monkeypatch.setattr(environment, "_run", lambda *command: ran.append(command[-1]))
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin/python").touch()
+        environment.set_up(tmp_path)
+        assert ran[-1] == ".[dev]"
+        environment.set_up(tmp_path, "docs")
+        assert ran[-1] == ".[docs]"
+        done = len(ran)
+        environment.set_up(tmp_path, "docs")
+        environment.set_up(tmp_path)
+        assert len(ran) == done
+
     @pytest.mark.parametrize(
         ("version", "enough"),
         [("2.10.0a0+gitabc.nv25.11", True), ("2.10a0", True), ("2.9.1", False), ("main", False)],
