@@ -20,7 +20,7 @@ PARALLEL = -n $(PYTEST_JOBS) --maxprocesses 8 --dist worksteal
 
 CPP_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help env build demo test test-all test-wheel check aot bench gpu wheel clean
+.PHONY: help env build demo test test-all test-wheel check docs aot bench gpu wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -48,6 +48,11 @@ check: env  ## formatting and lint of Python and C++
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 	@PATH="$$(dirname $(PY)):$$PATH" clang-format --dry-run -Werror $(CPP_SOURCES)
+
+docs:  ## the documentation as static pages, build/site/index.html
+	@$(ENVIRONMENT) --extra docs
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 aot: build  ## compile every GPU kernel ahead of time, table its resources and judge its code
 	@$(PY) -m attnops.kernels.aot

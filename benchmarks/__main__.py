@@ -39,6 +39,7 @@ COMMANDS = {
     "gpu": ("gpu.run", "tests and all benchmarks on the CUDA device, into one report"),
     "evidence": ("report.evidence", "where CUDA C++ is faster than Triton, by the results"),
     "report": ("report.command", "the committed result files as one Markdown text"),
+    "pages": ("pages.command", "the documentation's tables of what runs where and what it costs"),
 }
 EXTRA = ("rich", "matplotlib", "pytest", "pytest_benchmark", "skimage", "timm")
 TRAINING = ("lightning", "torchmetrics", "jsonargparse", "torchvision")

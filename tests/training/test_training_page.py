@@ -79,18 +79,6 @@ def test_every_command_and_option_is_understood(parse) -> None:
             found = found[part]
 
 
-@pytest.mark.parametrize("name", [p.name for p in sorted(DOCS.glob("*.md"))])
-def test_links_lead_somewhere(name) -> None:
-    text = (DOCS / name).read_text(encoding="utf-8")
-    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", text):
-        path = DOCS / target if target else DOCS / name
-        assert path.exists(), target
-        if anchor:
-            titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-            slugs = {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
-            assert anchor in slugs, f"{target}#{anchor}"
-
-
 @pytest.mark.slow
 def test_the_page_runs_from_top_to_bottom(place, capfd) -> None:
     """With few steps of small images; what needs eight processes or other data is left out."""
