@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +56,13 @@ def _fresh(value: Any) -> Any:
     if isinstance(value, Tensor) and value._is_view() and not value.requires_grad:
         return value.detach()
     return value
+
+
+def _all_fresh(values: Any) -> Any:
+    """`_fresh` of a tensor, or of all in a list or tuple."""
+    if isinstance(values, (list, tuple)):
+        return type(values)(map(_all_fresh, values))
+    return _fresh(values)
 
 
 @contextmanager
@@ -166,8 +174,11 @@ class Op:
         if transforms.is_transformed(args):
             return self._run_reference(args)
         if transforms.is_unwatched(args):
-            with torch._C._AutoDispatchBelowAutograd():
-                return self._execute(args)[0]
+            if not transforms.is_recorded(args):
+                with torch._C._AutoDispatchBelowAutograd():
+                    return self._execute(args)[0]
+            if self.differentiable:
+                return _Recorded.of(self, args)
         return self._call(*args)[:-1]
 
     def _run_reference(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -203,7 +214,7 @@ class Op:
             outputs = implementation.backward(*self._backward.prepare(*args))
             if self._restore is not None:
                 outputs = self._restore(args, outputs)
-            return tree_map(_fresh, outputs)
+            return _all_fresh(outputs)
 
     def _refuse_tangents(self, args: Iterable[Any]) -> None:
         """Raise an error where a tangent of forward mode would silently be dropped."""
@@ -229,10 +240,22 @@ class Op:
 
     def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         *outputs, trace = output
-        tensors, ctx.kept = self._setup(inputs, outputs)
         # While a graph is traced, what the trace will be is not known yet.
-        ctx.code = trace.stride(0) if type(trace) is Tensor else None
-        ctx.save_for_backward(*tensors, *(() if ctx.code else (trace,)))
+        code = trace.stride(0) if type(trace) is Tensor else None
+        self._keep(ctx, inputs, outputs, code, *(() if code else (trace,)))
+
+    def _keep(
+        self,
+        ctx: Any,
+        inputs: tuple[Any, ...],
+        outputs: list[Tensor],
+        code: int | None,
+        *traces: Tensor,
+    ) -> None:
+        """Note in `ctx` what the gradient needs."""
+        tensors, ctx.kept = self._setup(inputs, outputs)
+        ctx.code = code
+        ctx.save_for_backward(*tensors, *traces)
         ctx.set_materialize_grads(False)
 
     def _differentiate(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -245,14 +268,55 @@ class Op:
                 # PyTorch loops over batched gradients, but not for ops that take lists.
                 return transforms.for_each_in_batch(lambda grad: call(grad, *args[1:]), args[0])
             known = _make_trace(ctx.code, args[0].device) if trace is None else trace
+            if transforms.is_unwatched(args) and not transforms.is_recorded(args):
+                with torch._C._AutoDispatchBelowAutograd():
+                    return self._run_backward(*args, known)
             return self._call_backward(*args, known)
 
         found = self._gradient(grads[:-1], list(saved), ctx.kept, call)
-        fresh = ([_fresh(g) for g in f] if isinstance(f, list) else _fresh(f) for f in found)
-        return *fresh, *(None,) * (self._inputs - len(found))
+        return *map(_all_fresh, found), *(None,) * (self._inputs - len(found))
 
     def _refuse_double_backward(self, ctx: Any, *grads: Any) -> None:
         raise RuntimeError(
             f"attnops.{self.name}: double backward is not implemented (its gradient cannot be "
             f"differentiated again). Call attnops.reference.{self.name} instead."
         )
+
+
+class _Recorded(torch.autograd.Function):
+    """A call of an op as autograd's node, where nothing but autograd looks on.
+
+    The same as the gradient that is registered with the dispatcher, which takes the CPU several
+    times as long. Lists of tensors travel flat, as autograd wants them.
+    """
+
+    @classmethod
+    def of(cls, op: Op, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        lengths = tuple(len(a) if _holds_tensors(a) else None for a in args)
+        flat = [x for a, n in zip(args, lengths, strict=True) for x in ((a,) if n is None else a)]
+        return cls.apply(op, lengths, *flat)
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, lengths: tuple[int | None, ...], *flat: Any) -> Any:
+        items = iter(flat)
+        args = tuple(next(items) if n is None else list(islice(items, n)) for n in lengths)
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs, backend = op._execute(args)
+        op._keep(ctx, args, list(outputs), _dispatch.CODES[backend])
+        ctx.op, ctx.lengths = op, lengths
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        found = ctx.op._differentiate(ctx, *grads, None)[: len(ctx.lengths)]
+        flat = [None, None]
+        for grad, length in zip(found, ctx.lengths, strict=True):
+            if length is None:
+                flat.append(grad)
+            else:
+                flat += [None] * length if grad is None else grad
+        return tuple(flat)
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and any(isinstance(x, Tensor) for x in value)

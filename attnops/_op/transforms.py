@@ -36,10 +36,10 @@ _plain: dict[int, bool] = {}  # sets of keys that were seen
 
 
 def is_unwatched(args: Iterable[Any]) -> bool:
-    """Whether PyTorch's dispatcher would do nothing but call the op's implementation.
+    """Whether PyTorch's dispatcher would do nothing but call the op's implementation, and autograd.
 
-    So it is where no gradient is recorded, no mode, tracer or profiler looks on, and the tensors
-    are plain ones; the way through the dispatcher costs the CPU as much as the rest of a call.
+    So it is where no mode, tracer or profiler looks on, and the tensors are plain ones; the way
+    through the dispatcher costs the CPU as much as the rest of a call.
     """
     if (
         torch.compiler.is_compiling()
@@ -49,9 +49,8 @@ def is_unwatched(args: Iterable[Any]) -> bool:
         or torch.autograd._profiler_enabled()
     ):
         return False
-    recorded = torch.is_grad_enabled()
     for x in tensors_in(args):
-        if (recorded and x.requires_grad) or type(x) not in (Tensor, torch.nn.Parameter):
+        if type(x) not in (Tensor, torch.nn.Parameter):
             return False
         keys = torch._C._dispatch_keys(x)
         raw = keys.raw_repr()
@@ -61,6 +60,11 @@ def is_unwatched(args: Iterable[Any]) -> bool:
         if not found:
             return False
     return True
+
+
+def is_recorded(args: Iterable[Any]) -> bool:
+    """Whether autograd notes what is done to the tensors among the arguments."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors_in(args))
 
 
 def _has_plain_keys(keys: torch._C.DispatchKeySet) -> bool:
