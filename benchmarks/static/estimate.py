@@ -3,7 +3,8 @@
 `busy` is the time for which the busiest pipe of the busiest multiprocessor is occupied, with the
 conflicts of shared memory; `alone` is the time that one warp takes for its instructions, latencies
 and all, times the rounds of programs that follow each other. The larger of the two is the estimate,
-with loads out of the first-level cache (low) and the second-level one (high). Memory bandwidth,
+with loads out of the first-level cache (low) and the second-level one (high). What only the last
+program to arrive does comes on top, once: all others are done by then. Memory bandwidth,
 what scattered accesses cost and the tail inside a kernel are not in it: expect the truth at 1.0 to
 1.6 times the estimate, rarely below.
 """
@@ -90,11 +91,18 @@ class Estimate:
     spent: tuple[float, ...]  # cycles that every piece keeps a warp
 
 
-def estimate(code: Code, programs: int, trips: Sequence[float], conflicts: float = 0.0) -> Estimate:
+def estimate(
+    code: Code,
+    programs: int,
+    trips: Sequence[float],
+    conflicts: float = 0.0,
+    last: Sequence[float] | None = None,
+) -> Estimate:
     """Time of `programs` programs that run every piece so often.
 
     Args:
         conflicts: turns of shared memory beyond the least, of a warp.
+        last: how often the last program to arrive runs every piece, where it does more.
     """
     weighed = list(zip(trips, code.pieces, strict=True))
     totals = {
@@ -109,4 +117,20 @@ def estimate(code: Code, programs: int, trips: Sequence[float], conflicts: float
     low = rounds * sum(count * part.low for count, part in weighed) / CYCLES_A_US
     high = rounds * sum(count * part.high for count, part in weighed) / CYCLES_A_US
     spent = tuple(count * part.low for count, part in weighed)
-    return Estimate(max(busy, low), max(busy, high), pipe if busy > high else "latency", spent)
+    more = [max(0.0, b - a) for a, b in zip(trips, last or trips, strict=True)]
+    last_low, last_high = _alone(code, more)
+    bound_by = pipe if busy > high else "latency"
+    return Estimate(max(busy, low) + last_low, max(busy, high) + last_high, bound_by, spent)
+
+
+def _alone(code: Code, trips: Sequence[float]) -> tuple[float, float]:
+    """Time of a single program, low and high, in microseconds."""
+    weighed = list(zip(trips, code.pieces, strict=True))
+    busy = max(
+        code.warps / 4 * sum(count * part.pipes[pipe] for count, part in weighed)
+        for pipe in code.pieces[0].pipes
+    )
+    low, high = (
+        sum(count * getattr(part, end) for count, part in weighed) for end in ("low", "high")
+    )
+    return max(busy, low) / CYCLES_A_US, max(busy, high) / CYCLES_A_US

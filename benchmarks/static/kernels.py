@@ -67,6 +67,14 @@ def _turns(followed: Followed) -> float:
     )
 
 
+def _trips(function: Function, code: Code, counts: Sequence[float]) -> list[float]:
+    """How often every piece runs, by the executions of its instructions."""
+    at = {id(i): count for i, count in zip(function.instructions, counts, strict=True)}
+    return [
+        sum(at[id(i)] for i in part.piece.instructions) / max(1, part.size) for part in code.pieces
+    ]
+
+
 def _hot(code: Code, trips: Sequence[float], spent: Sequence[float]) -> dict[str, Any]:
     """What the hottest piece of code does, of those that do it at all: loads, stores, products.
 
@@ -127,13 +135,9 @@ def columns(
         followed = follow(kernel.function, launch, kernel.layout, ranges, samples)
     except Unfollowed as error:
         return row | {"why": str(error)}
-    at = {
-        id(i): count for i, count in zip(kernel.function.instructions, followed.counts, strict=True)
-    }
-    trips = [
-        sum(at[id(i)] for i in part.piece.instructions) / max(1, part.size) for part in code.pieces
-    ]
-    found = estimate(code, programs, trips, _turns(followed))
+    trips = _trips(kernel.function, code, followed.counts)
+    last = followed.last and _trips(kernel.function, code, followed.last)
+    found = estimate(code, programs, trips, _turns(followed), last)
     hottest = max(range(len(trips)), key=lambda i: found.spent[i])
     piece = code.pieces[hottest].piece
     return row | {

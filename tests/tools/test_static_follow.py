@@ -155,6 +155,25 @@ def test_waiting_for_others_ends() -> None:
     run(code(*lines, "EXIT", top=0))
 
 
+@pytest.mark.parametrize("needs_one", ["", "IADD3 R1, R1, 0x1, RZ"])
+def test_one_block_is_followed_as_the_last_to_arrive(needs_one: str) -> None:
+    """Its warps learn it from the first one's atomic addition, through shared memory, and once."""
+    lines = ["S2R R7, SR_TID.X", "ISETP.EQ.AND P0, PT, R7, RZ, PT", "LDC.64 R2, c[0x0][0x210]"]
+    lines += ["MOV R9, RZ", "@P0 ATOMG.E.ADD.STRONG.GPU PT, R1, desc[UR4][R2.64], R6"]
+    lines += ["@P0 STS [RZ], R1", "BAR.SYNC 0x0", "LDS R1, [RZ]", needs_one or "NOP"]
+    lines += ["ISETP.NE.AND P1, PT, R1, 0xd, PT", "@P1 BRA `(.L_others)"]
+    lines += ["IADD3 R8, R8, 0x1, RZ", "BAR.SYNC 0x0", "IADD3 R9, R9, 0x1, RZ"]
+    lines += ["ISETP.LT.AND P2, PT, R9, 0x3, PT", "@P2 BRA `(.L_again)", "EXIT"]
+    counter = np.zeros(1, np.int32)
+    launch = follow.Launch((4, 1, 1), (64, 1, 1), struct.pack("<Qi", counter.ctypes.data, 0))
+    ranges = [(counter.ctypes.data, 4)]
+    found = follow.follow(code(*lines, again=4, others=12), launch, LAYOUT, ranges)
+    assert found.counts[10:13] == [3, 0, 3] and found.last is not None
+    assert found.last[10:13] == [3, 1, 3] and counter[0] == 0
+    without = follow.follow(loop("LDC R6, c[0x0][0x218]"), launch, LAYOUT, ranges)
+    assert without.last is None
+
+
 def test_what_cannot_be_followed_is_named() -> None:
     with pytest.raises(follow.Unfollowed, match="table of jumps"):
         run(code("BRX R2 -0x10", "EXIT"))

@@ -68,6 +68,9 @@ def test_the_busier_of_pipe_and_latency_counts() -> None:
     assert full.low == pytest.approx(16 * 35 * 100 / 1750)  # a warp of each program a scheduler
     conflicts = estimate.estimate(code, 132 * 16, [1, 35], conflicts=35 * 100)
     assert (conflicts.bound_by, conflicts.low) == ("memory", pytest.approx(4 * full.low))
+    more = estimate.estimate(code, 132 * 16, [1, 35], last=[1, 42])  # latency of a single program
+    assert more.low == pytest.approx(full.low + 7 * 200 / 1750)
+    assert more.high == pytest.approx(full.high + 7 * 300 / 1750)
 
 
 def test_occupancy() -> None:
@@ -85,6 +88,13 @@ def test_costs_of_instructions() -> None:
     # 64 x 128 x 16 multiply-adds on four tensor cores of 512 a cycle in bfloat16, half in TF32
     assert costs.tensor_cycles(instruction("HGMMA.64x128x16.F32.BF16")) == 64
     assert costs.tensor_cycles(instruction("HGMMA.64x128x8.F32.TF32")) == 64
+    # one of 16 x 8 x 16 at five eighths of 512 a cycle; TF32 at half of that
+    expected = {"16816.F32": 6.4, "16816.F32.BF16": 6.4, "16816.F16": 6.4, "1688.F32.BF16": 3.2}
+    expected |= {"1688.F32": 3.2, "1688.F32.TF32": 6.4, "1684.F32.TF32": 3.2}
+    for name, cycles in expected.items():
+        assert costs.tensor_cycles(instruction(f"HMMA.{name}")) == pytest.approx(cycles), name
+    dense = 132 * 4 * costs.HALF_RATE * 2 * 1.83e9
+    assert dense == pytest.approx(989.4e12, rel=1e-3)
     stalled = Instruction(0, "", "LDG.E", "", "", 0, (1, 0, 7, 0))
     waiting = Instruction(1, "", "FADD", "", "", 0, (1, 7, 7, 1))
     assert costs.latency([stalled, waiting], 270, 1) == 271

@@ -30,11 +30,13 @@ class Followed:
         counts: executions of every instruction, in the order of the code.
         accesses: by the index of the instruction.
         outside: share of the loads from global memory that read none of the launch's memory.
+        last: executions by the block that arrives last (arrivals.py), None: no code asks for it.
     """
 
     counts: list[float]
     accesses: dict[int, Access] = field(default_factory=dict)
     outside: float = 0.0
+    last: list[float] | None = None
 
 
 def follow(
@@ -63,8 +65,7 @@ def follow(
     found = Followed([])
     for number, block in enumerate(chosen):
         if follower.needs_shared:
-            shared = shared_memory()
-            together = [Warp(launch, layout, memory, block, 32 * k, shared) for k in range(warps)]
+            together = _warps_of(block, warps, launch, layout, memory)
             counts = follower.run_together(together)
         else:
             first = 32 * (number * max(1, warps // SAMPLES) % warps)
@@ -74,8 +75,19 @@ def follow(
         for warp in together:
             _add(found.accesses, warp.accesses)
     found.counts = [count / len(chosen) for count in total]
+    if follower.counts_arrivals:
+        together = _warps_of(chosen[0], warps, launch, layout, memory, is_last=True)
+        found.last = follower.run_together(together)
     found.outside = memory.outside / max(1, memory.outside + memory.inside)
     return found
+
+
+def _warps_of(
+    block: int, warps: int, launch: Launch, layout: Layout, memory: Memory, is_last: bool = False
+) -> list[Warp]:
+    """All warps of a block, with their shared memory."""
+    shared = shared_memory()
+    return [Warp(launch, layout, memory, block, 32 * k, shared, is_last) for k in range(warps)]
 
 
 def _add(total: dict[int, Access], more: dict[int, Access]) -> None:

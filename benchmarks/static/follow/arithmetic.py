@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import operands
+from .arrivals import stands_for_all
 from .operands import (
     Mask,
     Read,
@@ -282,6 +283,9 @@ def _compare_integers(i: Instruction) -> Run:
 
     def compare(warp: Any) -> np.ndarray:
         a, b = read_a(warp), read_b(warp)
+        if warp.arrivals is not None and word in ("EQ", "NE"):
+            b = np.where(stands_for_all(a), a, b)
+            a = np.where(stands_for_all(b), b, a)
         if signed:
             a, b = a.view(_SIGNED), b.view(_SIGNED)
         if below is None:

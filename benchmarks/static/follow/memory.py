@@ -16,6 +16,7 @@ import numpy as np
 
 from . import operands
 from .arithmetic import Instruction, Run, setter
+from .arrivals import EVERYONE
 from .operands import LANES, RZ, Mask, address, register, truth
 
 SECTOR, BANKS, WORD = 32, 32, 4
@@ -221,10 +222,23 @@ def _matrices(i: Instruction, at: int) -> Run:
 
 
 def _exchange(i: Instruction, at: int) -> Run:
-    """ATOM, ATOMG, ATOMS: what was there is read, nothing is written."""
+    """ATOM, ATOMG, ATOMS: what was there is read, nothing is written.
+
+    The last block to arrive is told so in its place, once.
+    """
     while "[" not in i.operands[1] and len(i.operands) > 2:
         del i.operands[0]  # a predicate
-    return _load(i, at)
+    read, put = _load(i, at), setter(i.operands[0])
+    if i.base in SHARED or _size(i) != WORD:
+        return read
+
+    def run(warp: Any, mask: Mask) -> None:
+        read(warp, mask)
+        if warp.arrivals is not None and at not in warp.arrivals:
+            warp.arrivals.add(at)
+            put(warp, np.full(LANES, EVERYONE, np.uint32), mask)
+
+    return run
 
 
 MEMORY = {

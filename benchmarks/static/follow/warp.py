@@ -70,12 +70,15 @@ class Warp:
         block: int,
         first: int,
         shared: np.ndarray | None = None,
+        is_last: bool = False,
     ) -> None:
         self.registers = np.zeros((UNIFORM + 64, LANES), np.uint32)
         self.predicates = np.zeros((16, LANES), bool)
         self.predicates[[PT, UPT]] = True
         self.memory, self.accesses = memory, dict[int, Access]()
         self.shared = shared_memory() if shared is None else shared
+        # Of the last block to arrive: the atomic instructions that have told it so.
+        self.arrivals: set[int] | None = set() if is_last else None
         self.local = np.zeros((LANES, 4096), np.uint8)
         bank = bytearray(layout.base + len(launch.parameters) + 16)
         for index, value in enumerate((*launch.block, *launch.grid)):
@@ -193,6 +196,7 @@ class Follower:
             if kind == "return":
                 nodes[index].following.extend(returns)
         dropped, self.needs_shared = superfluous(nodes)
+        self.counts_arrivals = any(i.base in ("ATOM", "ATOMG") for i in self.code)
         for index in dropped:
             run, guard, kind, more = self.steps[index]
             self.steps[index] = None, None if not kind else guard, kind, more
