@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from peers import import_mmseg
@@ -134,3 +136,13 @@ def test_mmsegmentations_ann(mmseg):
         report = attnops.replace_modules(head)
         assert sorted(entry.now for entry in report.replaced) == ["AFNB", "APNB"]
         torch.testing.assert_close(head(maps), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_benchmark_of_mmsegmentation_against_itself(mmseg, capsys):
+    replaced = importlib.import_module("attnops.benchmarks.serving.replaced")
+    options = ["--size", "64x96", "--seconds", "0", "--malloc", "default", "--threads"]
+    assert replaced.main([*options, str(torch.get_num_threads())]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "14 modules replaced, 0 left alone, 2 extended"
+    assert [line.partition(":")[0] for line in lines[1:]] == ["logits", "labels", "training step"]
+    assert all(line.endswith("x") and " ms, replaced " in line for line in lines[1:])
