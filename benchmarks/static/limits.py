@@ -16,9 +16,9 @@ LAUNCHES: dict[str, dict[str, int]] = {
     "strip_conv": {"forward": 1, "backward": 3},
     "nmf": {"forward": 3, "backward": 3},
     "upsample_gate": {"forward": 1, "backward": 2},
-    "group_attention": {"forward": 2, "backward": 3},
+    "group_attention": {"forward": 2, "backward": 2},
     "depthwise_gelu": {"forward": 1, "backward": 3},
-    "merge_scales": {"forward": 1, "backward": 4},
+    "merge_scales": {"forward": 1, "backward": 3},
     "upsample_cross_entropy": {"forward": 1, "backward": 1},
     "upsample_argmax": {"forward": 1},
 }
@@ -53,7 +53,6 @@ class Exempt:
 
 
 _ANCHORS = "rows of 110 anchors start on 4 bytes: a packed copy would be a launch of its own"
-_ROWS = "rows of contiguous maps are not known to be multiples of 16 bytes"
 _LANES = "a thread owns one element, so that registers hold what it needs of its neighbours"
 _CORNERS = "a column reads its neighbours in rows of logits one by one"
 _BOUNDS = "the masks' bounds are not known to be multiples of 16 bytes"
@@ -167,38 +166,20 @@ EXCEPTIONS: dict[str, tuple[Exempt, ...]] = {
         Exempt("stores", "gate_columns_backward_kernel", "one logit a program and channel"),
     ),
     "group_attention": (
-        Exempt("aten", "forward", "partial products are summed by PyTorch", most=1),
-        Exempt("aten", "backward", "partial products are summed by PyTorch", most=1),
-        Exempt("programs", "group_dot_kernel", "a program owns 32768 elements"),
-        Exempt("programs", "group_scale_kernel", "a program owns 32768 elements"),
-        Exempt("loads", "group_dot_kernel", _BOUNDS),
-        Exempt("loads", "group_scale_kernel", _BOUNDS),
+        Exempt("loads", "group_scale_kernel", "a program adds up the partial sums of its group"),
         Exempt("stores", "group_dot_kernel", "one product a program"),
-        Exempt("stores", "group_scale_kernel", _BOUNDS),
     ),
     "depthwise_gelu": (
-        Exempt("aten", "forward", "parameters are packed for every call", most=1),
-        Exempt("aten", "backward", "parameters are packed, and their gradients unpacked", most=7),
+        Exempt("loads", "gelu_rows_kernel", "nine taps a channel are read one by one"),
         Exempt(
-            "programs",
-            "tap_sums_kernel",
-            "a program sums the taps of many tiles",
-            layout="channels_last",
+            "loads",
+            "gelu_gradients_kernel",
+            "neighbours in a row start at odd elements",
+            layout="contiguous",
         ),
-        Exempt("loads", "gelu_kernel", _ROWS, layout="contiguous"),
-        Exempt("loads", "convolve_kernel", _ROWS, layout="contiguous"),
-        Exempt("loads", "tap_sums_kernel", _ROWS, layout="contiguous"),
-        Exempt("stores", "gelu_kernel", _ROWS, layout="contiguous"),
-        Exempt("stores", "convolve_kernel", _ROWS, layout="contiguous"),
-        Exempt("stores", "tap_sums_kernel", "one sum a tap"),
-    ),
-    "merge_scales": (
-        Exempt(
-            "programs",
-            "merge_map_backward_kernel",
-            "the smallest map has few positions",
-            layout="channels_last",
-        ),
+        Exempt("loads", "gelu_totals_kernel", "a thread adds up a channel's partial sums"),
+        Exempt("stores", "gelu_gradients_kernel", "partial sums of a channel, one a thread"),
+        Exempt("stores", "gelu_totals_kernel", "one sum a tap and channel"),
     ),
     "upsample_cross_entropy": (
         Exempt(

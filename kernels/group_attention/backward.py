@@ -25,7 +25,6 @@ def backward(
     inner = is_channels_inner(theta)
     dtheta, dphi, dg = (empty_map(theta.shape, theta, inner) for _ in range(3))
     with on_device(grad, theta, phi, g) as (grad, theta, phi, g):
-        daffinity = layout.dot(grad, theta, affinity, dtheta)
-        layout.scale(g, daffinity, dphi)
-        layout.scale(phi, daffinity, dg)
+        partial = layout.dot(grad, theta, affinity, dtheta)
+        layout.scale(partial, g, phi, dphi, dg)
     return dtheta, dphi, dg

@@ -4,8 +4,8 @@ Source: Yue et al., Compact Generalized Non-local Network (NeurIPS 2018), eq. (8
 
 A group of one item is a matrix of `rows` rows of `columns` contiguous elements: rows of BLOCK
 elements of a contiguous map, or the group's channels of every pixel of a channels_last one. Sums
-are made of partial sums of a fixed split, added in order: no atomics. The backward has no kernels
-of its own.
+are made of partial sums of a fixed split, which the kernel that needs them adds in order: no
+atomics. The backward has no kernels of its own.
 """
 
 from __future__ import annotations
@@ -22,11 +22,47 @@ from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, refuse_tensor, 
 from .._multiples import FACTORS, known_factor, known_multiple
 
 BLOCK = 1024  # elements of a row of a contiguous group
-SPLIT = 32768  # elements that a program sums, about
-UNSPECIALIZED = ["groups", "splits", "rows", "columns", "row_stride", "length", "group_stride"]
+TILE = 2048  # elements that a program takes at once
+SPLIT = 4096  # elements that a program owns, about, in groups of at most SPLIT * SPLITS elements
+SPLITS = tl.constexpr(256)  # programs at most that share a group
+SIZES = [
+    "groups",
+    "splits",
+    "rows",
+    "columns",
+    "row_stride",
+    "length",
+    "group_stride",
+    "batch_stride",
+]
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit
+def owned_rows(sizes, ROWS: tl.constexpr, MULTIPLE: tl.constexpr):
+    """What a program owns: group of an item (number and first element), split, rows from - to."""
+    groups, splits, rows, _, _, _, group_stride, batch_stride = sizes
+    split = tl.program_id(0) % splits
+    member = tl.program_id(0) // splits
+    group = (member % groups).to(tl.int64)
+    batch = (member // groups).to(tl.int64)
+    start = batch * known_multiple(batch_stride, MULTIPLE)
+    start += group * known_multiple(group_stride, MULTIPLE)
+    share = tl.cdiv(tl.cdiv(rows, splits), ROWS) * ROWS
+    return member, start, split, split * share, tl.minimum(rows, (split + 1) * share)
+
+
+@triton.jit
+def tile_of_group(row, column, sizes, ROWS: tl.constexpr, COLUMNS: tl.constexpr, MULTIPLE):
+    """Offsets [ROWS, COLUMNS] within a group, and which of them there are."""
+    _, _, rows, columns, row_stride, length, _, _ = sizes
+    b_row = (row + tl.arange(0, ROWS))[:, None]
+    b_column = (column + tl.arange(0, COLUMNS))[None, :]
+    b_offset = b_row * known_multiple(row_stride, MULTIPLE) + b_column
+    mask = (b_row < rows) & (b_column < known_multiple(columns, MULTIPLE))
+    return b_offset, mask & (b_offset < known_multiple(length, MULTIPLE))
+
+
+@triton.jit(do_not_specialize=SIZES)
 def group_dot_kernel(
     p_x,
     p_y,
@@ -53,22 +89,15 @@ def group_dot_kernel(
     Grid: B * groups * splits; one program owns a run of rows of one group of one item.
     Reads x and y once; with SCALE writes out once.
     """
-    split = tl.program_id(0) % splits
-    group = (tl.program_id(0) // splits) % groups
-    batch = (tl.program_id(0) // (splits * groups)).to(tl.int64)
-    row_stride = known_multiple(row_stride, MULTIPLE)
-    start = batch * batch_stride + group.to(tl.int64) * known_multiple(group_stride, MULTIPLE)
-    share = tl.cdiv(tl.cdiv(rows, splits), ROWS) * ROWS
+    sizes = (groups, splits, rows, columns, row_stride, length, group_stride, batch_stride)
+    member, start, split, first, last = owned_rows(sizes, ROWS, MULTIPLE)
     acc = tl.zeros([ROWS, COLUMNS], tl.float32)
     factor = 1.0
     if SCALE:
-        factor = tl.load(p_factors + batch * groups + group)
-    for row in range(split * share, tl.minimum(rows, (split + 1) * share), ROWS):
-        b_row = (row + tl.arange(0, ROWS))[:, None]
+        factor = tl.load(p_factors + member)
+    for row in range(first, last, ROWS):
         for column in range(0, columns, COLUMNS):
-            b_column = (column + tl.arange(0, COLUMNS))[None, :]
-            b_offset = b_row.to(tl.int64) * row_stride + b_column
-            mask = (b_row < rows) & (b_column < columns) & (b_offset < length)
+            b_offset, mask = tile_of_group(row, column, sizes, ROWS, COLUMNS, MULTIPLE)
             b_x = tl.load(p_x + start + b_offset, mask=mask, other=0.0).to(tl.float32)
             b_y = tl.load(p_y + start + b_offset, mask=mask, other=0.0).to(tl.float32)
             acc += b_x * b_y
@@ -76,14 +105,17 @@ def group_dot_kernel(
                 b_out = (b_x * factor).to(p_out.dtype.element_ty)
                 tl.store(p_out + start + b_offset, b_out, mask=mask)
     total = tl.sum(tl.sum(acc, axis=1), axis=0)
-    tl.store(p_partial + (batch * groups + group) * splits + split, total)
+    tl.store(p_partial + member * splits + split, total)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit(do_not_specialize=SIZES)
 def group_scale_kernel(
     p_x,
-    p_factors,
-    p_out,
+    p_y,
+    p_partial,
+    p_sums,
+    p_out_x,
+    p_out_y,
     groups,
     splits,
     rows,
@@ -94,27 +126,32 @@ def group_scale_kernel(
     batch_stride,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    PAIR: tl.constexpr,
     MULTIPLE: tl.constexpr,
 ):
-    """out = factor of the group * x. Pointers and grid as in group_dot_kernel.
+    """out_x = sum of the group's partial sums * x; with PAIR the same of y.
 
-    Reads x and writes out once.
+    Maps, p_partial and grid as in group_dot_kernel; p_sums [B, groups] float32: the sums.
+    Reads each map and writes each out once, and all of a group's partial sums in every program.
     """
-    split = tl.program_id(0) % splits
-    group = (tl.program_id(0) // splits) % groups
-    batch = (tl.program_id(0) // (splits * groups)).to(tl.int64)
-    row_stride = known_multiple(row_stride, MULTIPLE)
-    start = batch * batch_stride + group.to(tl.int64) * known_multiple(group_stride, MULTIPLE)
-    share = tl.cdiv(tl.cdiv(rows, splits), ROWS) * ROWS
-    factor = tl.load(p_factors + batch * groups + group)
-    for row in range(split * share, tl.minimum(rows, (split + 1) * share), ROWS):
-        b_row = (row + tl.arange(0, ROWS))[:, None]
+    sizes = (groups, splits, rows, columns, row_stride, length, group_stride, batch_stride)
+    member, start, split, first, last = owned_rows(sizes, ROWS, MULTIPLE)
+    b_split = tl.arange(0, SPLITS)
+    b_partial = tl.load(p_partial + member * splits + b_split, mask=b_split < splits, other=0.0)
+    factor = tl.sum(b_partial, axis=0)
+    if split == 0:
+        tl.store(p_sums + member, factor)
+    for row in range(first, last, ROWS):
         for column in range(0, columns, COLUMNS):
-            b_column = (column + tl.arange(0, COLUMNS))[None, :]
-            b_offset = b_row.to(tl.int64) * row_stride + b_column
-            mask = (b_row < rows) & (b_column < columns) & (b_offset < length)
+            b_offset, mask = tile_of_group(row, column, sizes, ROWS, COLUMNS, MULTIPLE)
             b_x = tl.load(p_x + start + b_offset, mask=mask, other=0.0).to(tl.float32)
-            tl.store(p_out + start + b_offset, (b_x * factor).to(p_out.dtype.element_ty), mask=mask)
+            if PAIR:
+                b_y = tl.load(p_y + start + b_offset, mask=mask, other=0.0).to(tl.float32)
+            b_out = (b_x * factor).to(p_out_x.dtype.element_ty)
+            tl.store(p_out_x + start + b_offset, b_out, mask=mask)
+            if PAIR:
+                b_out = (b_y * factor).to(p_out_y.dtype.element_ty)
+                tl.store(p_out_y + start + b_offset, b_out, mask=mask)
 
 
 @dataclass(frozen=True)
@@ -122,7 +159,7 @@ class Groups:
     """How the groups of maps like one lie in memory, and the launches for them."""
 
     batch: int
-    sizes: tuple[int, ...]  # groups, splits, rows, columns, strides and length as the kernels want
+    sizes: tuple[int, ...]  # SIZES, as the kernels want them
     columns: int  # of a tile
     multiple: int
 
@@ -137,7 +174,7 @@ class Groups:
         factors: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """[B, groups] float32; with `out`, factors * x goes there."""
+        """Partial sums [B, groups, splits] float32; with `out`, factors * x goes there."""
         partial = x.new_empty((self.batch, *self.sizes[:2]), dtype=torch.float32)
         scale = out is not None
         run(
@@ -151,11 +188,25 @@ class Groups:
             *self.sizes,
             launch=dot_launch(self.columns, scale, self.multiple),
         )
-        return partial.sum(dim=2)
+        return partial
 
-    def scale(self, x: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
-        launch = scale_launch(self.columns, self.multiple)
-        run(group_scale_kernel, self.programs, x, factors, out, *self.sizes, launch=launch)
+    def scale(self, partial: torch.Tensor, *maps: torch.Tensor) -> torch.Tensor:
+        """The sums [B, groups]; a map times them, or a pair of maps, goes to the second half."""
+        sums = partial.new_empty(partial.shape[:2])
+        half = len(maps) // 2
+        run(
+            group_scale_kernel,
+            self.programs,
+            maps[0],
+            maps[half - 1],
+            partial,
+            sums,
+            maps[half],
+            maps[-1],
+            *self.sizes,
+            launch=scale_launch(self.columns, half == 2, self.multiple),
+        )
+        return sums
 
 
 def groups_of(x: torch.Tensor, groups: int) -> Groups:
@@ -172,18 +223,18 @@ def groups_of(x: torch.Tensor, groups: int) -> Groups:
         length = group_stride = members * area
         rows = triton.cdiv(length, BLOCK)
         multiple = known_factor(x, group_stride)
-    splits = max(1, triton.cdiv(rows * row_columns, SPLIT))
+    splits = min(SPLITS.value, max(1, triton.cdiv(rows * row_columns, SPLIT)))
     sizes = (groups, splits, rows, row_columns, row_stride, length, group_stride, channels * area)
     return Groups(batch, sizes, columns, multiple)
 
 
 def dot_launch(columns: int, scale: bool, multiple: int) -> Launch:
-    constants = {"ROWS": 2048 // columns, "COLUMNS": columns, "SCALE": scale, "MULTIPLE": multiple}
+    constants = {"ROWS": TILE // columns, "COLUMNS": columns, "SCALE": scale, "MULTIPLE": multiple}
     return Launch(constants, warps=4, registers=255)
 
 
-def scale_launch(columns: int, multiple: int) -> Launch:
-    constants = {"ROWS": 2048 // columns, "COLUMNS": columns, "MULTIPLE": multiple}
+def scale_launch(columns: int, pair: bool, multiple: int) -> Launch:
+    constants = {"ROWS": TILE // columns, "COLUMNS": columns, "PAIR": pair, "MULTIPLE": multiple}
     return Launch(constants, warps=4, registers=255)
 
 
@@ -194,8 +245,7 @@ def forward(
     layout = groups_of(theta, groups)
     out = empty_map(theta.shape, theta, is_channels_inner(theta))
     with on_device(theta, phi, g) as (theta, phi, g):
-        affinity = layout.dot(phi, g)
-        layout.scale(theta, affinity, out)
+        affinity = layout.scale(layout.dot(phi, g), theta, out)
     return out, affinity
 
 
@@ -210,12 +260,13 @@ def aot_cases() -> list[AotCase]:
     """Every compilation that `forward` and `backward` can ask for."""
     cases = []
     for dtype, columns in product(TRITON_DTYPES.values(), (16, 32, 64, 128, BLOCK)):
-        for multiple in FACTORS[dtype]:
-            for scale in (False, True):
-                pointers = {"p_x": dtype, "p_y": dtype, "p_out": dtype}
-                pointers |= {"p_factors": "fp32", "p_partial": "fp32"}
-                launch = dot_launch(columns, scale, multiple)
-                cases.append(AotCase(group_dot_kernel, pointers, launch))
-            pointers = {"p_x": dtype, "p_factors": "fp32", "p_out": dtype}
-            cases.append(AotCase(group_scale_kernel, pointers, scale_launch(columns, multiple)))
+        for multiple, flag in product(FACTORS[dtype], (False, True)):
+            pointers = dict.fromkeys(("p_x", "p_y", "p_out"), dtype)
+            pointers |= {"p_factors": "fp32", "p_partial": "fp32"}
+            launch = dot_launch(columns, flag, multiple)
+            cases.append(AotCase(group_dot_kernel, pointers, launch))
+            pointers = dict.fromkeys(("p_x", "p_y", "p_out_x", "p_out_y"), dtype)
+            pointers |= {"p_partial": "fp32", "p_sums": "fp32"}
+            launch = scale_launch(columns, flag, multiple)
+            cases.append(AotCase(group_scale_kernel, pointers, launch))
     return cases

@@ -2,8 +2,8 @@
 
 Source: Chen et al., Attention to Scale (CVPR 2016), section 3.1, eq. (1) and (2).
 
-The maps are separate arguments, so that none is copied: one compilation takes up to four of them,
-another one up to eight.
+The maps are separate arguments, so that none is copied: one compilation takes a single map, another
+one up to three of them, a third one up to eight.
 """
 
 from __future__ import annotations
@@ -16,42 +16,37 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
-from .._class_tiles import class_offsets, corner_offsets, pixel_offsets, refuse_map, resized
-from .._launch import (
-    TRITON_DTYPES,
-    AotCase,
-    Launch,
-    aligned_storage,
-    device_guard,
-    refuse_tensor,
-    run,
+from .._class_tiles import refuse_map
+from .._launch import TRITON_DTYPES, AotCase, aligned_storage, device_guard, refuse_tensor, run
+from .tiles import (
+    CAPACITIES,
+    MAPS,
+    SIDES,
+    all_neighbours,
+    capacity_for,
+    class_blocks,
+    class_pointers,
+    class_stride,
+    lane_classes,
+    padded_maps,
+    resized,
+    resizing_launch,
+    scale_weights,
+    tile_pixels,
 )
 
-CAPACITIES = (4, 8)
-MAPS = [f"p_{s}" for s in range(8)]
-UNSPECIALIZED = [
-    "scales",
-    "classes",
-    "height",
-    "width",
-    "reduce",
-    "align_corners",
-    *(f"{side}_{s}" for side in ("height", "width") for s in range(8)),
-]
+SUM, MAXIMUM, WINNER = 0, 1, 2  # what merge_kernel makes of the resized maps
 
 
 @triton.jit
-def scale_weights(p_item, b_pixel, in_map, scales, area, CAPACITY: tl.constexpr, INNER):
-    """Softmax over the scales of the attention logits at pixels: [POSITIONS, CAPACITY]."""
-    b_scale = tl.arange(0, CAPACITY)
-    mask = in_map[:, None] & (b_scale < scales)[None, :]
-    place = pixel_offsets(b_pixel, scales, INNER) + class_offsets(b_scale, area, INNER)
-    b_logit = tl.load(p_item + place, mask=mask, other=-float("inf")).to(tl.float32)
-    b_weight = tl.exp(b_logit - tl.max(b_logit, axis=1)[:, None])
-    return b_weight / tl.sum(b_weight, axis=1)[:, None]
+def better(b_score, b_best):
+    """Whether a score is larger; NaN is larger than any number, the first NaN wins."""
+    return (b_score > b_best) | ((b_score != b_score) & (b_best == b_best))
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit(
+    do_not_specialize=["scales", "classes", "height", "width", "reduce", "align_corners", *SIDES]
+)
 def merge_kernel(
     p_0,
     p_1,
@@ -86,80 +81,72 @@ def merge_kernel(
     reduce,
     align_corners,
     POSITIONS: tl.constexpr,
+    LANES: tl.constexpr,
     CLASSES: tl.constexpr,
     CAPACITY: tl.constexpr,
-    WINNER: tl.constexpr,
+    RESULT: tl.constexpr,
     INNER: tl.constexpr,
 ):
     """out = sum over s of softmax(logits)[s] * r[s] (reduce 0), mean (1) or maximum (2) of r[s].
 
     r[s] is the map s, resized. p_s [B, K, height_s, width_s], p_logits [B, S, H, W] (read with
-    reduce 0 alone), p_out [B, K, H, W], or all channels last with INNER. With WINNER, out is the
-    s with the largest r[s] instead, int8: the first of equals, the first NaN.
-    Grid: B * ceil(H * W / POSITIONS) * ceil(K / CLASSES); one program owns a run of pixels and a
-    block of classes of one item. Reads the maps out of the caches, four values each an output.
+    reduce 0 alone), p_out [B, K, H, W], or all channels last with INNER. RESULT: 0 for sums, 1 for
+    the maximum, 2 for the s with the largest r[s], int8: the first of equals, the first NaN.
+    Grid: B * ceil(H * W / POSITIONS) * ceil(K / (LANES * CLASSES)); one program owns a run of
+    pixels and a block of classes of one item. Reads the maps out of the caches, four values each
+    an output; writes out once.
     """
     area = height * width
     tiles = tl.cdiv(area, POSITIONS)
-    blocks = tl.cdiv(classes, CLASSES)
+    blocks = tl.cdiv(classes, LANES * CLASSES)
     block = tl.program_id(0) % blocks
     tile = (tl.program_id(0) // blocks) % tiles
     batch = (tl.program_id(0) // (blocks * tiles)).to(tl.int64)
-    b_pixel = tile * POSITIONS + tl.arange(0, POSITIONS)
-    b_class = block * CLASSES + tl.arange(0, CLASSES)
+    b_pixel = tile_pixels(tile * POSITIONS, POSITIONS, LANES)
+    b_class = lane_classes(block, CLASSES, LANES)
     in_map = b_pixel < area
-    mask = in_map[:, None] & (b_class < classes)[None, :]
     b_pixel = tl.minimum(b_pixel, area - 1)
-    attended = tl.where(reduce == 0, scales, 0)
-    p_item = p_logits + batch * scales * area
-    b_weights = scale_weights(p_item, b_pixel, in_map, attended, area, CAPACITY, INNER)
     maps = (p_0, p_1, p_2, p_3, p_4, p_5, p_6, p_7)
     heights = (height_0, height_1, height_2, height_3, height_4, height_5, height_6, height_7)
     widths = (width_0, width_1, width_2, width_3, width_4, width_5, width_6, width_7)
-    b_sum = tl.zeros([POSITIONS, CLASSES], tl.float32)
-    b_best = tl.full([POSITIONS, CLASSES], -float("inf"), tl.float32)
-    b_winner = tl.zeros([POSITIONS, CLASSES], tl.int32)
-    for s in tl.static_range(CAPACITY):
-        if s < scales:
-            sizes = (height, width, heights[s], widths[s])
-            corners = corner_offsets(b_pixel, classes, sizes, align_corners, INNER)
-            small_area = heights[s] * widths[s]
-            p_scores = maps[s] + batch * classes * small_area
-            p_scores += class_offsets(b_class, small_area, INNER)
-            b_score = resized(p_scores, corners, mask)
-            b_chosen = (tl.arange(0, CAPACITY) == s)[None, :]
-            b_weight = tl.sum(tl.where(b_chosen, b_weights, 0.0), axis=1)[:, None]
-            b_sum += tl.where(reduce == 0, b_weight, 1.0) * b_score
-            b_better = (b_score > b_best) | ((b_score != b_score) & (b_best == b_best))
-            b_best = tl.where(b_better, b_score, b_best)
-            b_winner = tl.where(b_better, s, b_winner)
-    b_out = tl.where(reduce == 1, b_sum / scales.to(tl.float32), b_sum)
-    b_out = tl.where(reduce == 2, b_best, b_out)
-    if WINNER:
-        b_out = b_winner
-    place = pixel_offsets(b_pixel, classes, INNER) + class_offsets(b_class, area, INNER)
-    p_out += batch * classes * area
-    tl.store(p_out + place, b_out.to(p_out.dtype.element_ty), mask=mask)
-
-
-def tile_launch(inner: bool, tile: tuple[int, int], **others: Any) -> Launch:
-    constants = {"POSITIONS": tile[0], "CLASSES": tile[1], **others, "INNER": inner}
-    return Launch(constants, warps=4, registers=255)
-
-
-# Tiles of pixels x classes, contiguous and channels last.
-TILES = {False: (128, 4), True: (16, 32)}
-
-
-def capacity_for(scores: list[torch.Tensor]) -> int:
-    return next(n for n in CAPACITIES if len(scores) <= n)
-
-
-def padded_maps(scores: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[int]]:
-    """Eight maps, their heights and widths; the first map stands for those that are not there."""
-    maps = [*scores, *[scores[0]] * (8 - len(scores))]
-    sizes = [*(m.shape[2] for m in maps), *(m.shape[3] for m in maps)]
-    return [aligned_storage(m) for m in maps], sizes
+    found = all_neighbours(
+        maps,
+        heights,
+        widths,
+        batch,
+        b_pixel,
+        b_class,
+        classes,
+        height,
+        width,
+        align_corners,
+        CAPACITY,
+        INNER,
+    )
+    if RESULT == 0:
+        p_item = p_logits + batch * scales * area
+        attended = in_map & (reduce == 0)
+        weights = scale_weights(p_item, b_pixel, attended, scales, area, CAPACITY, INNER)
+        mean = 1.0 / scales.to(tl.float32)
+    p_tile = class_pointers(p_out + batch * classes * area, b_pixel, b_class, classes, area, INNER)
+    stride = class_stride(area, INNER)
+    for k in tl.static_range(CLASSES):
+        mask = in_map & (b_class + k < classes)
+        b_out = tl.zeros([POSITIONS, LANES], tl.float32)
+        b_winner = tl.zeros([POSITIONS, LANES], tl.int32)
+        for s in tl.static_range(CAPACITY):
+            b_score = resized(found[s], k, mask & (s < scales))
+            if RESULT == 0:
+                b_out += tl.where(reduce == 0, weights[s], mean) * b_score
+            elif s == 0:
+                b_out = b_score
+            else:
+                b_better = better(b_score, b_out) & (s < scales)
+                b_out = tl.where(b_better, b_score, b_out)
+                b_winner = tl.where(b_better, s, b_winner)
+        if RESULT == 2:
+            b_out = b_winner
+        tl.store(p_tile + k * stride, b_out.to(p_out.dtype.element_ty), mask=mask)
 
 
 def merge(
@@ -172,14 +159,15 @@ def merge(
 ) -> None:
     """Fill `out` [B, K, H, W] with merged scores or, int8, with the winning scales."""
     inner = is_channels_inner(scores[0])
-    launch = tile_launch(inner, TILES[inner], CAPACITY=capacity_for(scores), WINNER=winner)
+    result = WINNER if winner else MAXIMUM if reduce == 2 else SUM
+    launch = resizing_launch(inner, capacity_for(scores), RESULT=result)
     maps, sizes = padded_maps(scores)
     batch, classes, height, width = out.shape
     tiles = triton.cdiv(height * width, launch.constants["POSITIONS"])
     with device_guard(out):
         run(
             merge_kernel,
-            batch * tiles * triton.cdiv(classes, launch.constants["CLASSES"]),
+            batch * tiles * class_blocks(classes, launch),
             *maps,
             maps[0] if logits is None else aligned_storage(logits),
             out,
@@ -219,16 +207,23 @@ def refuse(
         reason = refuse_map(score, height, width)
         if reason is not None:
             return reason
+    batch, classes = scores[0].shape[:2]
+    rows = height + sum(score.shape[2] for score in scores)
+    columns = max(width, *(score.shape[3] for score in scores))
+    if batch * rows * (1 + columns // 32) * (1 + classes // 2) >= 2**31:
+        return "triton: the map is too large for one grid"
     return refuse_tensor(scores[0])
 
 
 def aot_cases() -> list[AotCase]:
     """Every compilation that `merge` can ask for."""
     cases = []
-    flags = (False, True)
-    for dtype, inner, capacity, winner in product(TRITON_DTYPES.values(), flags, CAPACITIES, flags):
+    results, flags = (SUM, MAXIMUM, WINNER), (False, True)
+    for dtype, inner, capacity, result in product(
+        TRITON_DTYPES.values(), flags, CAPACITIES, results
+    ):
         pointers = dict.fromkeys((*MAPS, "p_logits"), dtype)
-        pointers["p_out"] = "i8" if winner else dtype
-        launch = tile_launch(inner, TILES[inner], CAPACITY=capacity, WINNER=winner)
+        pointers["p_out"] = "i8" if result == WINNER else dtype
+        launch = resizing_launch(inner, capacity, RESULT=result)
         cases.append(AotCase(merge_kernel, pointers, launch))
     return cases
