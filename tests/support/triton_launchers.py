@@ -10,16 +10,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from harness import check_results
+from harness import check_op, check_results
 from recorded_launches import DTYPES, FLAGS, assert_compiled_ahead, in_layout
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 import attnops
+from attnops import reference
 from attnops.kernels import _interpreter_repairs
 from attnops.kernels.anchor_attention import backward as anchor_attention_backward
 from attnops.kernels.anchor_attention import forward as anchor_attention
 from attnops.kernels.anchor_attention import partials, tiles
+from attnops.kernels.depthwise_gelu import three as depthwise_gelu_of_three
 from attnops.kernels.group_attention import backward as group_attention_backward
 from attnops.kernels.group_attention import forward as group_attention
 from attnops.kernels.local_attention import backward as local_attention_backward
@@ -200,6 +202,36 @@ def test_gald_launches_are_compiled_ahead(dtype, inner, launches):
     assert_compiled_ahead(launches)
 
 
+def check_on_triton(function, definition, *inputs: Tensor) -> None:
+    with attnops.use_backend("triton"):
+        check_op(function, definition, inputs)
+
+
+@pytest.mark.parametrize("inner", FLAGS, ids=["contiguous", "inner"])
+def test_gald_gate_of_split_cells(inner):
+    """Cells of so many rows that several programs share one, forward and backward."""
+    maps = [in_layout(torch.randn(1, 3, *size), inner) for size in ((37, 6), (2, 2))]
+    for activation in ("sigmoid", "relu"):
+        check_on_triton(
+            lambda x, logits, a=activation: attnops.upsample_gate(logits, x, a),
+            lambda x, logits, a=activation: reference.upsample_gate(logits, x, a),
+            *maps,
+        )
+
+
+@pytest.mark.parametrize("inner", FLAGS, ids=["contiguous", "inner"])
+def test_gald_groups_in_splits(inner, monkeypatch):
+    """Several programs a group, the last with fewer rows than a tile has."""
+    monkeypatch.setattr(group_attention, "SPLIT", 2048)
+    maps = [in_layout(torch.randn(1, 8, 40, 40) / 8, inner) for _ in range(3)]
+    assert group_attention.groups_of(maps[0], 2).sizes[1] == 4
+    check_on_triton(
+        lambda *t: attnops.group_attention(*t, 2),
+        lambda *t: reference.group_attention(*t, 2),
+        *maps,
+    )
+
+
 def test_gald_refusals():
     x = torch.randn(1, 2, 3, 3)
     assert "17x17" in local_attention.refuse(x, x, x, [17, 17], [1, 1], 1.0, False)
@@ -244,13 +276,22 @@ def test_segnext_launches_are_compiled_ahead(dtype, inner, launches, monkeypatch
 
 
 @pytest.mark.parametrize("inner", FLAGS, ids=["contiguous", "inner"])
+def test_segnext_gelu_of_long_strips(inner, monkeypatch):
+    """As large maps are cut: a program owns 16 rows, the last one fewer."""
+    monkeypatch.setattr(depthwise_gelu_of_three, "ENOUGH", 1)
+    x, bias = in_layout(torch.randn(1, 5, 19, 7), inner), torch.randn(5)
+    inputs = x, torch.randn(5, 1, 3, 3) / 3, bias
+    check_on_triton(attnops.depthwise_gelu, reference.depthwise_gelu, *inputs)
+
+
+@pytest.mark.parametrize("inner", FLAGS, ids=["contiguous", "inner"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_score_map_launches_are_compiled_ahead(dtype, inner, launches):
     maps = [in_layout(torch.randn(1, 5, n, n).to(dtype), inner) for n in (3, 5)]
     weights = in_layout(torch.randn(1, 2, 6, 7).to(dtype), inner)
     run_with_gradients(lambda *t: attnops.merge_scales(t[:2], t[2]), *maps, weights)
-    for reduce in ("mean", "max"):
-        run_with_gradients(lambda *t, r=reduce: attnops.merge_scales(t, None, r), *maps)
+    run_with_gradients(lambda *t: attnops.merge_scales(t[:1], None, "mean") + t[1].sum(), *maps)
+    run_with_gradients(lambda *t: attnops.merge_scales((*t, *t), None, "max"), *maps)
     target = torch.randint(5, (1, 9, 8))
     run_with_gradients(lambda x: attnops.upsample_cross_entropy(x, target), maps[0])
     with attnops.use_backend("triton"):
