@@ -54,21 +54,24 @@ class SqueezesFirst(Behaviour):
 
 
 def decode_head(module: nn.Module) -> list[Candidate] | None:
-    """Child conv_seg, a method loss_by_feat of the known class; children squeeze, hamburger, align
-    besides make it the light decoder.
+    """Children conv_seg and loss_decode, and a method loss_by_feat of the known class; or children
+    squeeze, hamburger, align, which make it the light decoder; or all.
     """
-    if not has_children(module, "conv_seg", "loss_decode") or not _has_known_loss(module):
+    if not has_children(module, "conv_seg", "loss_decode"):
         return None
     behaviours: tuple[type[Behaviour], ...] = ()
     inputs: tuple[Input, ...] = ()
     if _is_light(module):
-        behaviours += (SqueezesFirst,)
-        inputs = (_map_shapes(module),)
-    refusal = _refusal(module)
+        behaviours, inputs = (SqueezesFirst,), (_map_shapes(module),)
+    refusal = "it has a loss_by_feat of its own, or none"
+    if _has_known_loss(module):
+        refusal = _refusal(module)
+        if not behaviours and refusal is not None:
+            raise Unsupported(refusal)
     if refusal is None:
         behaviours += (FusedLoss,)
     if not behaviours:
-        raise Unsupported(refusal)
+        return None
     note = "" if refusal is None else f"its loss is left alone: {refusal}"
     kind = derived(behaviours, type(module))
     results = partial(_results, with_loss=refusal is None)

@@ -324,14 +324,24 @@ def test_other_losses_are_left_alone(make, change, reason):
     assert [reason in entry.note for entry in report.left] == ([] if reason is None else [True])
 
 
-def test_a_light_head_with_another_loss_is_half_replaced():
-    model = segmentor.Segmentor(head=segmentor.LightHead(losses=segmentor.FocalLoss()))
-    before, after = pair(model)
+class OverriddenLight(Overridden, segmentor.LightHead):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "reason", "loss"),
+    [
+        (lambda: segmentor.LightHead(losses=segmentor.FocalLoss()), "FocalLoss", "loss_ce"),
+        (OverriddenLight, "loss_by_feat of its own", "loss"),
+    ],
+)
+def test_a_light_head_with_another_loss_is_half_replaced(make, reason, loss):
+    before, after = pair(segmentor.Segmentor(head=make()))
     report = attnops.replace_modules(copy.deepcopy(before))
     (entry,) = [e for e in report.extended if e.path == "decode_head"]
-    assert entry.note == "its loss is left alone: its loss is FocalLoss"
+    assert entry.note.startswith("its loss is left alone: ") and reason in entry.note
     images, samples = torch.randn(1, 3, 40, 40).double(), samples_of(drawn_labels(1, 40, 40))
-    check_same(before, after, lambda m: m.loss(images, samples)["loss_ce"])
+    check_same(before, after, lambda m: m.loss(images, samples)[loss])
 
 
 def test_what_is_set_later_counts():
