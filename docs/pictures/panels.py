@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 FOLDER = Path(__file__).resolve().parent
+OUT = FOLDER  # tests draw elsewhere
 # Everything is legible at half size, on the pages' light and dark backgrounds: panels are white.
 TITLE = 16
 QUERY = "#d81b60"
@@ -89,7 +90,7 @@ def save(drawn: Figure, name: str, colours: int = 200) -> Path:
     buffer = io.BytesIO()
     drawn.savefig(buffer, dpi=100, facecolor="white", bbox_inches="tight", pad_inches=0.1)
     pyplot.close(drawn)
-    path = FOLDER / f"{name}.png"
+    path = OUT / f"{name}.png"
     picture = Image.open(buffer).convert("RGB")
     picture.quantize(colours, method=Image.Quantize.MEDIANCUT).save(path, optimize=True)
     return path
