@@ -129,8 +129,8 @@ def as_markdown(document: dict[str, Any]) -> str:
         "those of 32 bytes that warps' global accesses touch, over the least for so many bytes; "
         "`conflicts` are turns of the banks of shared memory, likewise. Estimates leave out the "
         "memory's bandwidth (which is the floor) and gaps between launches: expect the truth at "
-        "1.0 to 1.6 times, and 2 us a launch on top. Atomic operations return what memory held "
-        "before the launch, so what the last program to arrive does (in nmf) is left out.\n"
+        "1.0 to 1.6 times, and 2 us a launch on top. What the last program to arrive does (in nmf) "
+        "is counted once a launch, after all others.\n"
     )
     return "\n".join([head, *(markdown(grid) for grid in grids(document))])
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import torch
 import triton
@@ -36,11 +35,15 @@ from .plan import (
 NO_GRADIENT, GIVEN, COMPUTED = range(3)  # what the gradient of coefficients starts from
 
 
-def coef_backward_launch(shape: Shape, padded: int, *options: Any) -> Launch:
-    """options: as of coef_launch, the last of them whether a program owns a single tile."""
-    if not options[-1]:
+def coef_backward_launch(
+    shape: Shape, padded: int, inner: bool, exact: bool, multiple: int, single: bool
+) -> Launch:
+    if not single:
         shape = replace(shape, chunk=min(shape.chunk, 32))  # registers
-    return coef_launch(shape, padded, *options)
+    launch = coef_launch(shape, padded, inner, exact, multiple, single)
+    if single and not exact and padded <= SMALL_RANK:
+        launch = replace(launch, stages=1)  # they, too
+    return launch
 
 
 def bases_backward_launch(shape: Shape, padded: int, multiple: int) -> Launch:

@@ -41,8 +41,8 @@ def coef_launch(
     constants = {"TILE": shape.tile, "CHUNK": shape.chunk, "RANK": padded, "INNER": inner}
     constants |= {"EXACT": exact, "MULTIPLE": multiple, "SINGLE": single}
     stages = 2 if single or padded <= 64 else 1  # registers
-    if multiple == 1 and padded > 16 and not single:
-        constants["CHUNK"], stages = 16, 1  # they, too
+    if multiple == 1 and padded > RANK_CLASSES[0] and not single:
+        constants["CHUNK"], stages = 16, 1  # they, too: an address an element
     return Launch(constants, shape.warps, stages, registers=255)
 
 
