@@ -43,13 +43,14 @@ def all_cases() -> tuple[AotCase, ...]:
 
 def kernel_names(sources: list[ModuleType] | None = None) -> set[str]:
     """Jitted functions of the modules that no other one names: kernels, not helpers of kernels."""
-    functions = {
-        value.__name__: value
+    functions = [
+        value
         for module in (modules() if sources is None else sources)
         for value in vars(module).values()
         if isinstance(value, JITFunction) and value.fn.__module__ == module.__name__
-    }
-    return set(functions) - {n for f in functions.values() for n in f.fn.__code__.co_names}
+    ]
+    named = {name for function in functions for name in function.fn.__code__.co_names}
+    return {function.__name__ for function in functions} - named
 
 
 def label(case: AotCase) -> str:
