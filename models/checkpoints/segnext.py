@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from attnops.nn import MSCA, Hamburger
+from attnops.nn import MSCA, Hamburger, MSCABlock
 
 from ..backbones.mscan import MSCAN
 from ..decoders import Decoder
@@ -33,8 +33,23 @@ def hamburger(prefix: str, ours: str) -> Rules:
     ]
 
 
+def block(prefix: str, ours: str, depthwise: str, strips: int = 3) -> Rules:
+    """A block; `depthwise` is what the feed-forward network's convolution is called."""
+    rules = []
+    for number in (1, 2):
+        rules.append((f"{prefix}layer_scale_{number}", f"{ours}scale{number}"))
+        rules.append((f"{prefix}norm{number}.*", f"{ours}norm{number}.*"))
+    rules.append((f"{prefix}attn.proj_1.*", f"{ours}attention.project_in.*"))
+    rules.append((f"{prefix}attn.proj_2.*", f"{ours}attention.project_out.*"))
+    rules += gating_unit(f"{prefix}attn.spatial_gating_unit.", f"{ours}attention.gate.", strips)
+    rules.append((f"{prefix}mlp.fc1.*", f"{ours}feed_forward.expand.*"))
+    rules.append((f"{prefix}mlp.{depthwise}.*", f"{ours}feed_forward.depthwise.*"))
+    rules.append((f"{prefix}mlp.fc2.*", f"{ours}feed_forward.contract.*"))
+    return rules
+
+
 def backbone(prefix: str, depthwise: str) -> Rules:
-    """MSCAN; `depthwise` is what the feed-forward network's convolution is called."""
+    """MSCAN; `depthwise` as in `block`."""
     rules = []
     for i in range(4):
         ours = f"backbone.stages.{i}."
@@ -45,16 +60,7 @@ def backbone(prefix: str, depthwise: str) -> Rules:
             rules.append((f"{prefix}patch_embed{i + 1}.proj.*", f"{ours}down.0.*"))
             rules.append((f"{prefix}patch_embed{i + 1}.norm.*", f"{ours}down.1.*"))
         rules.append((f"{prefix}norm{i + 1}.*", f"{ours}norm.*"))
-        there, here = f"{prefix}block{i + 1}.*.", f"{ours}blocks.*."
-        for number in (1, 2):
-            rules.append((f"{there}layer_scale_{number}", f"{here}scale{number}"))
-            rules.append((f"{there}norm{number}.*", f"{here}norm{number}.*"))
-        rules.append((f"{there}attn.proj_1.*", f"{here}attention.project_in.*"))
-        rules.append((f"{there}attn.proj_2.*", f"{here}attention.project_out.*"))
-        rules += gating_unit(f"{there}attn.spatial_gating_unit.", f"{here}attention.gate.", 3)
-        rules.append((f"{there}mlp.fc1.*", f"{here}feed_forward.expand.*"))
-        rules.append((f"{there}mlp.{depthwise}.*", f"{here}feed_forward.depthwise.*"))
-        rules.append((f"{there}mlp.fc2.*", f"{here}feed_forward.contract.*"))
+        rules += block(f"{prefix}block{i + 1}.*.", f"{ours}blocks.*.", depthwise)
     return rules
 
 
@@ -93,6 +99,12 @@ def _(model: SegNeXt) -> Iterable[Format]:
 @formats_of(MSCA)
 def _(module: MSCA) -> Iterable[Format]:
     yield Format("published", tuple(gating_unit("", "", len(module.rows))))
+
+
+@formats_of(MSCABlock)
+def _(module: MSCABlock) -> Iterable[Format]:
+    for style, depthwise in _DEPTHWISE.items():
+        yield Format(style, tuple(block("", "", depthwise, len(module.attention.gate.rows))))
 
 
 @formats_of(Hamburger)

@@ -33,6 +33,7 @@ from attnops.nn import (
     GALDBlock,
     Hamburger,
     LocalDistribution,
+    MSCABlock,
     PyramidPooling,
 )
 
@@ -47,6 +48,7 @@ BLOCKS = {
     "APNB": lambda: APNB(8, 4, 4),
     "AFNB": lambda: AFNB(6, 8, 4, 4),
     "MSCA": lambda: MSCA(4),
+    "MSCABlock": lambda: MSCABlock(4),
     "Hamburger": lambda: Hamburger(32),
     "GALDBlock": lambda: GALDBlock(16, 8),
     "CGNL": lambda: CGNL(16, 8),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnops
+from attnops.models import load_checkpoint
 from attnops.nn import MSCA, Hamburger, MSCABlock
 
 CLASSES = 5
@@ -74,6 +75,20 @@ def test_blocks_on_tokens(training, wrapped, inner):
     tokens = tokens if inner else tokens.mT.contiguous().mT
     check_same(before, after, lambda model: model[0](tokens, 7, 11))
     assert after[0](tokens, 7, 11).stride() == before[0](tokens, 7, 11).stride()
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["mmseg", "official"])
+def test_a_block_of_ours_loads_a_published_one(wrapped):
+    theirs = published.shaken(segmentor.SegNeXtBlock(6, 12, wrapped=wrapped)).eval()
+    ours = MSCABlock(6, 2.0).eval()
+    assert load_checkpoint(ours, theirs.state_dict()).kept == []
+    tokens = torch.randn(2, 63, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens, 7, 9), theirs(tokens, 7, 9))
+        maps = ours(tokens.mT.unflatten(2, (7, 9)))
+    torch.testing.assert_close(maps.flatten(2).mT, ours(tokens, 7, 9))
+    with pytest.raises(ValueError, match=r"x must be \[B, 64, 6\], got \[2, 63, 6\]"):
+        ours(tokens, 8, 8)
 
 
 def test_blocks_on_maps():
