@@ -49,14 +49,15 @@ ATTNOPS_HOST_DEVICE int scored_anchor(int column) {
 template <typename T, int kAnchors, typename Visit>
 __device__ __forceinline__ void each_four(T* p_rows, const Visit& visit) {
   const Place at;
+  p_rows += (32 * at.warp + at.g) * kAnchors + 4 * at.t;
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      T* p_row = p_rows + (32 * at.warp + 16 * m + 8 * half + at.g) * kAnchors + 4 * at.t;
 #pragma unroll
       for (int pair = 0; pair < kAnchors / 16; ++pair) {
-        visit(m, half, pair, reinterpret_cast<Vector<T, 4>*>(p_row + 16 * pair));
+        const int offset = (16 * m + 8 * half) * kAnchors + 16 * pair;
+        visit(m, half, pair, reinterpret_cast<Vector<T, 4>*>(p_rows + offset));
       }
     }
   }
@@ -123,17 +124,14 @@ __global__ void __launch_bounds__(kAnchorThreads, 2)
                                        plan.value_channels, plan.value_wide),
                           anchors_of(plan, to.value, item(), plan.value_channels), row(), 0,
                           plan.value_channels, s_memory, x);
-  // Where there is no anchor or no position p is 0, but 0 times what is not finite is not.
+  // Beyond the last anchor p is 0. Where the gradient of a position is not finite, so that 0 times
+  // dp is not 0, its whole row is NaN anyway.
   float delta[2][2] = {};
-  const int first_anchor = thread_now() % 4 * 2;
   each_four<T, kAnchors>(rows_of(to.p), [&](int m, int half, int pair, const Vector<T, 4>* p_four) {
     const Vector<T, 4> p = *p_four;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int anchor = 16 * pair + i / 2 * 8 + first_anchor + i % 2;
-      float& dp = x[m][2 * pair + i / 2][2 * half + i % 2];
-      dp = anchor < plan.anchors ? dp : 0.0f;
-      delta[m][half] += widen(p.value[i]) * dp;
+      delta[m][half] += widen(p.value[i]) * x[m][2 * pair + i / 2][2 * half + i % 2];
     }
   });
 #pragma unroll
@@ -141,6 +139,8 @@ __global__ void __launch_bounds__(kAnchorThreads, 2)
 #pragma unroll
     for (int half = 0; half < 2; ++half) delta[m][half] = row_sum(delta[m][half]);
   }
+  __threadfence_block();  // else the compiler keeps what it has read of p
+  // Beyond the last position values that are not finite make dp NaN, and ds counts for all.
   const Place at;
   const int first_row = row();
   each_four<T, kAnchors>(rows_of(to.p), [&](int m, int half, int pair, const Vector<T, 4>* p_four) {

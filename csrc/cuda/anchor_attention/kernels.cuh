@@ -102,7 +102,7 @@ __device__ __forceinline__ void normalize(const float (&shift)[2][2], float (&su
 #pragma unroll
   for (int m = 0; m < 2; ++m) sum[m][0] = sum[m][1] = 0;
   each_score<kAnchors>([&](int m, int j, int i, int) {
-    x[m][j][i] = expf(x[m][j][i] - shift[m][i / 2]);
+    x[m][j][i] = __expf(x[m][j][i] - shift[m][i / 2]);
     sum[m][i / 2] += x[m][j][i];
   });
   float factor[2][2];

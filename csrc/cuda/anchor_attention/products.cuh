@@ -212,7 +212,7 @@ struct Weights {
   }
 
   // out[m][n]: rows times the channels 8 n + (0 .. 7) of a stage.
-  __device__ __forceinline__ void times(const T* s_table,
+  __device__ __forceinline__ void times(const T* s_table, int,
                                         float (&out)[2][kAnchorStep<T> / 8][4]) const {
     const Place at;
 #pragma unroll
@@ -242,13 +242,14 @@ struct Weights<float, kAnchors> {
 
   __device__ __forceinline__ explicit Weights(const Scores<kAnchors>& scores) : x(scores) {}
 
-  __device__ __forceinline__ void times(const float* s_table,
+  __device__ __forceinline__ void times(const float* s_table, int anchors,
                                         float (&out)[2][kAnchorStep<float> / 8][4]) const {
     const Place at;
     const float* s_columns = s_table + at.g * kTablePitch<kAnchors> + 2 * at.t;
 #pragma unroll
     for (int k = 0; k < kAnchors / 8; ++k) {
-      __syncwarp();  // loads of later steps wait: registers are few
+      // Also keeps the compiler from loading for later steps: registers are few.
+      if (8 * k >= anchors) break;
       uint32_t a_big[2][4], a_small[2][4];
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
@@ -366,7 +367,7 @@ __device__ __forceinline__ void multiply(const Weights<T, kAnchors>& weights, in
          },
          [&](int chunk, int stage) {
            float sum[2][kStep / 8][4] = {};
-           weights.times(s_memory + stage * kTable, sum);
+           weights.times(s_memory + stage * kTable, table().columns, sum);
            const int warp = thread_now() / 32;
            store_out<T>(out(), row() + 32 * warp, chunk * kStep, factor, sum,
                         s_memory + 2 * kTable + warp * kOut);
