@@ -15,6 +15,7 @@ RUNNERS = 8  # calls that run at the same time; more wait
 OPTIONS = {
     "freezing": True,  # weights packed for oneDNN, activations and sums fused into convolutions
     "cpp.dynamic_threads": True,  # as many as torch.set_num_threads says when it runs
+    "cpp.threads": 16,  # that loops are split for: over rows too, not over a batch of one
 }
 
 
