@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 HINT = (2, 512, 544)  # batch and sides that the code is tuned for; it takes all
+SMALLEST_SIDE = 32  # smaller maps may have a side of 1, which compilers take for something else
 RUNNERS = 8  # calls that run at the same time; more wait
 
 OPTIONS = {
@@ -82,3 +84,39 @@ class CompiledMaps:
     def __call__(self, images: Tensor) -> Tensor:
         with self._turns:
             return self._loader.boxed_run([images])[0]
+
+
+def check_agreement(
+    compiled: Callable[[Tensor], Tensor],
+    plain: Callable[[Tensor], Tensor],
+    in_channels: int,
+    smallest_side: int,
+    tolerance: float,
+) -> None:
+    """Compiled and uncompiled maps are the same at some sizes, sides even and odd.
+
+    A graph is exported from one size and keeps to what was true of that one, where the code asked;
+    what is compiled does not look whether it is true of another size.
+
+    Args:
+        compiled: images -> maps.
+        plain: images -> maps.
+        in_channels: of the images.
+        smallest_side: that they can have.
+        tolerance: of the largest difference, relative to the largest value.
+
+    Raises:
+        RuntimeError: they differ.
+    """
+    least = smallest_side
+    for batch, height, width in ((1, least, least + 1), (1, least + 38, least + 64), (2, 131, 129)):
+        size = max(height, least), max(width, least)
+        images = torch.linspace(-2, 2, batch * in_channels * size[0] * size[1])
+        images = images.sin().view(batch, *size, in_channels).permute(0, 3, 1, 2)
+        found, wanted = compiled(images), plain(images)
+        fits = found.shape == wanted.shape
+        if not fits or (found - wanted).abs().max() > tolerance * wanted.abs().max():
+            raise RuntimeError(
+                f"the compiled network gives other maps than the uncompiled one for images of "
+                f"{size[0]}x{size[1]}; please report it, and deploy with compile=False"
+            )

@@ -19,14 +19,23 @@ from attnops._checks import check_choice, check_flag
 from attnops.nn import Hamburger
 
 from .._model import SegmentationModel
-from .compilation import CompiledMaps, check_compiler, compile_package, export, fused_ops
+from .compilation import (
+    SMALLEST_SIDE,
+    CompiledMaps,
+    check_agreement,
+    check_compiler,
+    compile_package,
+    export,
+    fused_ops,
+)
 from .folding import fold
 from .interface import Interface
 from .memory import keep_freed_memory
 from .package import copy_package, read_facts, write_facts
 from .report import Report
 
-DTYPES = ("float32", "bfloat16")
+# dtype -> largest difference of the maps of the compiled network, relative to their largest value
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 TRIAL_SIDE = 128  # of the image that the network is watched with, if it is large enough
 
 
@@ -122,8 +131,9 @@ def deploy(
     processor. Compiled, activations and sums are fused into convolutions too. Labels are found
     without logits at the images' size, as in `predict`.
 
-    Compilation takes minutes for a whole network; one compilation serves every size and batch, and
-    every number of threads (`torch.set_num_threads`). `save` keeps it.
+    Compilation takes minutes for a whole network. One compilation serves every batch, every size
+    with sides of at least 32, and every number of threads (`torch.set_num_threads`); `save` keeps
+    it. Its maps are compared with those of the uncompiled network before it is used.
 
     Args:
         model: any mode, any device; it is not changed.
@@ -148,7 +158,7 @@ def deploy(
         torch.Size([1, 64, 96])
     """
     network = _checked(model)
-    check_choice("deploy", "dtype", dtype, DTYPES)
+    check_choice("deploy", "dtype", dtype, tuple(TOLERANCES))
     check_choice("deploy", "compile", compile, ("auto", True, False))
     check_flag("deploy", "keep_memory", keep_memory)
     maps = _Maps(_evaluation_copy(network, seed), dtype)
@@ -250,10 +260,15 @@ def _evaluation_copy(network: SegmentationModel, seed: int) -> SegmentationModel
 
 
 def _compiled(maps: _Maps, interface: Interface, report: Report) -> Deployed:
+    least = max(interface.smallest_side, SMALLEST_SIDE)
+    interface = replace(interface, smallest_side=least)
     program = export(maps, interface.in_channels)
     report = replace(report, compiled=True, reason="", fused_ops=fused_ops(program))
     folder = tempfile.TemporaryDirectory(prefix="attnops-")
     package = Path(folder.name) / "network.pt2"
     compile_package(program, package)
     write_facts(package, interface, report)
-    return Deployed(CompiledMaps(package), interface, report, package, folder)
+    compiled = CompiledMaps(package)
+    with torch.no_grad():
+        check_agreement(compiled, maps, interface.in_channels, least, TOLERANCES[report.dtype])
+    return Deployed(compiled, interface, report, package, folder)

@@ -19,7 +19,7 @@ from tiny_networks import FAMILIES, tiny_network
 
 from attnops.models import deploy, load_deployed
 
-SIZES = ((1, 40, 56), (3, 16, 64), (2, 33, 97), (1, 128, 129))
+SIZES = ((1, 40, 56), (3, 32, 64), (2, 33, 97), (1, 128, 129))
 
 pytestmark = [pytest.mark.inductor, pytest.mark.timeout(900)]
 
@@ -53,6 +53,8 @@ def test_one_compilation_serves_every_size(compiled):
     report = compiled.report()
     assert report.compiled and report.folded == 1
     assert report.fused_ops == {"strip_conv": 1, "nmf": 1}
+    with pytest.raises(ValueError, match="at least 32x32"):
+        compiled(torch.zeros(1, 3, 32, 31))
     raw = torch.randint(256, (2, 3, 48, 40), dtype=torch.uint8)
     assert torch.equal(compiled(raw), compiled.logits(raw).argmax(1))
 
