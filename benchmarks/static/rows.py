@@ -45,8 +45,8 @@ def row_of(
     del row["direction"]
     row |= {"floor_us": round(floor, 2), "launches": len(kernels)}
     if all("low_us" in kernel for kernel in kernels):
-        row["low_us"] = round(max(floor, sum(k["low_us"] for k in kernels)), 1)
-        row["high_us"] = round(max(floor, sum(k["high_us"] for k in kernels)), 1)
+        row["low_us"] = round(max(floor, sum(k["low_us"] for k in kernels)), 2)
+        row["high_us"] = round(max(floor, sum(k["high_us"] for k in kernels)), 2)
         spent = sum(k["warp_instructions"] * k["programs"] * k["threads"] for k in kernels)
         row["instructions_an_element"] = round(spent / torch.Size(case.shape).numel(), 1)
     return row | {"kernels": list(kernels)}

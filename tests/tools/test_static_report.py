@@ -104,6 +104,9 @@ def test_the_floor_is_bytes_or_multiply_adds() -> None:
     pool = OpCase("pyramid_pool", (1, 2048, 256, 128), "bfloat16", "contiguous", "forward+backward")
     moved = 2 * 2048 * 256 * 128
     assert rows.floor_us(pool, "forward") == pytest.approx(moved / 4.3e6, rel=0.01)
+    quick = {"low_us": 0.1, "high_us": 0.2, "warp_instructions": 1, "programs": 1, "threads": 32}
+    row = rows.row_of(pool, "forward", "triton", [quick], [])
+    assert row["floor_us"] == row["low_us"] == row["high_us"] > 31
     attention = OpCase("anchor_attention", (1, 2048, 256, 128), "float32")
     products = 2 * 2048 * 110 * 256 * 128
     assert rows.floor_us(attention, "forward") == pytest.approx(products / (165e6 / 2), rel=0.01)
