@@ -7,14 +7,15 @@ import triton.language as tl
 
 
 @triton.jit
-def split_tf32(x):
+def split_tf32(x, FINITE: tl.constexpr = False):
     """float32 x as high + low, high a TF32 number (10 bits of mantissa): low is what rounding left.
 
-    Tensor cores read 10 bits of low, too: 2^-22 of x is lost. Infinite and NaN x: high is x.
+    Tensor cores read 10 bits of low, too: 2^-22 of x is lost. Infinite and NaN x: high is x, unless
+    x is said to be FINITE, which saves looking.
     """
     bits = x.to(tl.int32, bitcast=True)
     rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    high = tl.where(x - x == 0.0, rounded, x)
+    high = rounded if FINITE else tl.where(x - x == 0.0, rounded, x)
     return high, x - high
 
 

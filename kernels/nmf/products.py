@@ -15,31 +15,25 @@ import torch
 import triton
 import triton.language as tl
 
+from .._products import split_tf32
+
 PRECISION = tl.constexpr("tf32" if torch.version.hip is None else "ieee")
-
-
-@triton.jit
-def split(b_value):
-    """The TF32 value nearest to a float32 one, and what is left of it."""
-    b_bits = b_value.to(tl.int32, bitcast=True)
-    b_high = ((b_bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    return b_high, b_value - b_high
 
 
 @triton.jit
 def multiply(b_left, b_right, LEFT_EXACT: tl.constexpr, RIGHT_EXACT: tl.constexpr):
     """left right, of float32 values; those called exact are TF32 values already."""
     if LEFT_EXACT:
-        b_high, b_low = split(b_right)
+        b_high, b_low = split_tf32(b_right, True)
         b_sum = tl.dot(b_left, b_low, input_precision=PRECISION)
         return tl.dot(b_left, b_high, b_sum, input_precision=PRECISION)
     elif RIGHT_EXACT:
-        b_high, b_low = split(b_left)
+        b_high, b_low = split_tf32(b_left, True)
         b_sum = tl.dot(b_low, b_right, input_precision=PRECISION)
         return tl.dot(b_high, b_right, b_sum, input_precision=PRECISION)
     else:
-        b_left_high, b_left_low = split(b_left)
-        b_right_high, b_right_low = split(b_right)
+        b_left_high, b_left_low = split_tf32(b_left, True)
+        b_right_high, b_right_low = split_tf32(b_right, True)
         b_sum = tl.dot(b_left_high, b_right_low, input_precision=PRECISION)
         b_sum = tl.dot(b_left_low, b_right_high, b_sum, input_precision=PRECISION)
         return tl.dot(b_left_high, b_right_high, b_sum, input_precision=PRECISION)
