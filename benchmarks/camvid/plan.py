@@ -81,6 +81,9 @@ def options_of(run: Run, pretrained: Path | None, runs: Path) -> list[str]:
     if run.begins is not None:
         options += ["--model.weights", str(checkpoint_of(runs, run.begins))]
         options += ["--model.normalization", "imagenet"]
+        options += ["--model.optimizer.lr", "3e-4" if run.network.pretrained else "7e-4"]
+        options += ["--model.optimizer.head_lr", "3" if run.network.pretrained else "1"]
+        return options
     options += backbone_options(run.network, pretrained)
     return options
 
