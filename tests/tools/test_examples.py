@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
@@ -53,3 +54,37 @@ def test_denoising_removes_noise(tmp_path: Path) -> None:
     assert ours.psnr > classical.psnr - 1
     denoise.draw(photo, [noisy, ours, classical], tmp_path / "denoise.png")
     assert (tmp_path / "denoise.png").stat().st_size > 10_000
+
+
+def test_serving_paints_what_the_network_labels(tmp_path: Path) -> None:
+    """A picture in, its overlay out; what is no picture is refused with the reason."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("httpx")
+    pytest.importorskip("lightning")
+    import io
+
+    from fastapi.testclient import TestClient
+    from PIL import Image
+    from trained import trained
+
+    from attnops.training import load_trained
+    from attnops.training.data import DataInfo
+    from attnops.training.prediction.pictures import overlay
+
+    info = DataInfo("two", ("ground", "sky"), ((0, 0, 0), (255, 0, 0)))
+    trained(tmp_path / "a.ckpt", info)
+    network, _ = load_trained(tmp_path / "a.ckpt")
+    app = load("serve").make_app(str(tmp_path / "a.ckpt"), compile=False, keep_memory=False)
+    client = TestClient(app)
+    image = torch.randint(256, (3, 80, 96), dtype=torch.uint8)
+    sent = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(sent, "PNG")
+    found = client.post("/", content=sent.getvalue())
+    assert found.status_code == 200 and found.headers["content-type"] == "image/png"
+    labels = network.predict(network.normalization(image[None]))[0]
+    expected = overlay(image, labels, info)
+    shown = Image.open(io.BytesIO(found.content))
+    assert shown.size == expected.size
+    same = (numpy.asarray(shown) == numpy.asarray(expected)).all(-1).mean()
+    assert same > 0.99  # folded weights round differently
+    assert client.post("/", content=b"no picture").status_code == 422
