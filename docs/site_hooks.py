@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = "repository"
 ALWAYS = ("CONTRIBUTING.md", "CHANGELOG.md")  # in the navigation
 LINK = re.compile(r"(\]\()(?!\w+:|/|#)([^)#\s]+)")
+
+
+def on_config(config: Any) -> Any:
+    """Put what is installed as attnops.models, ... where the reference's sources are read from."""
+    sys.path.append(str(ROOT))
+    from build_tools.packages import link_checkout
+
+    link_checkout()
+    return config
 
 
 def _place(page: str) -> str:
