@@ -55,6 +55,7 @@ class Exempt:
 _ANCHORS = "rows of 110 anchors start on 4 bytes: a packed copy would be a launch of its own"
 _LANES = "a thread owns one element, so that registers hold what it needs of its neighbours"
 _CORNERS = "a column reads its neighbours in rows of logits one by one"
+_CELLS = "a thread owns a cell, whose corners and pixels lie apart"
 _BOUNDS = "the masks' bounds are not known to be multiples of 16 bytes"
 
 _SMALL_RANK = "rows of 16 bases are shorter than what a warp copies in 128 bits"
@@ -182,20 +183,13 @@ EXCEPTIONS: dict[str, tuple[Exempt, ...]] = {
         Exempt("stores", "gelu_totals_kernel", "one sum a tap and channel"),
     ),
     "upsample_cross_entropy": (
-        Exempt(
-            "loads",
-            "cross_entropy_kernel",
-            "a pixel reads its four corners alone",
-            layout="contiguous",
-        ),
-        Exempt(
-            "loads",
-            "cross_entropy_backward_kernel",
-            "a pixel reads its four corners alone",
-            layout="contiguous",
-        ),
-        Exempt("stores", "cross_entropy_kernel", _BOUNDS, layout="contiguous"),
-        Exempt("stores", "cross_entropy_backward_kernel", _BOUNDS, layout="contiguous"),
+        Exempt("launches", "backward", "sums of the cells around a position meet last", most=2),
+        Exempt("loads", "cross_entropy_kernel", _CELLS, layout="contiguous"),
+        Exempt("stores", "cross_entropy_kernel", _CELLS, layout="contiguous"),
+        Exempt("loads", "cell_gradients_kernel", _CELLS, layout="contiguous"),
+        Exempt("stores", "cell_gradients_kernel", _CELLS, layout="contiguous"),
+        Exempt("loads", "join_cells_kernel", "rows of cells are one longer", layout="contiguous"),
+        Exempt("stores", "join_cells_kernel", _ROWS, layout="contiguous"),
     ),
     "upsample_argmax": (
         Exempt(

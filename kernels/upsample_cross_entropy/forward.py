@@ -1,8 +1,9 @@
 """Triton forward of upsample_cross_entropy: losses straight from the small map.
 
-A program walks over the classes with the pixels of a tile, as in upsample_argmax. Each lane keeps
-the largest logit that it met and the sum of exponentials relative to it (Milakov and Gimelshein,
-Online normalizer calculation for softmax, 2018); the lanes of a pixel meet at the end.
+A thread walks over the classes, GROUP at a time, with the pixels of a unit (_cells.py). For each
+pixel it keeps the largest logit that it met and the sum of exponentials relative to it, which it
+scales once a group (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018); the
+lanes of a pixel meet at the end.
 """
 
 from __future__ import annotations
@@ -14,8 +15,132 @@ import triton
 import triton.language as tl
 
 from ..._layout import is_channels_inner
-from .._class_tiles import class_offsets, corner_offsets, owned_pixels, refuse_map, resized
+from .._cells import (
+    CLASS_VECTORS,
+    GROUP,
+    SLOTS,
+    Axis,
+    between,
+    cell_inputs,
+    cells_launch,
+    class_vector,
+    fast_exp,
+    lane_max,
+    lane_sum,
+    load_columns,
+    load_scores,
+    of_lanes,
+    positions,
+    refuse_sides,
+    unit_columns,
+)
+from .._class_tiles import refuse_map
 from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, refuse_tensor, run
+from .._multiples import known_multiple
+from .._rare import rarely
+
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # of float32
+
+
+@triton.jit
+def walk_classes(
+    corners,
+    b_down,
+    weights,
+    classes,
+    class_step,
+    LANES: tl.constexpr,
+    VECTOR: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """Of slots, for each lane [UNITS, LANES]: the largest logit, and the sum of exp(l - it)."""
+    units: tl.constexpr = b_down.shape[0]
+    b_class = tl.arange(0, LANES * VECTOR)[None, :]
+    b_none = tl.zeros([units, LANES], tl.float32)
+    largest = ()
+    sums = ()
+    for _ in tl.static_range(len(weights)):
+        largest += (b_none + LOWEST,)
+        sums += (b_none,)
+    for start in range(0, classes, LANES * GROUP):
+        lefts = ()
+        rights = ()
+        for q in tl.static_range(GROUP // VECTOR):
+            at = start + q * LANES * VECTOR
+            p_tl, p_tr, p_bl, p_br = corners
+            offset = at.to(tl.int64) * class_step
+            at_class = p_tl + offset, p_tr + offset, p_bl + offset, p_br + offset
+            b_left, b_right = load_columns(at_class, b_down, at + b_class < classes, EXACT)
+            lefts += (b_left,)
+            rights += (b_right,)
+        old_largest, old_sums = largest, sums
+        largest = ()
+        sums = ()
+        for t in tl.static_range(len(weights)):
+            logits = ()
+            for q in tl.static_range(GROUP // VECTOR):
+                logits += (between(lefts[q], rights[q], weights[t], EXACT),)
+            b_most = logits[0]
+            for q in tl.static_range(1, GROUP // VECTOR):
+                b_most = tl.maximum(b_most, logits[q])
+            b_most = tl.maximum(old_largest[t], lane_max(b_most, VECTOR))
+            b_of = of_lanes(b_most, VECTOR)
+            b_terms = fast_exp(logits[0] - b_of)
+            for q in tl.static_range(1, GROUP // VECTOR):
+                b_terms += fast_exp(logits[q] - b_of)
+            b_sum = old_sums[t] * fast_exp(old_largest[t] - b_most)
+            largest += (b_most,)
+            sums += (b_sum + lane_sum(b_terms, VECTOR),)
+    return largest, sums
+
+
+@triton.jit
+def flat(b_values, LANES: tl.constexpr):
+    """Values [UNITS, 1] or [UNITS, LANES] as [UNITS * LANES]: a thread each."""
+    units: tl.constexpr = b_values.shape[0]
+    return tl.reshape(tl.broadcast_to(b_values, [units, LANES]), [units * LANES])
+
+
+@triton.jit
+def slot_of_lanes(values, ROUND: tl.constexpr, LANES: tl.constexpr):
+    """Lane q [UNITS, LANES] has the value of slot ROUND * LANES + q, which all lanes share."""
+    b_lane = tl.arange(0, LANES)[None, :]
+    b_value = values[ROUND * LANES] + b_lane * 0.0
+    for q in tl.static_range(1, LANES):
+        if ROUND * LANES + q < len(values):
+            b_value = tl.where(b_lane == q, values[ROUND * LANES + q], b_value)
+    return b_value
+
+
+@triton.jit
+def blend(b_tl, b_tr, b_bl, b_br, b_down, b_weight, EXACT: tl.constexpr):
+    """The scores between four, rounded as in the walk over the classes."""
+    if not EXACT:
+        b_bl -= b_tl
+        b_br -= b_tr
+    b_left = between(b_tl, b_bl, b_down, EXACT)
+    b_right = between(b_tr, b_br, b_down, EXACT)
+    if not EXACT:
+        b_right -= b_left
+    return between(b_left, b_right, b_weight, EXACT)
+
+
+@triton.jit
+def logit_at(p_score, rows, b_x, small_width, width, scale, half, pixel_step, mask):
+    """The resized score of one class a pixel."""
+    b_top, b_bottom, b_down = rows
+    b_at = positions(tl.minimum(b_x, width - 1), scale, half)
+    b_first = tl.minimum(b_at.to(tl.int32), small_width - 1)
+    b_weight = tl.minimum(b_at - b_first.to(tl.float32), 1.0)
+    b_second = tl.minimum(b_first + 1, small_width - 1)
+    b_tl = load_scores(p_score + (b_top + b_first).to(tl.int64) * pixel_step, mask)
+    b_bl = load_scores(p_score + (b_bottom + b_first).to(tl.int64) * pixel_step, mask)
+    b_tr = load_scores(p_score + (b_top + b_second).to(tl.int64) * pixel_step, mask)
+    b_br = load_scores(p_score + (b_bottom + b_second).to(tl.int64) * pixel_step, mask)
+    b_score = blend(b_tl, b_tr, b_bl, b_br, b_down, b_weight, EXACT=False)
+    b_exact = blend(b_tl, b_tr, b_bl, b_br, b_down, b_weight, EXACT=True)
+    return tl.where(b_score == b_score, b_score, b_exact)
+
 
 UNSPECIALIZED = [
     "batches",
@@ -24,9 +149,15 @@ UNSPECIALIZED = [
     "width",
     "small_height",
     "small_width",
+    "row_units",
+    "pieces",
+    "scale_y",
+    "half_y",
+    "scale_x",
+    "half_x",
     "ignore_index",
-    "align_corners",
 ]
+NUMBERS = dict.fromkeys(("scale_y", "half_y", "scale_x", "half_x"), "fp32")
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -41,10 +172,17 @@ def cross_entropy_kernel(
     width,
     small_height,
     small_width,
+    row_units,
+    pieces,
+    scale_y,
+    half_y,
+    scale_x,
+    half_x,
     ignore_index,
-    align_corners,
-    POSITIONS: tl.constexpr,
-    CLASSES: tl.constexpr,
+    UNITS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    LANES: tl.constexpr,
+    VECTOR: tl.constexpr,
     INNER: tl.constexpr,
 ):
     """loss = rest - (l[target] - m), m = max over k of l[k], rest = log(sum over k exp(l[k] - m)).
@@ -52,52 +190,85 @@ def cross_entropy_kernel(
     l is resize(logits) at a pixel. p_logits [B, K, h, w], or channels last with INNER; p_target
     [B, H, W] int64; p_loss [B, H, W] and p_statistics [2, B, H, W], which is m and rest, float32.
     The loss is 0 at ignored pixels and NaN where the target is no class.
-    Grid: B * ceil(H * W / POSITIONS); one program owns a run of pixels of one item.
-    Reads the logits out of the caches, four a pixel and class, and 8 bytes a pixel; writes 12.
+    Grid: B * ceil(H * row_units / UNITS); one program owns UNITS units of an item, each in one row,
+    for all classes, with LANES threads a unit.
+    Reads the logits out of the caches, 4 / SLOTS a pixel and class, and 8 bytes a pixel; writes 12.
     """
+    if INNER:
+        classes = known_multiple(classes, VECTOR)
+        pixel_step = classes
+        class_step = 1
+    else:
+        pixel_step = 1
+        class_step = small_height * small_width
+    tiles = tl.cdiv(height * row_units, UNITS)
+    batch = (tl.program_id(0) // tiles).to(tl.int64)
+    b_number = (tl.program_id(0) % tiles) * UNITS + tl.arange(0, UNITS)[:, None]
+    b_row = b_number // row_units
+    b_unit = b_number - b_row * row_units
+    in_map = b_row < height
+    b_row = tl.minimum(b_row, height - 1)
+    b_cell, b_begin, b_end, weights = unit_columns(
+        b_unit, pieces, small_width, width, scale_x, half_x, SLOTS
+    )
+    b_first, b_second = cell_inputs(b_cell, small_width)
+    b_at = positions(b_row, scale_y, half_y)
+    b_top = tl.minimum(b_at.to(tl.int32), small_height - 1)
+    b_down = tl.minimum(b_at - b_top.to(tl.float32), 1.0)
+    b_bottom = tl.minimum(b_top + 1, small_height - 1)
+    b_top, b_bottom = b_top * small_width, b_bottom * small_width
+
+    p_item = p_logits + batch * classes * small_height * small_width
+    p_lanes = p_item + tl.arange(0, LANES * VECTOR)[None, :].to(tl.int64) * class_step
+    corners = (
+        p_lanes + (b_top + b_first).to(tl.int64) * pixel_step,
+        p_lanes + (b_top + b_second).to(tl.int64) * pixel_step,
+        p_lanes + (b_bottom + b_first).to(tl.int64) * pixel_step,
+        p_lanes + (b_bottom + b_second).to(tl.int64) * pixel_step,
+    )
+    largest, sums = walk_classes(
+        corners, b_down, weights, classes, class_step, LANES, VECTOR, EXACT=False
+    )
+    b_nan = sums[0] != sums[0]
+    for t in tl.static_range(1, SLOTS):
+        b_nan = b_nan | (sums[t] != sums[t])
+    if rarely(tl.max(tl.max(b_nan.to(tl.int32), axis=1), axis=0) != 0):
+        largest, sums = walk_classes(
+            corners, b_down, weights, classes, class_step, LANES, VECTOR, EXACT=True
+        )
+
+    finals = ()
+    totals = ()
+    for t in tl.static_range(SLOTS):
+        b_m = tl.max(largest[t], axis=1, keep_dims=True)
+        finals += (b_m,)
+        b_total = tl.sum(sums[t] * fast_exp(largest[t] - b_m), axis=1, keep_dims=True)
+        totals += (b_total,)
     area = height * width
-    batch, b_pixel, in_map = owned_pixels(area, POSITIONS)
-    b_lane = tl.arange(0, CLASSES)
-    sizes = (height, width, small_height, small_width)
-    b_place = tl.minimum(b_pixel, area - 1)
-    corners = corner_offsets(b_place, classes, sizes, align_corners, INNER)
-    small_area = small_height * small_width
-    p_item = p_logits + batch * classes * small_area
-    b_target = tl.load(p_target + batch * area + b_pixel, mask=in_map, other=0)
-    b_largest = tl.full([POSITIONS, CLASSES], -float("inf"), tl.float32)
-    b_sum = tl.zeros([POSITIONS, CLASSES], tl.float32)
-    b_true = tl.zeros([POSITIONS, CLASSES], tl.float32)
-    for start in range(0, classes, CLASSES):
-        b_class = start + b_lane
-        mask = in_map[:, None] & (b_class < classes)[None, :]
-        p_scores = p_item + class_offsets(b_class, small_area, INNER)
-        b_logit = resized(p_scores, corners, mask)
-        b_true = tl.where(b_target[:, None] == b_class[None, :], b_logit, b_true)
-        # Minus infinity adds nothing, and must not meet a largest logit of minus infinity.
-        b_adds = mask & (b_logit != -float("inf"))
-        b_rises = b_adds & (b_logit > b_largest)
-        b_ratio = tl.exp(tl.where(b_rises, b_largest - b_logit, b_logit - b_largest))
-        b_next = tl.where(b_rises, b_sum * b_ratio + 1.0, b_sum + b_ratio)
-        b_sum = tl.where(b_adds, b_next, b_sum)
-        b_largest = tl.where(b_rises, b_logit, b_largest)
-    b_m = tl.max(b_largest, axis=1)
-    b_rest = tl.log(tl.sum(b_sum * tl.exp(b_largest - b_m[:, None]), axis=1))
-    b_loss = b_rest - (tl.sum(b_true, axis=1) - b_m)
-    b_loss = tl.where((b_target >= 0) & (b_target < classes), b_loss, float("nan"))
-    b_loss = tl.where(b_target == ignore_index, 0.0, b_loss)
-    place = batch * area + b_pixel
-    pixels = batches.to(tl.int64) * area
-    tl.store(p_loss + place, b_loss, mask=in_map)
-    tl.store(p_statistics + place, b_m, mask=in_map)
-    tl.store(p_statistics + pixels + place, b_rest, mask=in_map)
+    b_top, b_bottom = flat(b_top, LANES), flat(b_bottom, LANES)
+    rows = b_top, b_bottom, flat(b_down, LANES)
+    for r in tl.static_range((SLOTS + LANES - 1) // LANES):
+        b_slot = r * LANES + tl.arange(0, LANES)[None, :]
+        b_x = b_begin + b_slot
+        mask = flat(in_map & (b_x < b_end) & (b_slot < SLOTS), LANES)
+        place = batch * area + flat(b_row * width + b_x, LANES)
+        b_target = tl.load(p_target + place, mask=mask, other=0)
+        is_class = (b_target >= 0) & (b_target < classes)
+        p_true = p_item + tl.where(is_class, b_target, 0) * class_step
+        b_x = flat(b_x, LANES)
+        b_true = logit_at(p_true, rows, b_x, small_width, width, scale_x, half_x, pixel_step, mask)
+        b_m = flat(slot_of_lanes(finals, r, LANES), LANES)
+        b_rest = tl.log(flat(slot_of_lanes(totals, r, LANES), LANES))
+        b_loss = tl.where(is_class, b_rest - (b_true - b_m), float("nan"))
+        b_loss = tl.where(b_target == ignore_index, 0.0, b_loss)
+        pixels = batches.to(tl.int64) * area
+        tl.store(p_loss + place, b_loss, mask=mask)
+        tl.store(p_statistics + place, b_m, mask=mask)
+        tl.store(p_statistics + pixels + place, b_rest, mask=mask)
 
 
-def tile_launch(positions: int, classes: int, inner: bool) -> Launch:
-    constants = {"POSITIONS": positions, "CLASSES": classes, "INNER": inner}
-    return Launch(constants, warps=4, registers=255)
-
-
-FORWARD = {False: tile_launch(512, 1, False), True: tile_launch(16, 32, True)}
+def tile_launch(slots: int, inner: bool, vector: int) -> Launch:
+    return cells_launch(4, 128, 2, slots, inner, vector)
 
 
 def forward(
@@ -105,24 +276,33 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Unweighted losses [B, H, W] and statistics [2, B, H, W], both float32."""
     batch, height, width = target.shape
-    launch = FORWARD[is_channels_inner(logits)]
+    classes, small_height, small_width = logits.shape[1:]
+    rows = Axis.of(small_height, height, align_corners)
+    columns = Axis.of(small_width, width, align_corners)
+    launch = tile_launch(columns.slots, is_channels_inner(logits), class_vector(logits))
     loss = logits.new_empty(target.shape, dtype=torch.float32)
     statistics = logits.new_empty((2, *target.shape), dtype=torch.float32)
     with on_device(logits, target) as (logits, target):
         run(
             cross_entropy_kernel,
-            batch * triton.cdiv(height * width, launch.constants["POSITIONS"]),
+            batch * triton.cdiv(height * columns.units, launch.constants["UNITS"]),
             logits,
             target,
             loss,
             statistics,
             batch,
-            logits.shape[1],
+            classes,
             height,
             width,
-            *logits.shape[2:],
+            small_height,
+            small_width,
+            columns.units,
+            columns.pieces,
+            rows.scale,
+            rows.half,
+            columns.scale,
+            columns.half,
             ignore_index,
-            int(align_corners),
             launch=launch,
         )
     return loss, statistics
@@ -134,13 +314,21 @@ def refuse(
     """The reason why these kernels cannot run an input, None if they can."""
     if not -(2**31) <= ignore_index < 2**31:
         return f"triton: ignore_index={ignore_index} needs more than 32 bits"
-    return refuse_map(logits, *target.shape[1:]) or refuse_tensor(logits)
+    sizes = target.shape[1:]
+    return refuse_map(logits, *sizes) or refuse_sides(logits, *sizes) or refuse_tensor(logits)
 
 
 def aot_cases() -> list[AotCase]:
     """Every compilation that `forward` can ask for."""
     others = {"p_target": "i64", "p_loss": "fp32", "p_statistics": "fp32"}
     return [
-        AotCase(cross_entropy_kernel, {"p_logits": dtype, **others}, FORWARD[inner])
-        for dtype, inner in product(TRITON_DTYPES.values(), (False, True))
+        AotCase(cross_entropy_kernel, {"p_logits": dtype, **others}, launch, NUMBERS)
+        for dtype, slots in product(TRITON_DTYPES.values(), SLOTS)
+        for launch in class_launches(dtype, slots)
     ]
+
+
+def class_launches(dtype: str, slots: int) -> list[Launch]:
+    """Those of the variants for maps with any number of classes, in both layouts."""
+    inner = [tile_launch(slots, True, vector) for vector in CLASS_VECTORS[dtype]]
+    return [tile_launch(slots, False, 1), *inner]

@@ -17,7 +17,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 import attnops
 from attnops import reference
-from attnops.kernels import _interpreter_repairs
+from attnops.kernels import _cells, _interpreter_repairs
 from attnops.kernels.anchor_attention import backward as anchor_attention_backward
 from attnops.kernels.anchor_attention import forward as anchor_attention
 from attnops.kernels.anchor_attention import partials, tiles
@@ -286,7 +286,8 @@ def test_segnext_gelu_of_long_strips(inner, monkeypatch):
 
 @pytest.mark.parametrize("inner", FLAGS, ids=["contiguous", "inner"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_score_map_launches_are_compiled_ahead(dtype, inner, launches):
+def test_score_map_launches_are_compiled_ahead(dtype, inner, launches, monkeypatch):
+    monkeypatch.setattr(_cells, "FOR_THREADS", True)
     maps = [in_layout(torch.randn(1, 5, n, n).to(dtype), inner) for n in (3, 5)]
     weights = in_layout(torch.randn(1, 2, 6, 7).to(dtype), inner)
     run_with_gradients(lambda *t: attnops.merge_scales(t[:2], t[2]), *maps, weights)
