@@ -29,9 +29,11 @@ from .compilation import (
     fused_ops,
 )
 from .folding import fold
+from .inner_ops import called_directly
 from .interface import Interface
 from .memory import keep_freed_memory
 from .package import copy_package, read_facts, write_facts
+from .processor import emulates_bfloat16
 from .report import Report
 
 # dtype -> largest difference of the maps of the compiled network, relative to their largest value
@@ -161,6 +163,13 @@ def deploy(
     check_choice("deploy", "dtype", dtype, tuple(TOLERANCES))
     check_choice("deploy", "compile", compile, ("auto", True, False))
     check_flag("deploy", "keep_memory", keep_memory)
+    if dtype == "bfloat16" and emulates_bfloat16():
+        warnings.warn(
+            "deploy: this processor has no instructions for bfloat16 (AVX512_BF16 or AMX); float32 "
+            "is faster here",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     maps = _Maps(_evaluation_copy(network, seed), dtype)
     side = max(TRIAL_SIDE, network.smallest_side)
     trial = torch.linspace(-2, 2, network.in_channels * side * side).view(1, -1, side, side)
@@ -197,7 +206,8 @@ def load_deployed(path: str | os.PathLike[str], keep_memory: bool = True) -> Dep
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no deployment, or one for another PyTorch or processor.
+        ValueError: it is no deployment, or one for another PyTorch or processor, or the C++ library
+            of attnops that it calls is not installed.
     """
     file = Path(path)
     interface, report = read_facts(file)
@@ -264,10 +274,11 @@ def _compiled(maps: _Maps, interface: Interface, report: Report) -> Deployed:
     interface = replace(interface, smallest_side=least)
     program = export(maps, interface.in_channels)
     report = replace(report, compiled=True, reason="", fused_ops=fused_ops(program))
+    program, direct = called_directly(program)
     folder = tempfile.TemporaryDirectory(prefix="attnops-")
     package = Path(folder.name) / "network.pt2"
     compile_package(program, package)
-    write_facts(package, interface, report)
+    write_facts(package, interface, report, direct)
     compiled = CompiledMaps(package)
     with torch.no_grad():
         check_agreement(compiled, maps, interface.in_channels, least, TOLERANCES[report.dtype])

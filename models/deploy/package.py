@@ -15,20 +15,25 @@ import torch
 
 from attnops._version import __version__
 
+from .inner_ops import has_library
 from .interface import Interface
+from .processor import instruction_sets
 from .report import Report
 
 FACTS = "attnops.json"  # in the package, which is a zip archive
 FORMAT = 1
 
 
-def write_facts(path: Path, interface: Interface, report: Report) -> None:
-    """Add to a package what it is of, and what it was compiled for."""
+def write_facts(path: Path, interface: Interface, report: Report, needs_library: bool) -> None:
+    """Add to a package what it is of, and what it was compiled for; whether it calls the C++
+    library of attnops.
+    """
     facts = {
         "format": FORMAT,
         "attnops": __version__,
         "torch": _torch_version(),
-        "processor": sorted(_processor()),
+        "processor": sorted(instruction_sets()),
+        "library": needs_library,
         "interface": interface.to_dict(),
         "report": asdict(report),
     }
@@ -42,7 +47,8 @@ def read_facts(path: Path) -> tuple[Interface, Report]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no deployment, or was compiled for another PyTorch or processor.
+        ValueError: it is no deployment, was compiled for another PyTorch or processor, or calls
+            the C++ library of attnops, which is not there.
     """
     if not path.is_file():
         raise FileNotFoundError(f"load_deployed: there is no file {path}")
@@ -53,11 +59,16 @@ def read_facts(path: Path) -> tuple[Interface, Report]:
             f"load_deployed: {path} was compiled for PyTorch {wanted}, this is {found}; deploy the "
             f"network again here, or install torch=={wanted}"
         )
-    missing = [name for name in facts["processor"] if name not in _processor()]
+    missing = [name for name in facts["processor"] if name not in instruction_sets()]
     if missing:
         raise ValueError(
             f"load_deployed: {path} was compiled for a processor with {', '.join(missing)}, which "
             "this one has not; deploy the network again on a processor like this one"
+        )
+    if facts["library"] and not has_library():
+        raise ValueError(
+            f"load_deployed: {path} calls attnops' C++ library for CPUs, which is not installed "
+            "here; `python -m attnops.env` says why"
         )
     return Interface.from_dict(facts["interface"]), Report(**facts["report"])
 
@@ -82,12 +93,6 @@ def _facts(path: Path) -> dict[str, Any]:
 
 def _torch_version() -> str:
     return torch.__version__.split("+")[0]
-
-
-def _processor() -> set[str]:
-    """The architecture and the instruction sets of this processor."""
-    found = torch.cpu.get_capabilities()
-    return {str(found.get("architecture"))} | {name for name, has in found.items() if has is True}
 
 
 def copy_package(source: Path, target: Path) -> None:
