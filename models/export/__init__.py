@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .._model import SegmentationModel
+from ..deploy import deploy
 from ._description import KEY, describe, read_description
 from ._program import OUTPUTS, checked_size, exported_module, trace
 
@@ -20,11 +21,13 @@ __all__ = [
     "KEY",
     "OUTPUTS",
     "description_file",
+    "export_deployment",
     "export_onnx",
     "export_program",
     "read_description",
 ]
 
+AXES = {0: "batch", 2: "height", 3: "width"}  # what is free in "images", as ONNX calls it
 INSTALL = 'pip install "attnops[serve]"'
 
 
@@ -70,9 +73,14 @@ def export_onnx(
     program = trace(module, size, plain=True)
     with _without_noise():
         written = torch.onnx.export(
-            program, dynamo=True, input_names=["images"], output_names=[output], verbose=False
+            program,
+            dynamo=True,
+            input_names=["images"],
+            output_names=[output],
+            dynamic_shapes={"images": AXES if size is None else {0: AXES[0]}},
+            verbose=False,
         )
-    written.model.metadata_props[KEY] = describe(module.network, output, size, description)
+    written.model.metadata_props[KEY] = describe("onnx", module.network, output, size, description)
     with _whole_file(path) as temporary:
         written.save(temporary, external_data=False)
 
@@ -113,9 +121,37 @@ def export_program(
     module = exported_module(model, output, seed)
     size = checked_size(module.network, size)
     program = trace(module, size)
-    text = describe(module.network, output, size, description)
+    text = describe("program", module.network, output, size, description)
     with _whole_file(path) as temporary:
         torch.export.save(program, temporary)
+    description_file(path).write_text(text, encoding="utf-8")
+
+
+def export_deployment(
+    model: SegmentationModel,
+    path: str | os.PathLike[str],
+    seed: int = 0,
+    description: Mapping[str, Any] | None = None,
+) -> None:
+    """Write what `deploy` compiles of a network (.pt2) and what it is beside it (.json).
+
+    `load_deployed` takes it without the JSON, `attnops predict` needs that for the classes.
+
+    Args:
+        model: as in `export_onnx`.
+        path: of the file, ending in ".pt2".
+        seed: of a Hamburger's bases.
+        description: entries for the JSON.
+
+    Raises:
+        RuntimeError: there is no C++ compiler.
+        TypeError, ValueError: as `deploy`; or another ending.
+    """
+    path = _checked_path(path, ".pt2")
+    deployed = deploy(model, compile=True, keep_memory=False, seed=seed)
+    network = getattr(model, "_orig_mod", model)
+    text = describe("deployment", network, "labels", None, description)
+    deployed.save(path)
     description_file(path).write_text(text, encoding="utf-8")
 
 

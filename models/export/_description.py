@@ -14,9 +14,11 @@ from ._program import smallest_side
 
 KEY = "attnops"  # of the description in the metadata of an ONNX file
 FORMAT = 1
+KINDS = ("onnx", "program", "deployment")
 
 
 def describe(
+    kind: str,
     network: SegmentationModel,
     output: str,
     size: tuple[int, int] | None,
@@ -25,19 +27,24 @@ def describe(
     """JSON: the network's name and options, what it takes and gives, and the caller's entries.
 
     Args:
+        kind: of the file, one of `KINDS`.
         network: that is exported.
         output: "labels" or "logits".
         size: of the images; None: any.
         extra: entries of the caller: `attnops predict` reads "info", the names and colours of the
             classes.
     """
+    smallest = network.smallest_side
+    if kind != "deployment":
+        smallest = smallest_side(network, size)
     own = {
         "format": FORMAT,
         "version": __version__,
+        "kind": kind,
         "network": network.config,
         "output": output,
         "size": size,
-        "smallest_side": smallest_side(network, size),
+        "smallest_side": smallest,
         "in_channels": network.in_channels,
         "normalization": normalization_of(network).to_dict(),
     }

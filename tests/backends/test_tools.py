@@ -127,6 +127,7 @@ def test_the_older_onnx_exporter_gets_standard_operators(name):
     assert b"attnops" not in file.getvalue()
 
 
+@pytest.mark.slow
 @every_op
 def test_onnx_gets_standard_operators(name):
     pytest.importorskip("onnxscript")

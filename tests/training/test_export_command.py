@@ -23,7 +23,7 @@ INFO = DataInfo(
 @pytest.fixture
 def checkpoint(tmp_path):
     path = tmp_path / "last.ckpt"
-    return path, trained(path, INFO, scales=(1.0, 0.5))
+    return path, trained(path, INFO, scales=(1.0,))
 
 
 def call(*arguments):
@@ -36,14 +36,22 @@ def labels_in(path):
         return np.array(labels)
 
 
-@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "onnx",
+        pytest.param("pt2", marks=pytest.mark.slow),
+        pytest.param("aoti", marks=[pytest.mark.inductor, pytest.mark.slow]),
+    ],
+)
 def test_exported_networks_label_images(tmp_path, checkpoint, capsys, kind):
     if kind == "onnx":
         pytest.importorskip("onnxscript")
         pytest.importorskip("onnxruntime")
     path, network = checkpoint
-    file = tmp_path / f"net.{kind}"
-    assert call("export", "--checkpoint", path, "--dynamic", "-o", file) == 0
+    file = tmp_path / ("net.onnx" if kind == "onnx" else "net.pt2")
+    options = ("--dynamic", "--format", kind)
+    assert call("export", "--checkpoint", path, *options, "-o", file) == 0
     assert f"{file}: deeplab_attention, labels of images of any size" in capsys.readouterr().out
     write_image(tmp_path / "photos/one.png", (90, 112), seed=1, blocks=10)
     write_image(tmp_path / "photos/two.png", (41, 77), seed=2, blocks=10)  # too small: continued
@@ -72,11 +80,37 @@ def test_one_size_is_that_size(tmp_path, checkpoint, capsys):
     assert (labels_in(tmp_path / "out/right.png") == wanted).mean() >= 0.999
 
 
+def test_deployments(tmp_path, checkpoint, monkeypatch):
+    """What `deploy` saves goes with its description; the compilation itself is tested elsewhere."""
+    path, network = checkpoint
+    asked = {}
+
+    class Compiled:
+        def save(self, file):
+            file.write_bytes(b"compiled")
+
+    def deploy(model, **options):
+        asked.update(options)
+        return Compiled()
+
+    monkeypatch.setattr("attnops.models.export.deploy", deploy)
+    loaded = lambda file: lambda images: network.predict(prepared(images[0]))  # noqa: E731
+    monkeypatch.setattr("attnops.training.prediction.exported.load_deployed", loaded)
+    file = tmp_path / "net.pt2"
+    assert call("export", "--checkpoint", path, "--format", "aoti", "--seed", 5, "-o", file) == 0
+    assert file.read_bytes() == b"compiled" and asked["seed"] == 5 and asked["compile"] is True
+    image = write_image(tmp_path / "x.png", (48, 64), seed=1, blocks=10)
+    assert call("predict", "--model", file, image, "-o", tmp_path / "out") == 0
+    wanted = network.predict(prepared(read_image(image)))[0].numpy()
+    np.testing.assert_array_equal(labels_in(tmp_path / "out/x.png"), wanted)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["-o", "net.pb"], "must end in .onnx or .pt2"),
         (["--format", "onnx", "-o", "net.pt2"], "must end in .onnx"),
+        (["--format", "aoti", "--size", "64x64", "-o", "net.pt2"], "images of any size"),
         (["--size", "4x4", "--model", "segnext_t", "-o", "net.pt2"], "holds a deeplab_attention"),
     ],
 )

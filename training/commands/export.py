@@ -5,23 +5,24 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from attnops.models import SegmentationModel, export_onnx, export_program
+from attnops.models.export import export_deployment
 
 from ..data import DataInfo
 from ..engine import load_trained
 from .network_options import network_of
 
-FORMATS: dict[str, Callable[..., None]] = {"onnx": export_onnx, "pt2": export_program}
+ENDINGS = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".pt2"}
 
 
 def main(arguments: Sequence[str]) -> int:
     chosen = _parser().parse_args(arguments)
     try:
         return _run(chosen)
-    except (ImportError, TypeError, ValueError) as error:
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
         print(f"attnops export: {error}", file=sys.stderr)
         return 1
 
@@ -29,9 +30,10 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "attnops export",
-        description="Write a network as an ONNX file of standard operators, or as a program of "
-        "torch.export. The names and colours of its classes and its normalisation go with it, so "
-        "that `attnops predict --model FILE` labels images with it.",
+        description="Write a network as an ONNX file of standard operators, as a program of "
+        "torch.export, or compiled for this machine's processor. The names and colours of its "
+        "classes and its normalisation go with it, so that `attnops predict --model FILE` labels "
+        "images with it.",
     )
     parser.add_argument("--model", metavar="NAME", help="of `attnops models`")
     parser.add_argument(
@@ -47,7 +49,13 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--dynamic", action="store_true", help="for images of any size (the default)"
     )
-    parser.add_argument("--format", choices=FORMATS, help="default: by the ending of FILE")
+    parser.add_argument(
+        "--format",
+        choices=ENDINGS,
+        help="onnx, pt2 (a program of torch.export) or aoti (compiled by AOTInductor; any size, "
+        "labels; needs a C++ compiler here, none where it runs). Default: onnx or pt2 by the "
+        "ending of FILE",
+    )
     parser.add_argument(
         "--output",
         choices=("labels", "logits"),
@@ -73,15 +81,21 @@ def _size(text: str) -> tuple[int, int]:
 
 def _run(chosen: argparse.Namespace) -> int:
     kind = chosen.format or chosen.out.suffix.lstrip(".")
-    if kind not in FORMATS or chosen.out.suffix != f".{kind}":
-        wanted = " or ".join(f".{name}" for name in ([chosen.format] if chosen.format else FORMATS))
+    if chosen.out.suffix != ENDINGS.get(kind):
+        wanted = ENDINGS[chosen.format] if chosen.format else ".onnx or .pt2"
         raise ValueError(f"{chosen.out} must end in {wanted}")
+    if kind == "aoti" and (chosen.size or chosen.output != "labels"):
+        raise ValueError("--format aoti is for labels of images of any size")
     network, info = _network(chosen)
     if not chosen.checkpoint:
         print(f"attnops export: {chosen.model} without --checkpoint is untrained", file=sys.stderr)
     description = {"info": info.to_dict()}
     start = time.perf_counter()
-    FORMATS[kind](network, chosen.out, chosen.size, chosen.output, chosen.seed, description)
+    if kind == "aoti":
+        export_deployment(network, chosen.out, chosen.seed, description)
+    else:
+        write = export_onnx if kind == "onnx" else export_program
+        write(network, chosen.out, chosen.size, chosen.output, chosen.seed, description)
     size = "any size" if chosen.size is None else "{}x{}".format(*chosen.size)
     print(
         f"{chosen.out}: {network.config['name']}, {chosen.output} of images of {size}, "

@@ -1,4 +1,4 @@
-"""Exported networks: ONNX files and programs of torch.export, as something that labels images."""
+"""Exported networks, of every kind of file, as something that labels images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnops.models import load_deployed
 from attnops.models.export import KEY, description_file, read_description
 from attnops.models.normalization import Normalization
 
@@ -52,7 +53,7 @@ class ExportedNetwork(ABC):
 
     @abstractmethod
     def run(self, images: Tensor) -> Tensor:
-        """What the file computes of normalised images `[1, C, H, W]`."""
+        """What the file computes of images uint8 `[1, C, H, W]`."""
 
     def labels(self, image: Tensor) -> Tensor:
         """Labels `[H, W]` of an image uint8 `[C, H, W]`; one that is too small is continued.
@@ -66,7 +67,7 @@ class ExportedNetwork(ABC):
                 f"{self.path} takes images of {self.size[0]}x{self.size[1]}, got {height}x{width}; "
                 "resize them, or export with --dynamic"
             )
-        out = self.run(self.normalization(continued(image, self.smallest_side)[None]))
+        out = self.run(continued(image, self.smallest_side)[None])
         found = out.argmax(dim=1) if out.dim() == 4 else out
         return found[0, :height, :width]
 
@@ -93,6 +94,7 @@ class OnnxNetwork(ExportedNetwork):
         super().__init__(path, read_description(metadata.get(KEY), path))
 
     def run(self, images: Tensor) -> Tensor:
+        images = self.normalization(images)
         (out,) = self.session.run(None, {"images": np.ascontiguousarray(images.numpy())})
         return torch.from_numpy(out)
 
@@ -100,13 +102,8 @@ class OnnxNetwork(ExportedNetwork):
 class ProgramNetwork(ExportedNetwork):
     """A program of torch.export, on any device."""
 
-    def __init__(self, path: Path, threads: int | None, device: str) -> None:
-        beside = description_file(path)
-        if not beside.is_file():
-            raise ValueError(f"{path}: {beside.name}, which was written with it, is not beside it")
-        super().__init__(path, read_description(beside.read_text(encoding="utf-8"), path))
-        if threads:
-            torch.set_num_threads(threads)
+    def __init__(self, path: Path, description: dict[str, Any], device: str) -> None:
+        super().__init__(path, description)
         self.device = torch.device(device)
         try:
             program = torch.export.load(path)
@@ -118,7 +115,18 @@ class ProgramNetwork(ExportedNetwork):
 
     def run(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.program(images.to(self.device))
+            return self.program(self.normalization(images.to(self.device)))
+
+
+class DeployedNetwork(ExportedNetwork):
+    """What `deploy` compiled, on the CPU."""
+
+    def __init__(self, path: Path, description: dict[str, Any]) -> None:
+        super().__init__(path, description)
+        self.deployed = load_deployed(path)
+
+    def run(self, images: Tensor) -> Tensor:
+        return self.deployed(images)
 
 
 def open_exported(
@@ -129,7 +137,7 @@ def open_exported(
     Args:
         path: ending in ".onnx" (runs in onnxruntime) or ".pt2" (in PyTorch).
         threads: of the CPU; None: PyTorch's number.
-        device: of a program; None: a GPU if there is one. ONNX files run on the CPU.
+        device: of a program; None: a GPU if there is one. Others run on the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -140,7 +148,21 @@ def open_exported(
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such exported network")
     if path.suffix == ".onnx":
-        if device not in (None, "cpu"):
-            raise ValueError(f"{path}: ONNX files run on the CPU here, not on {device}")
+        _refuse_device(path, device)
         return OnnxNetwork(path, threads)
-    return ProgramNetwork(path, threads, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    beside = description_file(path)
+    if not beside.is_file():
+        raise ValueError(f"{path}: {beside.name}, which was written with it, is not beside it")
+    description = read_description(beside.read_text(encoding="utf-8"), path)
+    if threads:
+        torch.set_num_threads(threads)
+    if description["kind"] == "deployment":
+        _refuse_device(path, device)
+        return DeployedNetwork(path, description)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return ProgramNetwork(path, description, device)
+
+
+def _refuse_device(path: Path, device: str | None) -> None:
+    if device not in (None, "cpu"):
+        raise ValueError(f"{path} runs on the CPU only, not on {device}")
