@@ -170,7 +170,7 @@ def deploy(
             RuntimeWarning,
             stacklevel=2,
         )
-    maps = _Maps(_evaluation_copy(network, seed), dtype)
+    maps = _Maps(evaluation_copy(network, seed), dtype)
     side = max(TRIAL_SIDE, network.smallest_side)
     trial = torch.linspace(-2, 2, network.in_channels * side * side).view(1, -1, side, side)
     folded = fold(maps.network, trial)
@@ -254,7 +254,7 @@ def _checked(model: object) -> SegmentationModel:
     return network
 
 
-def _evaluation_copy(network: SegmentationModel, seed: int) -> SegmentationModel:
+def evaluation_copy(network: SegmentationModel, seed: int) -> SegmentationModel:
     """A float32 copy on the CPU, in evaluation mode, without what only training needs."""
     made = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
     for name in [name for name, _ in made.named_children() if name.startswith("aux")]:

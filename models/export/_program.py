@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import nullcontext
 
 import torch
@@ -12,9 +11,9 @@ from torch.export import Dim, ExportedProgram
 from attnops import upsample_argmax
 from attnops._checks import check_choice, check_integer, check_pair
 from attnops._op.transforms import portable
-from attnops.nn import Hamburger
 
 from .._model import SegmentationModel
+from ..deploy.deployment import evaluation_copy
 
 OUTPUTS = ("labels", "logits")
 BATCH, SIZE = 2, (481, 577)  # traced where any will do: not 1, not even, no two sides alike
@@ -48,12 +47,7 @@ def exported_module(model: SegmentationModel, output: str, seed: int) -> Exporte
         )
     check_choice("export", "output", output, OUTPUTS)
     seed = check_integer("export", "seed", seed, least=0)
-    network = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
-    for module in network.modules():
-        if isinstance(module, Hamburger) and module.bases is None:
-            drawn = Hamburger(module.channels, module.rank, seed=seed, norm_groups=1)
-            module.bases = drawn.bases
-    return Exported(network, output)
+    return Exported(evaluation_copy(network, seed), output)
 
 
 def checked_size(network: SegmentationModel, size: object) -> tuple[int, int] | None:
