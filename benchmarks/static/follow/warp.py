@@ -33,7 +33,7 @@ from .operands import (
 )
 from .products import PRODUCTS
 
-BUDGET = 400_000  # instructions of a warp
+BUDGET = 800_000  # instructions of a warp
 _TARGET = re.compile(r"`\((\S+?)\)")
 # Uniform instructions compute like those without the U, on uniform registers.
 _UNIFORM = re.compile(
