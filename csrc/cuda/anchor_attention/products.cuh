@@ -172,11 +172,14 @@ __device__ __forceinline__ void accumulate(const MapView<T>& map, const TableVie
          },
          [&](int, int stage) {
            const T* s_map = s_memory + stage * kStage;
+           if constexpr (sizeof(T) == 4) {
 #pragma unroll 1
-           for (int k = 0; k < kStep; k += 16) {
-             if constexpr (sizeof(T) == 4) {
+             for (int k = 0; k < kStep; k += 16) {
                add_terms<kAnchors>(s_map, map.terms_inner, s_map + kMapSize<T>, k, sum);
-             } else {
+             }
+           } else {
+#pragma unroll
+             for (int k = 0; k < kStep; k += 16) {
                add_terms<T, kAnchors>(s_map, map.terms_inner, s_map + kMapSize<T>, k, sum);
              }
            }
