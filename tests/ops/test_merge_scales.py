@@ -15,7 +15,7 @@ OP = "merge_scales"
 REDUCTIONS = ("attention", "mean", "max")
 CASES = [  # B, K, sizes of the maps, size of the result
     (2, 5, ((7, 9), (4, 5), (2, 3)), (7, 9)),
-    (1, 21, ((21, 21), (11, 11)), (21, 21)),
+    (1, 21, ((13, 13), (7, 7)), (13, 13)),
     (1, 19, ((3, 4),), (9, 14)),
     (1, 2, ((12, 10), (1, 1), (5, 30)), (6, 7)),  # down, a single pixel, mixed
     (2, 1, ((5, 1), (1, 33)), (1, 20)),
