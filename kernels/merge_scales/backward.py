@@ -25,15 +25,15 @@ from .tiles import (
     capacity_for,
     class_blocks,
     padded_maps,
-    resizing_launch,
     tile_launch,
 )
 
 
 def logits_launch(inner: bool, capacity: int) -> Launch:
-    # Four programs a multiprocessor, where registers for few maps suffice.
-    registers = 128 if inner and capacity <= 3 else 255
-    return replace(resizing_launch(inner, capacity), registers=registers)
+    if capacity > 3:  # the neighbours in all maps leave registers for one class
+        return tile_launch(inner, capacity, CLASSES=1)
+    # Channels last, 128 registers suffice, and four programs share a multiprocessor.
+    return replace(tile_launch(inner, capacity), registers=128 if inner else 255)
 
 
 def rows_launch(inner: bool, capacity: int, winners: bool) -> Launch:
