@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_data import write_image
 from trained import NORMALIZATION, prepared, trained
 
 from attnops import cli
+from attnops.models import SegmentationModel, export_program
+from attnops.models.normalization import IMAGENET
 from attnops.training.data import DataInfo
 from attnops.training.data.labels import read_image
 from attnops.training.prediction import open_exported
@@ -119,6 +123,30 @@ def test_errors_of_the_export(tmp_path, checkpoint, capsys, options, message):
     assert call("export", "--checkpoint", checkpoint[0], *options, tmp_path / name) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / name).exists()
+
+
+def test_files_that_python_wrote_without_classes(tmp_path):
+    class Halves(SegmentationModel):
+        """Two classes: red above the mean, and red below it."""
+
+        def logits(self, images):
+            return {"out": torch.cat([images[:, :1], -images[:, :1]], dim=1)}
+
+    network = Halves()
+    network.config = {"name": "halves", "num_classes": 2}
+    export_program(network, tmp_path / "net.pt2", (8, 12))
+    exported = open_exported(tmp_path / "net.pt2")
+    assert exported.info.classes == ("class 0", "class 1") and exported.normalization == IMAGENET
+    image = torch.randint(0, 256, (3, 8, 12), dtype=torch.uint8)
+    assert torch.equal(exported.labels(image), (image[0] < IMAGENET.mean[0]).long())
+
+
+def test_onnx_files_need_onnxruntime(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    (tmp_path / "net.onnx").write_bytes(b"")
+    image = write_image(tmp_path / "x.png", (8, 8))
+    assert call("predict", "--model", tmp_path / "net.onnx", image, "-o", tmp_path / "out") == 1
+    assert 'need onnxruntime: pip install "attnops[serve]"' in capsys.readouterr().err
 
 
 def test_errors_of_what_is_no_export(tmp_path, capsys):
