@@ -100,7 +100,8 @@ def _cells_launch(
 ) -> Launch:
     units = 32 * warps // lanes
     if not for_threads:
-        units, lanes, vector = 128, 8, vector if inner else GROUP.value
+        units, lanes = 128, 8
+        vector = vector if inner else GROUP.value
     constants = {"UNITS": units, "SLOTS": slots, "LANES": lanes, "VECTOR": vector, "INNER": inner}
     return Launch(constants, warps=warps, registers=registers)
 
