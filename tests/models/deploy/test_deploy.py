@@ -92,15 +92,20 @@ def blocks(count: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_models())
 def test_every_network_folds(name):
+    """Folded, it errs at most twice as much as it does in float32, which in EfficientNet's random
+    weights is much.
+    """
     model = shake(create_model(name, num_classes=5)).eval()
     ready = deployed(model)
+    assert ready.report().folded == ready.report().norms
     if name.startswith("segnext"):
         model.decoder.context.bases = ready._maps.network.decoder.context.bases
     images = torch.randn(1, 3, *SIZE)
-    assert ready.report().folded == ready.report().norms
     with torch.no_grad():
-        check_logits(ready.logits(images), model(images)["out"])
-    check_labels(ready(images), model.predict(images))
+        plain, exact = model(images)["out"], model.double()(images.double())["out"]
+    largest = exact.abs().max()
+    budget = 2 * (plain - exact).abs().max() + 1e-5 * largest
+    assert (ready.logits(images) - exact).abs().max() <= budget
 
 
 class Odd(SmallNetwork):
