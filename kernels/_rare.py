@@ -13,7 +13,7 @@ def rarely(condition):
 
 
 @triton.jit
-def hidden_zero(number: tl.constexpr):
+def hidden_zero(number):
     """0, as the compiler does not see: grids have one axis.
 
     Steps with it share nothing with the same steps elsewhere in a program, or with another number,

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .._multiples import known_multiple
+from .._rare import hidden_zero
 from .products import (
     divide,
     load_map,
@@ -203,10 +204,12 @@ def nmf_coef_kernel(
     else:
         for tile in tl.range(first, first + tiles, disable_licm=True):
             b_position = tile * TILE + tl.arange(0, TILE)
+            # With an address an element, those of all tiles' factors would take the registers.
+            again = hidden_zero(tile) if RANK > 64 and MULTIPLE == 1 else 0
             update_tile(
-                p_x,
-                p_bases,
-                p_gram,
+                p_x + again,
+                p_bases + again,
+                p_gram + again,
                 p_coef,
                 p_next,
                 p_out,

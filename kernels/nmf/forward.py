@@ -5,7 +5,9 @@ Source: Geng et al., Is Attention Better Than Matrix Decomposition? (ICLR 2021),
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import torch
 
@@ -44,6 +46,15 @@ def coef_launch(
     if multiple == 1 and padded > RANK_CLASSES[0] and not single:
         constants["CHUNK"], stages = 16, 1  # they, too: an address an element
     return Launch(constants, shape.warps, stages, registers=255)
+
+
+def coef_forward_launch(shape: Shape, padded: int, *options: Any) -> Launch:
+    """options: as of coef_launch, the last of them whether a program owns a single tile."""
+    launch = coef_launch(shape, padded, *options)
+    if padded <= SMALL_RANK or options[-1]:
+        return launch
+    # Fewer, wider tiles: their sums take less than what is read again for each of them.
+    return replace(launch, constants={**launch.constants, "TILE": 2 * shape.tile})
 
 
 def bases_launch(shape: Shape, padded: int, multiple: int) -> Launch:
@@ -90,7 +101,8 @@ class _Steps:
     ) -> None:
         """One update of the coefficients; flags: whether it begins, keeps and ends."""
         plan, inner = self.plan, is_channels_inner(self.x)
-        exact = self.x.dtype != torch.float32
+        options = (inner, self.x.dtype != torch.float32, self.multiple, plan.single)
+        launch = coef_forward_launch(plan.shape, plan.padded, *options)
         run(
             nmf_coef_kernel,
             plan.items * plan.splits,
@@ -105,9 +117,9 @@ class _Steps:
             self.eps,
             *plan.sizes,
             plan.splits,
-            plan.tiles,
+            plan.tiles * plan.shape.tile // launch.constants["TILE"],
             *map(int, flags),
-            launch=coef_launch(plan.shape, plan.padded, inner, exact, self.multiple, plan.single),
+            launch=launch,
         )
 
     def update(self, kept: torch.Tensor, found: torch.Tensor, *flags: bool) -> None:
@@ -211,7 +223,7 @@ def aot_cases() -> list[AotCase]:
     for padded, inner, dtype, multiple in variants():
         pointers = dict.fromkeys(("p_x", "p_out"), dtype) | dict.fromkeys(wide, "fp32")
         for (shape, of), single in product(shapes_of(padded, multiple), (False, True)):
-            launch = coef_launch(shape, padded, inner, dtype != "fp32", multiple, single)
+            launch = coef_forward_launch(shape, padded, inner, dtype != "fp32", multiple, single)
             cases.append(AotCase(nmf_coef_kernel, pointers, launch, scalars, of))
     wide = ("p_sums", "p_totals", "p_bases", "p_shares", "p_gram", "p_kept")
     for padded, dtype in product(RANK_CLASSES, TRITON_DTYPES.values()):

@@ -114,9 +114,10 @@ class Plan:
 
     @cached_property
     def tiles(self) -> int:
-        """Tiles of a split."""
+        """Tiles of a split; an even number where the forward takes two at once."""
         tiles = triton.cdiv(self.positions, self.shape.tile)
-        return triton.cdiv(tiles, max(1, UNITS // max(self.items, 1)))
+        tiles = triton.cdiv(tiles, max(1, UNITS // max(self.items, 1)))
+        return round_up(tiles, 2) if tiles > 1 and self.padded > SMALL_RANK else tiles
 
     @cached_property
     def splits(self) -> int:

@@ -307,6 +307,7 @@ def test_score_map_launches_are_compiled_ahead(dtype, inner, launches, monkeypat
         (torch.float32, True, True, 78, 20),
         (torch.float16, True, False, 78, 8),
         (torch.bfloat16, False, True, 80, 24),
+        (torch.float32, False, False, 78, 70),
     ],
 )
 def test_nmf_in_splits_of_many_tiles(dtype, inner, small, positions, rank, monkeypatch, launches):
