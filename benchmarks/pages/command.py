@@ -1,4 +1,4 @@
-"""Write docs/support.md and the tables of support and cost in the pages of the ops.
+"""Write docs/support.md, and the tables of figures in README.md and in the pages of the ops.
 
 python -m attnops.benchmarks pages [--check]
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..report.records import RESULTS, write_whole
-from . import costs, support
+from . import costs, readme, support
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 # What stands between the two comments is written by this command.
@@ -24,14 +24,21 @@ def pages(docs: Path = DOCS, results: Path = RESULTS) -> dict[Path, str]:
     found = support.matrix(results)
     wanted = {docs / "support.md": support.page(found)}
     for op in support.CALLS:
-        path = docs / "ops" / f"{op}.md"
         tables = {"support": support.table(found, [op]), "cost": costs.section(op, results)}
-        text = path.read_text(encoding="utf-8")
-        missing = set(tables) - {name for _, name, _ in BLOCK.findall(text)}
-        if missing:
-            raise ValueError(f"{path} has no place for: {', '.join(sorted(missing))}")
-        wanted[path] = BLOCK.sub(lambda m, t=tables: f"{m[1]}\n{t[m[2]]}\n\n{m[3]}", text)
+        path = docs / "ops" / f"{op}.md"
+        wanted[path] = _filled(path, tables)
+    path = docs.parent / "README.md"
+    wanted[path] = _filled(path, readme.tables(list(support.CALLS), results))
     return wanted
+
+
+def _filled(path: Path, tables: dict[str, str]) -> str:
+    """The text of a page with its tables."""
+    text = path.read_text(encoding="utf-8")
+    missing = set(tables) - {name for _, name, _ in BLOCK.findall(text)}
+    if missing:
+        raise ValueError(f"{path} has no place for: {', '.join(sorted(missing))}")
+    return BLOCK.sub(lambda m: f"{m[1]}\n{tables[m[2]]}\n\n{m[3]}", text)
 
 
 def is_current(path: Path, text: str) -> bool:

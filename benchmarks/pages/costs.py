@@ -80,7 +80,7 @@ def grid(rows: Iterable[Row]) -> list[list[str]]:
     return [line for line in cells if line]
 
 
-def _sources(op: str, results: Path) -> Iterator[tuple[list[Path], list[Row], Row]]:
+def sources(op: str, results: Path) -> Iterator[tuple[list[Path], list[Row], Row]]:
     """Files with rows of `op` for each folder of a CPU's results, the rows, and an environment."""
     tables = {op} | ({APNB} if op == "anchor_attention" else set())
     for folder in sorted(results.glob("cpu-*")):
@@ -101,7 +101,7 @@ def _sources(op: str, results: Path) -> Iterator[tuple[list[Path], list[Row], Ro
 def section(op: str, results: Path) -> str:
     """Markdown: a table for each CPU that was measured, and the files that it comes from."""
     parts = []
-    for files, rows, environment in _sources(op, results):
+    for files, rows, environment in sources(op, results):
         cpu, versions = environment["cpu"], environment["versions"]
         paths = [path.relative_to(results.parents[1]).as_posix() for path in files]
         links = ", ".join(
