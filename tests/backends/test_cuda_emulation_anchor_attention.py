@@ -128,7 +128,7 @@ def test_faults_are_caught(tmp_path_factory: pytest.TempPathFactory) -> None:
     """So is every missing barrier: by values, in one of two opposite orders of the threads."""
     folder = tmp_path_factory.mktemp("anchor_attention")
     program = faulty_programs(folder, "anchor_attention_driver.cpp", KERNELS, FAULTS)("address")
-    problem = Problem((1, 67, 70, 9, 3), bias=True)
+    problem = Problem((1, 67, 70, 70, 3), bias=True)
     run = partial(check, program, folder)
     run(problem)
     for fault in [*FAULTS, *barriers(KERNELS)]:

@@ -51,11 +51,13 @@ __device__ __forceinline__ void copy_lines(T* s_to, int pitch, const T* p_from, 
   constexpr int kPieces = kColumns / kVec;
   constexpr int kAcross = kPiecesAcross<kPieces>;
   constexpr int kAbreast = kAnchorThreads / kAcross;
+  // Of float there are no registers left, and single halves are read, not copied.
+  constexpr int kUnrolled = kBytes < 4 ? 1 : sizeof(T) == 4 ? 2 : 8;
   static_assert(kColumns % kVec == 0 && kLines % kAbreast == 0, "whole pieces and lines");
   const int thread = thread_now(), across = thread % kAcross * kVec, first = thread / kAcross;
   const T* p_line = p_from + first * stride + across;
   T* s_line = s_to + first * pitch + across;
-#pragma unroll 2
+#pragma unroll kUnrolled
   for (int line = first; line < kLines; line += kAbreast) {
 #pragma unroll
     for (int column = 0; column < kColumns; column += kAcross * kVec) {

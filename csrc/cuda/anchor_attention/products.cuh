@@ -261,18 +261,24 @@ struct Weights<float, kAnchors> {
         split_all(a, a_big[m], a_small[m]);
       }
 #pragma unroll
-      for (int n = 0; n < kAnchorStep<float> / 8; ++n) {
-        uint32_t b_big[1][2], b_small[1][2];
-        const float2 pair =
-            *reinterpret_cast<const float2*>(s_columns + 8 * n * kTablePitch<kAnchors> + 8 * k);
-        const float b[2] = {pair.x, pair.y};
-        split_all(b, b_big[0], b_small[0]);
-        float c[2][1][4] = {};
+      for (int n = 0; n < kAnchorStep<float> / 8; n += 2) {
+        uint32_t b_big[2][2], b_small[2][2];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const float2 pair = *reinterpret_cast<const float2*>(
+              s_columns + 8 * (n + j) * kTablePitch<kAnchors> + 8 * k);
+          const float b[2] = {pair.x, pair.y};
+          split_all(b, b_big[j], b_small[j]);
+        }
+        float c[2][2][4] = {};
         multiply_split(c, a_big, a_small, b_big, b_small);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) out[m][n][i] += c[m][0][i];
+          for (int j = 0; j < 2; ++j) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) out[m][n + j][i] += c[m][j][i];
+          }
         }
       }
     }
