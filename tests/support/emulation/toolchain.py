@@ -69,7 +69,7 @@ def build(
             fcntl.flock(lock, fcntl.LOCK_EX)
         if not program.exists():
             unfinished = program.with_suffix(f".{os.getpid()}.part")
-            includes = [f"-I{folder}" for folder in (csrc, HERE, TORCH_INCLUDE)]
+            includes = [f"-I{folder}" for folder in (csrc, HERE, HERE / "runtime", TORCH_INCLUDE)]
             command = ["g++", *flags, *includes, str(HERE / driver), "-o", str(unfinished)]
             result = subprocess.run(command, capture_output=True, text=True)
             assert result.returncode == 0, f"{' '.join(command)}\n{result.stderr}"
