@@ -113,6 +113,7 @@ def _nmf_shared_bytes(channels: int, rank: int) -> int:
 # op -> why an input cannot run, or None
 OPS = {
     "pyramid_pool": _refuse_pyramid_pool,
+    "anchor_attention": _refuse_anchor_attention,
     "local_attention": _refuse_local_attention,
     "strip_conv": _refuse_strip_conv,
     "nmf": _refuse_nmf,

@@ -6,12 +6,13 @@ import harness
 import pytest
 import torch
 from draws import drawn, integers, layouts, one_of, shapes
-from harness import DTYPES, LAYOUTS, check_op, in_layout, skip_unsupported
+from harness import DTYPES, LAYOUTS, check_op, has_float64, in_layout, skip_unsupported
 
 import attnops
 from attnops import reference
 
 OP = "anchor_attention"
+CUDA_ANCHORS = 112  # of the kernels of CUDA C++
 SHAPES = [  # B, Ck, Cv, H, W, S
     (2, 5, 7, 6, 9, 11),
     (1, 32, 32, 12, 11, 110),
@@ -48,8 +49,10 @@ def plain(scale):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_agrees_with_float64(backend, device, shape, dtype, with_bias):
-    skip_unsupported(backend, dtype)
+    skip_unsupported(backend, dtype, OP)
     *dims, anchors = shape
+    if backend == "cuda" and anchors > CUDA_ANCHORS:
+        pytest.skip("the scores of so many anchors do not fit a warp's registers")
     query, *rest = operands(device, dtype, *dims, anchors=anchors)
     if not with_bias:
         rest.pop()
@@ -118,6 +121,8 @@ def test_nan_and_infinity_propagate(backend, device):
     for layout in ("contiguous", "channels_last"):
         out = attnops.anchor_attention(in_layout(query, layout), key, value)
         expected = reference.anchor_attention(query, key, value)
+        if backend == "cuda":  # documented: its products of float32 make NaN of infinity
+            expected = expected.where(expected.isfinite(), torch.nan)
         torch.testing.assert_close(out, expected, equal_nan=True)
     key[1, 0, 3] = torch.nan
     out = attnops.anchor_attention(query, key, value)
@@ -170,7 +175,7 @@ def test_opcheck(backend, device, inner, with_bias):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_gradcheck(backend, device, layout):
-    skip_unsupported(backend, torch.float64)
+    skip_unsupported(backend, torch.float64, OP)
     query, *rest = operands(device, torch.float64, 2, 4, 3, 3, 4, anchors=5)
     leaves = [x.requires_grad_() for x in (in_layout(query, layout), *rest)]
     assert torch.autograd.gradcheck(fused(0.8), leaves)
@@ -214,7 +219,7 @@ def test_autocast_computes_in_the_autocast_dtype(backend, device):
     leaf = query.requires_grad_()
     with torch.autocast(device.type, dtype=torch.bfloat16):
         out = attnops.anchor_attention(leaf, key.bfloat16(), value)
-        if backend != "triton":  # it has no float64, which autocast leaves alone
+        if has_float64(backend, OP):  # which autocast leaves alone
             wide = attnops.anchor_attention(query.double(), key.double(), value.double())
             assert wide.dtype == torch.float64
     assert out.dtype == torch.bfloat16

@@ -84,7 +84,7 @@ def test_reference_is_the_published_loop(case):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_float64(backend, device, case, dtype):
-    skip_unsupported(backend, dtype)
+    skip_unsupported(backend, dtype, OP)
     *shape, steps = case
     x, bases = operands(device, dtype, *shape)
     options = (steps, 0.8, eps_for(dtype))
@@ -107,7 +107,7 @@ def test_gradients_of_both_outputs_together(backend, device, case):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_one_step_gradient(backend, device, case, dtype):
-    skip_unsupported(backend, dtype)
+    skip_unsupported(backend, dtype, OP)
     *shape, steps = case
     options = (steps, 1.0, eps_for(dtype), "one_step")
     x, bases = operands(device, dtype, *shape)
@@ -230,7 +230,7 @@ def test_opcheck(backend, device, arrange, grad):
 
 
 def test_gradcheck(backend, device):
-    skip_unsupported(backend, torch.float64)
+    skip_unsupported(backend, torch.float64, OP)
     x, bases = operands(device, torch.float64, 1, 4, 5, 2)
     leaves = [(x + 0.1).requires_grad_(), bases.requires_grad_()]
     assert torch.autograd.gradcheck(lambda x, b: attnops.nmf(x, b, 2), leaves)
