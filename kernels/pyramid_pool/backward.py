@@ -122,7 +122,7 @@ def spread_means_kernel(
         width = known_multiple(width, MULTIPLE)
         p_tile = p_out + b_line.to(tl.int64)[:, None] * height * width + b_column[None, :]
         row_stride = width.to(tl.int64)
-    mask = in_lines & (b_column < width)[None, :]
+    mask = (b_line < lines)[:, None] & (b_column < width)[None, :]
     for row in range(begin, end):
         tl.store(p_tile + row * row_stride, b_out, mask=mask)
 

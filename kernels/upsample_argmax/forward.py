@@ -221,7 +221,7 @@ def argmax_kernel(
 @functools.cache
 def tile_launch(slots: int, inner: bool, vector: int) -> Launch:
     constants = {"UNITS": 128, "SLOTS": slots, "VECTOR": vector, "INNER": inner}
-    return Launch(constants, warps=4, registers=128)
+    return Launch(constants, warps=4, registers=128 if inner else 168)
 
 
 def forward(
