@@ -94,8 +94,7 @@ EXCEPTIONS: dict[str, tuple[Exempt, ...]] = {
         ),
     ),
     "pyramid_pool": (
-        Exempt("loads", "combine_kernel", "a program combines 16 lines of short pieces"),
-        Exempt("stores", "combine_kernel", "a program combines 16 lines of short pieces"),
+        Exempt("stores", "combine_kernel", "a program has one bin of every line"),
         Exempt("stores", "cells_kernel", "sums of short segments", layout="contiguous"),
         Exempt("loads", "spread_means_kernel", "a value of a bin is read once and written often"),
     ),

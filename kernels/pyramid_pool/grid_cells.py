@@ -87,8 +87,8 @@ def cells_kernel(
     """cell[r, c] = sum, or maximal key, of the pixels in row segment r and column segment c.
 
     A line is a plane, or with INNER one channel of one batch item; float32 cells or int64 keys.
-    p_x [lines, height, width], p_cells [lines, row_segments, col_segments]; with INNER
-    p_x [B, height, width, lines], p_cells [B, row_segments, col_segments, lines].
+    p_x [lines, height, width], or with INNER [B, height, width, lines]; p_cells
+    [B, row_segments, col_segments, lines].
     Grid: B * row_segments * ceil(width / COLUMNS) * ceil(lines / LINES), B = 1 without INNER; one
     program owns COLUMNS columns of one row segment of LINES lines: it reduces rows first, then the
     column segments of the single row left, in a segmented scan. TILE = COLUMNS on maps of several
@@ -138,15 +138,9 @@ def cells_kernel(
         acc, _ = tl.associative_scan((acc, runs), 1, max_run)
     else:
         acc, _ = tl.associative_scan((acc, runs), 1, add_run)
-    if INNER:
-        p_row = p_cells + (batch * row_segments + row_segment) * col_segments * lines
-        p_row += b_line[:, None]
-        stride = lines
-    else:
-        p_row = p_cells + (b_line.to(tl.int64)[:, None] * row_segments + row_segment) * col_segments
-        stride = 1
+    p_row = p_cells + (batch * row_segments + row_segment) * col_segments * lines + b_line[:, None]
     is_last = (b_segment != b_next) | (b_step == COLUMNS - 1) | (b_column == width - 1)
-    tl.store(p_row + b_segment[None, :] * stride, acc, mask=inside & is_last[None, :])
+    tl.store(p_row + b_segment.to(tl.int64)[None, :] * lines, acc, mask=inside & is_last[None, :])
 
     if tile == 0:
         # Columns never reach the empty segments; the last one is not among them.
@@ -156,7 +150,11 @@ def cells_kernel(
         b_end = segment_begins(b_index + 1, col_segments, width, col_edges, col_ranks)
         is_empty = (b_begin >= b_end) & (b_index < col_segments)
         nothing = no_keys(LINES, EDGES, USE_MAX)
-        tl.store(p_row + b_index[None, :] * stride, nothing, mask=in_lines & is_empty[None, :])
+        tl.store(
+            p_row + b_index.to(tl.int64)[None, :] * lines,
+            nothing,
+            mask=in_lines & is_empty[None, :],
+        )
 
 
 def column_class(width: int) -> int:
@@ -199,7 +197,7 @@ def reduce_to_cells(
     sizes: tuple[int, ...],
     use_max: bool,
 ) -> torch.Tensor:
-    """Cells of x [B, C, H, W]: [B, rows, columns, C] if inner, else [B * C, rows, columns]."""
+    """Cells of x [B, C, H, W]: [B, rows, columns, C] if inner, else [rows, columns, B * C]."""
     batch, channels, height, width = x.shape
     items, lines = (batch, channels) if inner else (1, batch * channels)
     cells = x.new_empty(

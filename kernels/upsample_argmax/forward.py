@@ -221,7 +221,8 @@ def argmax_kernel(
 @functools.cache
 def tile_launch(slots: int, inner: bool, vector: int) -> Launch:
     constants = {"UNITS": 128, "SLOTS": slots, "VECTOR": vector, "INNER": inner}
-    return Launch(constants, warps=4, registers=128 if inner else 168)
+    # Classes that are loaded one by one need an address each.
+    return Launch(constants, warps=4, registers=255 if vector == 1 else 128)
 
 
 def forward(

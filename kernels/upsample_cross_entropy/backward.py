@@ -294,7 +294,9 @@ def cell_gradients_kernel(
 
 
 def tile_launch(slots: int, inner: bool, vector: int) -> Launch:
-    return cells_launch(1, 184, 4, slots, inner, vector)
+    # Classes that are loaded one by one need an address each.
+    registers = 255 if inner and vector == 1 else 184
+    return cells_launch(1, registers, 4, slots, inner, vector)
 
 
 def backward(
