@@ -32,7 +32,7 @@ from .._cells import (
 from .._class_tiles import refuse_map
 from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, refuse_tensor, run
 from .._multiples import known_multiple
-from .._rare import rarely
+from .._rare import hidden_zero, rarely
 
 UNSPECIALIZED = [
     "classes",
@@ -111,12 +111,14 @@ def find_classes(
     b_class = tl.arange(0, VECTOR)[None, :]
     for t in tl.static_range(len(weights)):
         b_label = groups[t] + GROUP
-        for q in tl.static_range(GROUP // VECTOR):
-            b_at = tl.minimum(groups[t] + q * VECTOR, classes - VECTOR)
-            b_left, b_right = columns_at(corners, b_at.to(tl.int64) * class_step, b_down)
-            b_logit = between(b_left, b_right, weights[t], EXACT=False)
-            b_found = tl.where(b_logit == largest[t], b_at + b_class, groups[t] + GROUP)
-            b_label = tl.minimum(b_label, tl.min(b_found, axis=1, keep_dims=True))
+        # In two steps, where a class at a time is loaded: an address each takes registers.
+        for start in range(0, hidden_zero(1) + GROUP, GROUP // 2 if VECTOR == 1 else GROUP):
+            for q in tl.static_range(GROUP // 2 if VECTOR == 1 else GROUP // VECTOR):
+                b_at = tl.minimum(groups[t] + start + q * VECTOR, classes - VECTOR)
+                b_left, b_right = columns_at(corners, b_at.to(tl.int64) * class_step, b_down)
+                b_logit = between(b_left, b_right, weights[t], EXACT=False)
+                b_found = tl.where(b_logit == largest[t], b_at + b_class, groups[t] + GROUP)
+                b_label = tl.minimum(b_label, tl.min(b_found, axis=1, keep_dims=True))
         labels += (b_label,)
     return labels
 
@@ -221,8 +223,7 @@ def argmax_kernel(
 @functools.cache
 def tile_launch(slots: int, inner: bool, vector: int) -> Launch:
     constants = {"UNITS": 128, "SLOTS": slots, "VECTOR": vector, "INNER": inner}
-    # Classes that are loaded one by one need an address each.
-    return Launch(constants, warps=4, registers=255 if vector == 1 else 128)
+    return Launch(constants, warps=4, registers=168 if vector == 1 else 128)
 
 
 def forward(
