@@ -309,13 +309,12 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         found = ctx.op._differentiate(ctx, *grads, None)[: len(ctx.lengths)]
-        flat = [None, None]
+        flat: list[Any] = [None, None]
         for grad, length in zip(found, ctx.lengths, strict=True):
-            if length is None:
-                flat.append(grad)
-            else:
-                flat += [None] * length if grad is None else grad
-        return tuple(flat)
+            flat += [grad] if length is None else grad or [None] * length
+        # what was no tensor, such as an absent bias, must not get a gradient
+        needed = zip(flat, ctx.needs_input_grad, strict=True)
+        return tuple(grad if needs else None for grad, needs in needed)
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -264,3 +264,16 @@ def test_launches_find_their_compiled_kernel_by_all_that_it_depends_on(monkeypat
     _launch.run(kernel, 1, x[1:], 16, launch=launch)  # not on 16 bytes
     _launch.run(kernel, 1, x.half(), 16, launch=launch)
     assert len(compiled) == before + 3
+
+
+def test_absent_biases_have_no_gradient():
+    """Recorded directly, with lists of tensors and of what is none."""
+    x = torch.rand(1, 2, 5, 5, requires_grad=True)
+    weights = [torch.rand(2, 1, *k, requires_grad=True) for k in ((3, 3), (1, 3), (3, 1))]
+    local, row, column = ((weight, None) for weight in weights)
+    found = attnops.strip_conv(x, *local, [(row, column)])
+    expected = attnops.reference.strip_conv(x, *local, [(row, column)])
+    torch.testing.assert_close(found, expected)
+    leaves = [x, *weights]
+    gradients = (torch.autograd.grad(y.square().sum(), leaves) for y in (found, expected))
+    torch.testing.assert_close(*gradients)
