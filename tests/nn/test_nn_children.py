@@ -31,6 +31,7 @@ from attnops.nn import (
     ScaleAttention,
     SqueezeAttention,
 )
+from attnops.nn.mscan import ConvolutionalFeedForward
 
 pytestmark = pytest.mark.usefixtures("without_onednn")
 
@@ -73,6 +74,7 @@ MODULES = {
     "hamburger": (lambda: Hamburger(12, 3, seed=2, norm_groups=4), ONE),
     "sa": (squeeze_attention, ONE),
     "scale": (lambda: ScaleAttention(6, 2, 8), None),
+    "feed_forward": (lambda: ConvolutionalFeedForward(12, 20), ONE),
     "block": (lambda: MSCABlock(12, 1.5), ONE),
     "stage": (lambda: Stage(nn.Sequential(nn.Conv2d(12, 8, 3)), [MSCABlock(8)], 8), ONE),
     "conv_norm": (lambda: ConvNormReLU(12, 32), ONE),

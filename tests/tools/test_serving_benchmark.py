@@ -24,6 +24,7 @@ def test_rows_and_ratios(tmp_path, monkeypatch, capsys):
         return [*rows, {"name": "torch.compile, published chain", "note": "no compiler"}]
 
     monkeypatch.setattr(table, "_child", child)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # tests fork after this one
     arguments = ["--networks", "segnext_t", "--dtypes", "float32", "--size", "64x96"]
     files = ["--json", str(tmp_path / "s.json"), "--markdown", str(tmp_path / "s.md")]
     assert table.main([*arguments, "--threads", "2", *files]) == 0
