@@ -312,11 +312,8 @@ def test_values_of_another_convolution():
 
 def test_biases_that_were_not_there():
     """Bias-free convolutions that are exchanged for ones with a bias."""
-    for name, parts in (
-        ("ldv2", ("query", "value")),
-        ("hamburger", ("ham_out",)),
-        ("cgnl", "tpgz"),
-    ):
+    shared = (("ldv2", ("query", "value")), ("hamburger", ("ham_out",)), ("cgnl", "tpgz"))
+    for name, parts in shared:
         module, args = made(name, False), arguments(name)
         for part in parts:
             old = module.get_submodule(part)
@@ -345,9 +342,10 @@ def test_half_precision_sums_stay_finite_with_hooks(use_scale):
     assert (out.float() - wanted).norm() < 20 * torch.finfo(torch.half).eps * wanted.norm()
 
 
-@pytest.mark.parametrize(
-    "name", ["apnb", "afnb-linear", "msca", "hamburger", "feed_forward", "aspp"]
-)
+SHORTENED = ["apnb", "afnb-linear", "msca", "hamburger", "feed_forward", "aspp"]
+
+
+@pytest.mark.parametrize("name", SHORTENED)
 def test_exported_graphs_keep_the_short_way(name):
     """Parameters of other tensor classes stand for the module's while PyTorch traces."""
     module, args = made(name, False), tuple(arguments(name))
