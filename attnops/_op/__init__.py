@@ -9,6 +9,9 @@ synchronisation. Outside compiled graphs the code is kept as a number; inside th
 travels with the saved tensors, and where hooks on those made another tensor of it, the backward
 runs on what would be chosen by then.
 
+Calls of plain tensors that nothing but autograd looks on (`transforms.is_unwatched`) run the same
+implementations without going through the dispatcher.
+
 Calls that a transformation has to look into (`_transforms`) run the reference implementation, step
 by step, instead of the registered op.
 """
@@ -286,8 +289,8 @@ class Op:
 class _Recorded(torch.autograd.Function):
     """A call of an op as autograd's node, where nothing but autograd looks on.
 
-    The same as the gradient that is registered with the dispatcher, which takes the CPU several
-    times as long. Lists of tensors travel flat, as autograd wants them.
+    The same as the gradient that is registered with the dispatcher, with less for the CPU to do.
+    Lists of tensors travel flat, as autograd wants them.
     """
 
     @classmethod
