@@ -135,8 +135,8 @@ _compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
 def run(kernel: Any, programs: int, *args: Any, launch: Launch) -> None:
     """Starts `programs` programs of a kernel on the current device and stream.
 
-    Triton specialises every argument anew in every call; here the compiled kernel is found by one key
-    that tells at least as much apart.
+    Triton specialises every argument anew in every call; here the compiled kernel is found by one
+    key that tells at least as much apart.
     """
     if INTERPRETED:
         kernel[(programs,)](*args, **launch.constants, **launch.options())

@@ -38,8 +38,8 @@ _plain: dict[int, bool] = {}  # sets of keys that were seen
 def is_unwatched(args: Iterable[Any]) -> bool:
     """Whether PyTorch's dispatcher would do nothing but call the op's implementation, and autograd.
 
-    So it is where no mode, tracer or profiler looks on, and the tensors are plain ones. Then the way
-    through the dispatcher can be spared.
+    So it is where no mode, tracer or profiler looks on, and the tensors are plain ones. Then the
+    way through the dispatcher can be spared.
     """
     if (
         torch.compiler.is_compiling()
