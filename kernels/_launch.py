@@ -46,14 +46,21 @@ def capability_of(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-def is_hopper(tensor: torch.Tensor) -> bool:
-    """Whether the tensor's device has products of four warps at once (compute capability 9).
+HOPPER = 9
+# What CPU tensors count as: under the interpreter, and where launches are only recorded.
+assumed_generation = HOPPER
 
-    CPU tensors (under the interpreter, or where nothing is launched) count as if they were there.
-    """
+
+def generation_of(tensor: torch.Tensor) -> int | None:
+    """Major compute capability of the tensor's device, None with ROCm."""
     if tensor.device.type != "cuda":
-        return True
-    return torch.version.hip is None and capability_of(tensor.device)[0] == 9
+        return assumed_generation
+    return capability_of(tensor.device)[0] if torch.version.hip is None else None
+
+
+def is_hopper(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's device has products of four warps at once."""
+    return generation_of(tensor) == HOPPER
 
 
 _NO_GUARD = contextlib.nullcontext()

@@ -126,7 +126,7 @@ def record(folder: Path, ops: Sequence[str], arch: int, part: str) -> list[dict[
     folder.mkdir(parents=True, exist_ok=True)
     launcher = Launcher(folder, arch, 1 if part == SAMPLE else SAMPLES)
     rows = []
-    with on_triton(launcher) as aten:
+    with on_triton(launcher, arch) as aten:
         for op in ops:
             for case in filter(LISTED[part], representative(op)):
                 for name, call in passes(case):

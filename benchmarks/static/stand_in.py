@@ -64,8 +64,10 @@ class Recorder(TorchDispatchMode):
 
 
 @contextmanager
-def on_triton(run: Run) -> Iterator[Recorder]:
+def on_triton(run: Run, arch: int) -> Iterator[Recorder]:
     """Within the block, ops on CPU tensors take their Triton implementation, and `run` launches.
+
+    Launchers choose as they do on `arch` (80, 90, ...).
 
     Yields what notes the ATen kernels that run inside the implementations.
     """
@@ -93,6 +95,8 @@ def on_triton(run: Run) -> Iterator[Recorder]:
     check_range, on_cpu_alone._check_range = on_cpu_alone._check_range, lambda *args: None
     modules = [module for module in kernel_modules() if hasattr(module, "run")]
     launchers = {module: module.run for module in modules}
+    launch = importlib.import_module("attnops.kernels._launch")
+    generation, launch.assumed_generation = launch.assumed_generation, arch // 10
     for module in modules:
         module.run = run
     _dispatch.select = lambda op, device, *args: registered[op, "triton"]
@@ -100,6 +104,7 @@ def on_triton(run: Run) -> Iterator[Recorder]:
         yield recorder
     finally:
         _dispatch.select = select
+        launch.assumed_generation = generation
         on_cpu_alone._check_range = check_range
         registered.update(before)
         for module, function in launchers.items():

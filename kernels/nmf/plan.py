@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 import triton
 
-from .._launch import round_up
+from .._launch import generation_of, round_up
 from .._multiples import known_factor
 
 RANK_CLASSES = (16, 64, 128)  # padded numbers of bases that kernels are compiled for
@@ -75,9 +75,7 @@ def factor_of(x: torch.Tensor, rank: int, inner: bool) -> int:
 
 def is_small(x: torch.Tensor) -> bool:
     """Whether the device of a map is one for SMALL_SHAPES."""
-    if x.device.type != "cuda" or torch.version.hip is not None:
-        return False
-    return torch.cuda.get_device_capability(x.device)[0] not in LARGE_GENERATIONS
+    return generation_of(x) not in (*LARGE_GENERATIONS, None)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import attnops
 
@@ -21,6 +22,8 @@ from attnops.benchmarks.static import compare, costs, estimate, measure, rows, t
 from attnops.benchmarks.static.inputs import VARIANTS, representative
 from attnops.benchmarks.static.loops import Piece, pieces
 from attnops.benchmarks.static.sass import Function, Instruction
+from attnops.benchmarks.static.stand_in import on_triton
+from attnops.kernels._launch import generation_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Triton's Linux tools")
 
@@ -160,3 +163,21 @@ def test_every_op_has_representative_inputs() -> None:
     assert set(VARIANTS) == set(attnops.backends())
     for op in VARIANTS:
         assert {case.dtype for case in representative(op)} >= {"bfloat16", "float16", "float32"}
+
+
+@pytest.mark.parametrize("arch, generation", [(80, 8), (90, 9), (100, 10)])
+def test_launchers_choose_for_the_architecture_that_is_compiled(arch, generation):
+    """local_attention takes more warps where there is no wgmma; afterwards all is as it was."""
+    launches = []
+
+    def note(kernel, programs, *args, launch):
+        launches.append(launch)
+
+    x = torch.empty(1, 64, 16, 16, dtype=torch.bfloat16)
+    x = x.contiguous(memory_format=torch.channels_last)
+    with on_triton(note, arch):
+        assert generation_of(x) == generation
+        attnops.local_attention(x, x, x, 5, 3)
+    assert generation_of(x) == 9
+    (launch,) = launches
+    assert launch.warps == (4 if generation == 9 else 8)
