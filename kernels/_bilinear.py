@@ -8,6 +8,7 @@ infinity.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
@@ -33,6 +34,12 @@ def resize_pair(b_output, inputs, outputs, align_corners):
     alone = same | (b_weight == 0.0)
     b_second = tl.where(alone, b_first, tl.minimum(b_first + 1, inputs - 1))
     return b_first, b_second, tl.where(alone, 0.5, b_weight)
+
+
+@triton.jit
+def mix(b_first, b_second, weight):
+    """(1 - w) first + w second, with the same roundings wherever it is compiled into."""
+    return tl.fma(weight, b_second, (1.0 - weight) * b_first)
 
 
 @triton.jit
@@ -64,6 +71,23 @@ def readers_end(source, inputs, outputs, align_corners):
     return tl.where((source == inputs - 1) | (scale == 0.0), outputs, end)
 
 
+@triton.jit
+def reader_range(b_source, inputs, outputs, align_corners):
+    """begin and end of the outputs that read each input: [begin, end), empty if none does."""
+    # The interpreter cannot combine a scalar's condition with a vector's: all become vectors.
+    inputs = inputs + tl.zeros_like(b_source)
+    outputs = outputs + tl.zeros_like(b_source)
+    b_begin = readers_begin(b_source, inputs, outputs, align_corners)
+    b_end = readers_end(b_source, inputs, outputs, align_corners)
+    # The bounds are loose by a few outputs, each of which would cost a whole step of a loop.
+    for _ in tl.static_range(3):
+        _, b_second, _ = resize_pair(b_begin, inputs, outputs, align_corners)
+        b_begin = tl.where((b_second < b_source) & (b_begin < b_end), b_begin + 1, b_begin)
+        b_first, _, _ = resize_pair(b_end - 1, inputs, outputs, align_corners)
+        b_end = tl.where((b_first > b_source) & (b_begin < b_end), b_end - 1, b_end)
+    return b_begin, b_end
+
+
 NEAR = tl.constexpr(16)  # outputs among which a bound lies that is known to a few
 
 
@@ -79,3 +103,16 @@ def cell_begin(source, inputs, outputs, align_corners):
     before = (b_first < source) & (b_output < outputs)
     begin = near + tl.sum(before.to(tl.int32), axis=0)
     return tl.where(source == 0, 0, tl.where(source >= inputs, outputs, begin))
+
+
+def refuse_map(small: torch.Tensor, height: int, width: int) -> str | None:
+    """The reason why the index arithmetic cannot serve `small` [B, K, h, w] and H x W pixels."""
+    for rows, columns in ((height, width), tuple(small.shape[2:])):
+        if rows * columns >= 2**31 - 1024 or max(rows, columns) >= 2**24:
+            return "triton: maps must have fewer than 2**31 pixels and sides below 2**24"
+    # A program owns 512 pixels or small positions times classes, or more of them.
+    batch, classes = small.shape[:2]
+    pixels = max(height * width + 512, small.shape[2] * (small.shape[3] + 32))
+    if batch * pixels * (classes + 64) >= 2**40:
+        return "triton: the map is too large for one grid"
+    return None

@@ -21,7 +21,7 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from .._layout import is_channels_inner
-from ._class_tiles import mix
+from ._bilinear import mix
 from ._launch import INTERPRETED, Launch
 
 SLOTS = (1, 4, 8)
@@ -150,6 +150,50 @@ def unit_columns(b_unit, pieces, inputs, outputs, scale, half, SLOTS: tl.constex
     for t in tl.static_range(SLOTS):
         weights += (second_weight(b_begin + t, b_first, scale, half),)
     return b_cell, b_begin, tl.minimum(b_end, b_begin + SLOTS), weights
+
+
+@triton.jit
+def owned_units(sizes, axes, row_units, pieces, UNITS: tl.constexpr, SLOTS: tl.constexpr):
+    """Units [UNITS, 1] of a program of a grid over the units of all items, each in one row.
+
+    sizes: height and width of the result, then of the map. axes: scale and half of the rows, then
+    of the columns.
+
+    Returns the item; the rows and which of them there are; first output, end and weights of the
+    slots; offsets of the two rows of the map and the weight of the second; its two columns.
+    """
+    height, width, small_height, small_width = sizes
+    scale_y, half_y, scale_x, half_x = axes
+    tiles = tl.cdiv(height * row_units, UNITS)
+    batch = (tl.program_id(0) // tiles).to(tl.int64)
+    b_number = (tl.program_id(0) % tiles) * UNITS + tl.arange(0, UNITS)[:, None]
+    b_row = b_number // row_units
+    b_unit = b_number - b_row * row_units
+    in_map = b_row < height
+    b_row = tl.minimum(b_row, height - 1)
+    b_cell, b_begin, b_end, weights = unit_columns(
+        b_unit, pieces, small_width, width, scale_x, half_x, SLOTS
+    )
+    b_at = positions(b_row, scale_y, half_y)
+    b_top = tl.minimum(b_at.to(tl.int32), small_height - 1)
+    b_down = tl.minimum(b_at - b_top.to(tl.float32), 1.0)
+    b_bottom = tl.minimum(b_top + 1, small_height - 1)
+    rows = b_top * small_width, b_bottom * small_width, b_down
+    columns = cell_inputs(b_cell, small_width)
+    return batch, (b_row, in_map), (b_begin, b_end, weights), rows, columns
+
+
+@triton.jit
+def corner_pointers(p_item, rows, columns, pixel_step):
+    """Pointers to the corners of cells: top left, top right, bottom left, bottom right."""
+    b_top, b_bottom, _ = rows
+    b_first, b_second = columns
+    return (
+        p_item + (b_top + b_first).to(tl.int64) * pixel_step,
+        p_item + (b_top + b_second).to(tl.int64) * pixel_step,
+        p_item + (b_bottom + b_first).to(tl.int64) * pixel_step,
+        p_item + (b_bottom + b_second).to(tl.int64) * pixel_step,
+    )
 
 
 @triton.jit

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
-from .._class_tiles import refuse_map
+from .._bilinear import refuse_map
 from .._launch import TRITON_DTYPES, AotCase, aligned_storage, device_guard, refuse_tensor, run
 from .tiles import (
     CAPACITIES,

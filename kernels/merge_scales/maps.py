@@ -8,8 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._bilinear import cell_begin, resize_pair, share_of
-from .._class_tiles import reader_range
+from .._bilinear import cell_begin, reader_range, resize_pair, share_of
 from .tiles import SIDES, class_pointers, class_stride, lane_classes, load_wide, tile_pixels
 
 NUMBERS = ["batches", "classes", "height", "width", "align_corners"]

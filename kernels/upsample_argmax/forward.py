@@ -15,21 +15,20 @@ import triton
 import triton.language as tl
 
 from ..._layout import is_channels_inner
+from .._bilinear import refuse_map
 from .._cells import (
     CLASS_VECTORS,
     GROUP,
     SLOTS,
     Axis,
     between,
-    cell_inputs,
     class_vector,
+    corner_pointers,
     lane_max,
     load_columns,
-    positions,
+    owned_units,
     refuse_sides,
-    unit_columns,
 )
-from .._class_tiles import refuse_map
 from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, refuse_tensor, run
 from .._multiples import known_multiple
 from .._rare import hidden_zero, rarely
@@ -181,29 +180,14 @@ def argmax_kernel(
     else:
         pixel_step = 1
         class_step = small_height * small_width
-    tiles = tl.cdiv(height * row_units, UNITS)
-    batch = (tl.program_id(0) // tiles).to(tl.int64)
-    b_number = (tl.program_id(0) % tiles) * UNITS + tl.arange(0, UNITS)[:, None]
-    b_row = b_number // row_units
-    b_unit = b_number - b_row * row_units
-    in_map = b_row < height
-    b_row = tl.minimum(b_row, height - 1)
-    b_cell, b_begin, b_end, weights = unit_columns(
-        b_unit, pieces, small_width, width, scale_x, half_x, SLOTS
-    )
-    b_first, b_second = cell_inputs(b_cell, small_width)
-    b_at = positions(b_row, scale_y, half_y)
-    b_top = tl.minimum(b_at.to(tl.int32), small_height - 1)
-    b_down = tl.minimum(b_at - b_top.to(tl.float32), 1.0)
-    b_bottom = tl.minimum(b_top + 1, small_height - 1) * small_width
-    b_top = b_top * small_width
+    sizes = (height, width, small_height, small_width)
+    axes = (scale_y, half_y, scale_x, half_x)
+    batch, lines, units, rows, columns = owned_units(sizes, axes, row_units, pieces, UNITS, SLOTS)
+    b_row, in_map = lines
+    b_begin, b_end, weights = units
+    b_down = rows[2]
     p_item = p_logits + batch * classes * small_height * small_width
-    pixels = (
-        p_item + (b_top + b_first).to(tl.int64) * pixel_step,
-        p_item + (b_top + b_second).to(tl.int64) * pixel_step,
-        p_item + (b_bottom + b_first).to(tl.int64) * pixel_step,
-        p_item + (b_bottom + b_second).to(tl.int64) * pixel_step,
-    )
+    pixels = corner_pointers(p_item, rows, columns, pixel_step)
     corners = shifted(pixels, tl.arange(0, VECTOR)[None, :].to(tl.int64) * class_step)
     largest, groups, b_poison = walk_groups(corners, b_down, weights, classes, class_step, VECTOR)
     labels = groups
