@@ -64,7 +64,6 @@ def _compiled(network: nn.Module, dtype: str, frozen: bool) -> Labels:
     from torch._inductor import config
 
     network = copy.deepcopy(network)
-    torch.compiler.reset()
     compiled = torch.compile(network.predict)
     call = _on_reference(_autocast(compiled, dtype))
 
