@@ -28,7 +28,15 @@ from .._cells import (
     second_weight,
     unit_columns,
 )
-from .._launch import TRITON_DTYPES, AotCase, Launch, aligned_storage, device_guard, run
+from .._launch import (
+    TRITON_DTYPES,
+    AotCase,
+    Launch,
+    aligned_storage,
+    device_guard,
+    generation_of,
+    run,
+)
 from .._multiples import known_multiple
 from .._rare import hidden_zero, rarely
 from .forward import NUMBERS, UNSPECIALIZED
@@ -293,9 +301,13 @@ def cell_gradients_kernel(
         tl.store(p_out + 3 * of_corner, b_br, mask=mask)
 
 
-def tile_launch(slots: int, inner: bool, vector: int) -> Launch:
-    # Classes that are loaded one by one need an address each.
-    registers = 255 if inner and vector == 1 else 184
+# Registers that the cells' sums need without a spill, by major compute capability.
+REGISTERS = {184: (8, 9), 192: (10, 12)}
+
+
+def tile_launch(slots: int, inner: bool, vector: int, registers: int) -> Launch:
+    if inner and vector == 1:
+        registers = 255  # classes that are loaded one by one need an address each
     return cells_launch(1, registers, 4, slots, inner, vector)
 
 
@@ -315,7 +327,8 @@ def backward(
     rows = Axis.of(small_height, height, align_corners)
     columns = Axis.of(small_width, width, align_corners)
     vector = class_vector(logits)
-    launch = tile_launch(columns.slots, inner, vector)
+    registers = 184 if generation_of(logits) in REGISTERS[184] else 192
+    launch = tile_launch(columns.slots, inner, vector, registers)
     dlogits = empty_map(logits.shape, logits, inner)
     units = (small_height + 1) * columns.units
     sums = logits.new_empty(4 * batch * classes * units, dtype=torch.float32)
@@ -359,9 +372,11 @@ def aot_cases() -> list[AotCase]:
                 AotCase(
                     cell_gradients_kernel,
                     {"p_logits": dtype, **others},
-                    tile_launch(slots, inner, vector),
+                    tile_launch(slots, inner, vector, registers),
                     NUMBERS,
+                    generations,
                 )
                 for slots in SLOTS
+                for registers, generations in REGISTERS.items()
             ]
     return cases
