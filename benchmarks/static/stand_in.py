@@ -32,6 +32,7 @@ _FREE = (
     *("_local_scalar_dense",),
 )
 
+_UNFILLED = ("aten.empty", "aten.new_empty")
 _COMPOSITE = "CompositeImplicitAutograd"
 
 Run = Callable[..., None]
@@ -60,7 +61,9 @@ class Recorder(TorchDispatchMode):
         name = str(function)
         if name.startswith("aten.") and not name.removeprefix("aten.").startswith(_FREE):
             self.names.append(name.removeprefix("aten."))
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        # What no kernel fills here must not change how one is followed from run to run.
+        return result.zero_() if name.startswith(_UNFILLED) else result
 
 
 @contextmanager
@@ -112,15 +115,13 @@ def on_triton(run: Run, arch: int) -> Iterator[Recorder]:
 
 
 class Blank(Draw):
-    """Draws what lies in memory: only shapes, dtypes and layouts count here."""
+    """Draws zeros: only shapes, dtypes and layouts count here."""
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def map(self, *shape: int) -> Tensor:
-        return torch.empty(
-            shape, dtype=self.dtype, device=self.device, memory_format=self.memory_format
-        )
+        return self.normal(*shape).contiguous(memory_format=self.memory_format)
 
     def structured_map(self, *shape: int) -> Tensor:
         return self.map(*shape)
@@ -143,5 +144,5 @@ def passes(case: OpCase, device: str = "cpu") -> Iterator[tuple[str, Callable[[]
 
     yield "forward", forward
     if count:
-        gradient = torch.empty_like(out[0])
+        gradient = torch.zeros_like(out[0])
         yield "backward", lambda: out[0].backward(gradient)
