@@ -74,6 +74,10 @@ wheel: env  ## dist/attnops-*.whl, one for every Python
 	@$(PY) -m pip wheel -q . --no-deps --no-build-isolation --wheel-dir dist
 	@ls dist/*.whl
 
+dist: wheel  ## dist/: the sdist and the wheel
+	@$(PY) setup.py -q sdist
+	@ls dist/*.tar.gz
+
 clean:  ## remove what builds made (not the environment)
 	@rm -rf build dist demo attnops.egg-info attnops/lib attnops/_C*.so
 	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -6,6 +6,7 @@ import inspect
 import re
 
 import pytest
+import yaml
 from checkout import ROOT
 from doc_pages import DOCS, NAMES, PAGES, anchors, links
 
@@ -126,3 +127,15 @@ class TestGeneratedTables:
         ]
         (cells,) = costs.grid(rows)
         assert cells[1:6] == ["2 (contiguous)", "10 (channels last)", "6 (contiguous)", "5", "3"]
+
+
+def test_the_citation_names_the_version():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {attnops.__version__}\n" in text
+
+
+def test_issue_templates_ask_for_what_the_environment_command_prints():
+    for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(path.read_text(encoding="utf-8"))
+        parts = {part["id"]: part for part in form["body"]}
+        assert "python -m attnops.env" in parts["environment"]["attributes"]["description"]
