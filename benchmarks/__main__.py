@@ -27,6 +27,8 @@ COMMANDS = {
     "figure2": ("apnb.figure2", "figure 2 of the ANN paper: time by kind of operation"),
     "gald-table": ("gald_table", "table IV of the GALD paper: time and parameters of its heads"),
     "networks": ("networks", "whole networks: predict and a training step"),
+    "paper-networks": ("paper_networks", "the networks that the papers time, at their sizes"),
+    "curves": ("curves.command", "time and memory against size, with fitted exponents"),
     "serving": ("serving.table", "labels on a CPU: against OpenVINO, onnxruntime, torch.compile"),
     "camvid": ("camvid.table", "every family trained on CamVid, fast against reference heads"),
     "costs": ("costs.table", "parameters and multiply-adds of every network beside the papers'"),
@@ -38,7 +40,7 @@ COMMANDS = {
     "demo": ("demo.run", "attention on a photograph, the table and figure 2, in demo/"),
     "gpu": ("gpu.run", "tests and all benchmarks on the CUDA device, into one report"),
     "evidence": ("report.evidence", "where CUDA C++ is faster than Triton, by the results"),
-    "report": ("report.command", "the committed result files as one Markdown text"),
+    "report": ("report.command", "everything measured beside the papers' figures; --compare"),
     "pages": ("pages.command", "the documentation's tables of what runs where and what it costs"),
 }
 EXTRA = ("rich", "matplotlib", "pytest", "pytest_benchmark", "skimage", "timm")

@@ -22,6 +22,7 @@ from attnops.nn.functional import conv_bn_relu
 
 from .arguments import first_device, positive_integer
 from .measure.timing import time_cpu, time_cuda
+from .papers import ADDED, GALD_4, MILLION, MS
 from .report.deliver import add_output_arguments, deliver
 from .report.grid import Grid, number
 from .report.records import Document
@@ -29,13 +30,6 @@ from .report.records import Document
 TABLE = "gald"
 SHAPE = (1, 2048, 64, 64)
 WIDTH, CLASSES = 512, 19
-PAPER = {  # whole networks: milliseconds, millions of parameters
-    "FCN": (60, None),
-    "+ ASPP": (65, 47.5),
-    "+ ASPP + LDv1": (70, None),
-    "+ ASPP + LDv2": (82, None),
-}
-CLAIMED = {"+ ASPP + LDv1": "+0.4 M", "+ ASPP + LDv2": "+2.3 M"}
 
 
 class Head(nn.Module):
@@ -79,7 +73,7 @@ def measure(document: Document, device: torch.device, seconds: float = 2.0) -> N
         for backend in ("auto", "reference"):
             row = document.new_row(TABLE, name, device.type, shape=list(SHAPE), dtype="float32")
             row.backend = backend
-            row.paper = {} if PAPER[name][0] is None else {"time_ms": PAPER[name][0]}
+            row.paper = {"time_ms": GALD_4.rows[name][MS]}
             row.options = [["parameters_million", parameters]]
 
             def call(head: nn.Module = head, backend: str = backend) -> Tensor:
@@ -101,9 +95,11 @@ def grid(document: Document) -> Grid:
     header = ("head", "M parameters", "ms", "ms, reference", "paper: ms", "paper: parameters")
     found = {(row.name, row.backend): row for row in document.rows if row.table == TABLE}
     cells = []
-    for name in PAPER:
+    for name in dict.fromkeys(name for name, _ in found):
         ours, reference = found[name, "auto"], found[name, "reference"]
-        claim = CLAIMED.get(name, number(PAPER[name][1]) and f"{PAPER[name][1]} M")
+        printed = GALD_4.rows[name]
+        claim = f"{printed[MILLION]} M" if MILLION in printed else ""
+        claim = f"+{printed[ADDED]} M" if ADDED in printed else claim
         cells.append(
             (
                 name,
@@ -111,7 +107,7 @@ def grid(document: Document) -> Grid:
                 number(ours.p50),
                 number(reference.p50),
                 number(ours.paper.get("time_ms")),
-                claim or "",
+                claim,
             )
         )
     notes = [

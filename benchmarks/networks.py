@@ -34,18 +34,22 @@ COMPILED = "reference, compiled"
 
 @dataclass(frozen=True)
 class Task:
-    """What is timed, and on how many images of which side."""
+    """What is timed, and on how many images of which size."""
 
     name: str
     batch: int
-    side: int
+    size: tuple[int, int]
+    classes: int = CLASSES
+
+    def images(self, device: torch.device) -> Tensor:
+        return torch.randn(self.batch, 3, *self.size, device=device)
 
     def call(self, model: torch.nn.Module, images: Tensor) -> Callable[[], object]:
         if self.name == "predict":
             model.eval()
             return lambda: model.predict(images)
         model.train()
-        target = torch.randint(CLASSES, (self.batch, self.side, self.side), device=images.device)
+        target = torch.randint(self.classes, (len(images), *images.shape[2:]), device=images.device)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
         def step() -> None:
@@ -56,7 +60,7 @@ class Task:
         return step
 
 
-TASKS = (Task("predict", 1, 512), Task("training step", 2, 256))
+TASKS = (Task("predict", 1, (512, 512)), Task("training step", 2, (256, 256)))
 
 
 def measure(
@@ -79,7 +83,7 @@ def _measure_task(
 
     torch.manual_seed(0)
     model = create_model(network, num_classes=CLASSES).to(device)
-    images = torch.randn(task.batch, 3, task.side, task.side, device=device)
+    images = task.images(device)
     contenders = dict(CONTENDERS)
     if device.type == "cuda":
         contenders[COMPILED] = "reference"
@@ -90,7 +94,7 @@ def _measure_task(
         given = images.contiguous(memory_format=memory_format)
         calls = {}
         for name, backend in contenders.items():
-            calls[name] = _on_backend(task.call(model, given), backend, name == COMPILED)
+            calls[name] = on_backend(task.call(model, given), backend, name == COMPILED)
             row = document.new_row(
                 TABLE,
                 name,
@@ -116,7 +120,10 @@ def _measure_task(
                 row.ratios[name] = min(r.p50 for r in rows if r.name == name) / row.p50
 
 
-def _on_backend(call: Callable[[], object], backend: str, compiled: bool) -> Callable[[], object]:
+def on_backend(
+    call: Callable[[], object], backend: str, compiled: bool = False
+) -> Callable[[], object]:
+    """`call` with the ops on a backend, under torch.compile if asked for."""
     if compiled:
         call = torch.compile(call)
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from attnops.pyramid_pool import anchor_count
 
+from ..papers import ANN_1, GMAC, MEGABYTES, MS
+
 FORMS = ("linear", "released")
 
 
@@ -83,22 +85,7 @@ def folded_apnb_macs(block: Block, form: str) -> int:
     return min(folded, apnb_macs(block))
 
 
-@dataclass(frozen=True)
-class Printed:
-    """A row of the paper's table 1: Titan Xp, batch 1, float32."""
-
-    gflops: float
-    mb: float
-    ms: float
-
-
-# (function, (first, second) number of the printed size)
-PAPER = {
-    ("non-local", (96, 96)): Printed(58.0, 609, 19.5),
-    ("apnb", (96, 96)): Printed(15.5, 150, 12.4),
-    ("non-local", (256, 128)): Printed(601.4, 7797, 179.4),
-    ("apnb", (256, 128)): Printed(43.5, 277, 30.8),
-}
+NAMES = {"non-local": "NB", "apnb": "APNB"}  # of the rows of the paper's table 1
 
 NOTES = (
     "GMAC: multiply-adds by the rule that reproduces the paper's column (1x1 convolutions and "
@@ -110,8 +97,9 @@ NOTES = (
 )
 
 
-def printed(function: str, block: Block) -> Printed | None:
-    """The paper's figures for this block, if it prints some."""
+def printed(function: str, block: Block) -> dict[str, float]:
+    """The paper's figures for this block: "gflops", "mb" and "ms", where it prints some."""
     if block != Block(block.height, block.width):
-        return None
-    return PAPER.get((function, (block.height, block.width)))
+        return {}
+    row = ANN_1.rows.get(f"{NAMES[function]} {block.height}x{block.width}")
+    return {} if row is None else {"gflops": row[GMAC], "mb": row[MEGABYTES], "ms": row[MS]}

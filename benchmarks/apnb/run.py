@@ -171,9 +171,8 @@ class _Input:
         )
         row.gmac = by_rule(self.block) / 1e9
         row.gmac_done = contender.macs(self.block) / 1e9
-        printed = operations.printed(contender.family, self.block)
-        if printed is not None and self.direction == "forward":
-            row.paper = vars(printed)
+        if self.direction == "forward":
+            row.paper = operations.printed(contender.family, self.block)
         return row
 
     def _reason_to_skip(self, contender: Contender) -> str | None:

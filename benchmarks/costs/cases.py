@@ -1,8 +1,6 @@
-"""The networks whose cost is counted, and the figures that are published for them.
+"""The networks whose cost is counted, and where the papers print figures for them.
 
-Sources: Guo et al., SegNeXt (NeurIPS 2022), tables 5, 7, 8, 9 and table 2 of the appendix; Zhu et
-al., ANN (ICCV 2019), table 3; Li et al., GALD (TIP 2021), table VI; Zhong et al., SANet (CVPR
-2020), table 6. The SegNeXt paper counts norms and resizes too, the logits' last one included.
+The SegNeXt paper counts norms and resizes too, the logits' last one included.
 """
 
 from __future__ import annotations
@@ -13,24 +11,19 @@ from typing import Any
 
 from attnops.models import list_models
 
+from .. import papers
+from ..papers import GMAC, MILLION, Table
+
 IMAGE, STREET, OLD = (512, 512), (1024, 2048), (321, 321)
 ONE_BRANCH = "MSCA 5, 21"  # not an option of the network: the attention is replaced
 
 
 @dataclass(frozen=True)
-class Printed:
-    """Figures of a paper: millions of parameters, 10^9 multiply-adds."""
-
-    million: float | None = None
-    gmac: float | None = None
-
-
-@dataclass(frozen=True)
 class Case:
-    """A network with its options at an image size, and what the paper prints for it.
+    """A network with its options at an image size.
 
     Args:
-        where: table of the paper.
+        printed: tables that print figures for it, each with the name of the row.
         one_branch: every MSCA of the encoder has one pair of strips, of 21.
         auxiliary: count the multiply-adds of the auxiliary head too.
     """
@@ -38,10 +31,24 @@ class Case:
     network: str
     size: tuple[int, int] = IMAGE
     options: dict[str, Any] = field(default_factory=dict)
-    printed: Printed = Printed()
-    where: str = ""
+    printed: tuple[tuple[Table, str], ...] = ()
     one_branch: bool = False
     auxiliary: bool = False
+
+    def figure(self, quantity: str) -> float | None:
+        """What the papers print; their tables do not contradict each other."""
+        rows = [table.rows[name] for table, name in self.printed]
+        return next((row[quantity] for row in rows if quantity in row), None)
+
+    @property
+    def paper(self) -> dict[str, float]:
+        """The figures as a result row has them."""
+        found = {"parameters_million": self.figure(MILLION), "gmac": self.figure(GMAC)}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def where(self) -> str:
+        return ", ".join(table.number.removeprefix("table ") for table, _ in self.printed)
 
     @property
     def surroundings(self) -> bool:
@@ -58,55 +65,57 @@ class Case:
         return ", ".join(words)
 
 
+def _printed(name: str, *tables: Table) -> tuple[tuple[Table, str], ...]:
+    """The tables with the row that begins with `name`: `_printed("SegNeXt-T", ...)`."""
+    rows = [(table, row) for table in tables for row in (name, f"{name} w/ MSCA")]
+    return tuple((table, row) for table, row in rows if row in table.rows)
+
+
 def _segnext() -> Iterator[Case]:
-    whole = {"t": (4.3, 6.6), "s": (13.9, 15.9), "b": (27.6, 34.9), "l": (48.9, 70.0)}
-    for variant, figures in whole.items():
-        yield Case(
-            f"segnext_{variant}", IMAGE, {"num_classes": 150}, Printed(*figures), "9, 5, 7, 8"
-        )
-    street = {"t": 50.5, "s": 124.6, "b": None, "l": 577.5}
-    for variant, gmac in street.items():
-        yield Case(
-            f"segnext_{variant}", STREET, {"num_classes": 19}, Printed(None, gmac), "9" * bool(gmac)
-        )
-    attention = {"cc": (27.8, 35.7), "ema": (27.4, 32.3), "nl": (27.6, 40.9)}
-    for decoder, figures in attention.items():
-        options = {"num_classes": 150, "decoder": decoder}
-        yield Case("segnext_b", IMAGE, options, Printed(*figures), "5")
-    options = {"num_classes": 150, "decoder": "mlp"}
-    yield Case("segnext_t", IMAGE, options, Printed(4.4, 10.0), "7 (a)")
-    for variant, figures in {"t": (4.2, 6.5), "s": (13.8, 15.8)}.items():
-        printed = Printed(*figures)
-        yield Case(f"segnext_{variant}", IMAGE, {"num_classes": 150}, printed, "8", one_branch=True)
-    appendix = {
-        ("t", "msca"): (4.4, 6.7),
-        ("s", "msca"): (14.0, 15.9),
-        ("b", "msca"): (28.0, 33.6),
-        ("l", "msca"): (50.1, 69.8),
+    ade, streets = {"num_classes": 150}, {"num_classes": 19}
+    elsewhere = {
+        "t": ((papers.SEGNEXT_7, "SegNeXt-T (c)"),),
+        "b": ((papers.SEGNEXT_5, "SegNeXt-B w/ Ham"),),
     }
-    for (variant, decoder), figures in appendix.items():
-        options = {"num_classes": 150, "decoder": decoder}  # meets them, 171 does not
-        yield Case(f"segnext_{variant}", IMAGE, options, Printed(*figures), "appendix 2")
+    for variant in "tsbl":
+        name = f"SegNeXt-{variant.upper()}"
+        printed = _printed(name, papers.SEGNEXT_9, papers.SEGNEXT_2, papers.SEGNEXT_8)
+        printed += elsewhere.get(variant, ())
+        yield Case(f"segnext_{variant}", IMAGE, ade, printed)
+    for variant in "tsbl":
+        printed = _printed(f"SegNeXt-{variant.upper()}, Cityscapes", papers.SEGNEXT_9)
+        yield Case(f"segnext_{variant}", STREET, streets, printed)
+    for decoder in ("cc", "ema", "nl"):
+        printed = _printed(f"SegNeXt-B w/ {decoder.upper()}", papers.SEGNEXT_5)
+        yield Case("segnext_b", IMAGE, ade | {"decoder": decoder}, printed)
+    printed = _printed("SegNeXt-T (a)", papers.SEGNEXT_7)
+    yield Case("segnext_t", IMAGE, ade | {"decoder": "mlp"}, printed)
+    for variant in "ts":
+        printed = _printed(f"SegNeXt-{variant.upper()} w/o MSCA", papers.SEGNEXT_8)
+        yield Case(f"segnext_{variant}", IMAGE, ade, printed, one_branch=True)
+    for variant in "tsbl":
+        printed = _printed(f"SegNeXt-{variant.upper()}", papers.SEGNEXT_APPENDIX_2)
+        yield Case(f"segnext_{variant}", IMAGE, ade | {"decoder": "msca"}, printed)
     for variant in "bl":  # as mmsegmentation has them
-        yield Case(f"segnext_{variant}", IMAGE, {"num_classes": 150, "rank": 16})
+        yield Case(f"segnext_{variant}", IMAGE, ade | {"rank": 16})
 
 
 def _others() -> Iterator[Case]:
     streets = {"num_classes": 19}
     yield Case("ann_r50", STREET, streets, auxiliary=True)
-    yield Case("ann_r101", STREET, streets, Printed(63.17, None), "3", auxiliary=True)
+    yield Case("ann_r101", STREET, streets, _printed("Ours", papers.ANN_2), auxiliary=True)
     yield Case("ann_r50", STREET, streets | {"form": "mmseg"}, auxiliary=True)
     yield Case("ann_r101", STREET, streets | {"form": "mmseg"}, auxiliary=True)
     yield Case("galdv1_r50", IMAGE, streets)
-    yield Case("galdv1_r101", IMAGE, streets, Printed(65.3, None), "VI")
+    yield Case("galdv1_r101", IMAGE, streets, _printed("GALDv1", papers.GALD_6))
     for aggregation in ("aspp", "psp", "nl", "cgnl"):
-        printed = Printed(66.8, None) if aggregation == "aspp" else Printed()
-        yield Case("galdv2_r50", IMAGE, streets | {"ga": aggregation})
         options = streets | {"ga": aggregation}
-        yield Case("galdv2_r101", IMAGE, options, printed, "VI" if printed.million else "")
+        yield Case("galdv2_r50", IMAGE, options)
+        printed = _printed("GALDv2", papers.GALD_6) if aggregation == "aspp" else ()
+        yield Case("galdv2_r101", IMAGE, options, printed)
     voc = {"num_classes": 21}
     yield Case("sanet_r50", IMAGE, voc)
-    yield Case("sanet_r101", IMAGE, voc, Printed(55.5, 204.7), "6")
+    yield Case("sanet_r101", IMAGE, voc, _printed("SANet", papers.SANET_6))
     yield Case("sanet_effnetb7", IMAGE, voc)
     yield Case("deeplab_attention", OLD, voc)
     for scale in (1.0, 0.75, 0.5):

@@ -19,7 +19,7 @@ from attnops.nn import MSCA, MSCABlock
 
 from ..report.deliver import add_output_arguments, deliver
 from ..report.grid import Grid, number
-from ..report.records import Document, Row
+from ..report.records import META, Document, Row
 from .cases import ONE_BRANCH, Case, cases
 from .multiply_adds import count, parameters
 
@@ -57,7 +57,7 @@ def add_row(document: Document, case: Case) -> Row:
     model = build(case)
     total, without = parameters(model)
     row = document.new_row(TABLE, case.network, "cpu", shape=[1, 3, *case.size], dtype="")
-    row.device, row.threads = "meta", None
+    row.device, row.threads = META, None
     row.options = [["words", case.words], ["parameters", without], ["with_auxiliary", total]]
     row.options.append(["table", case.where])
     published, executed = (
@@ -65,8 +65,7 @@ def add_row(document: Document, case: Case) -> Row:
         for form in (True, False)
     )
     row.gmac, row.gmac_done = published, executed
-    printed = {"parameters_million": case.printed.million, "gmac": case.printed.gmac}
-    row.paper = {name: value for name, value in printed.items() if value is not None}
+    row.paper = case.paper
     return row
 
 

@@ -17,6 +17,7 @@ from ..report.records import FORMAT
 Row = dict[str, Any]
 OURS, CHAIN, COMPILED = "attnops", "eager", "compiled"
 LAYOUTS = {"contiguous": "contiguous", "channels_last": "channels last"}
+MALLOC = {"": "", "default": "", "kept": "memory kept"}  # a setting of glibc in words
 HEADER = (
     "input, pass",
     "attnops, ms",
@@ -30,12 +31,25 @@ HEADER = (
 
 
 @dataclass(frozen=True)
+class Input:
+    """What is timed: an input, a setting of glibc and a pass."""
+
+    given: str
+    malloc: str
+    direction: str
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, (self.given, MALLOC[self.malloc], self.direction)))
+
+
+@dataclass(frozen=True)
 class Timed:
     """One contender on one input, in the memory format that suits it better."""
 
     ms: float
     layout: str
     mib: float | None
+    floor_ms: float | None = None
 
     def __str__(self) -> str:
         return f"{number(self.ms)} ({LAYOUTS.get(self.layout, self.layout)})"
@@ -47,37 +61,41 @@ def _contender(row: Row) -> tuple[str, str]:
     return who, form
 
 
-def _what(row: Row, form: str) -> str:
+def _input(row: Row, form: str) -> Input:
     shape = "x".join(map(str, row["shape"]))
     options = [f"{key} {value}" for key, value in row.get("options", ())]
-    return ", ".join([*([form] if form else []), shape, *options, row["direction"]])
+    given = ", ".join([*([form] if form else []), shape, *options])
+    return Input(given, row.get("malloc", ""), row["direction"])
 
 
-def _best(rows: Iterable[Row]) -> Timed | None:
-    timed = [
-        Timed(row["p50"], row["layout"], row["memory_above_inputs"]) for row in rows if row["p50"]
-    ]
-    return min(timed, key=lambda entry: entry.ms, default=None)
+def entries(rows: Iterable[Row]) -> dict[Input, dict[str, Timed]]:
+    """Input -> contender -> its time in its better format; inputs that ours ran on."""
+    found: dict[Input, dict[str, Timed]] = defaultdict(dict)
+    for row in rows:
+        who, form = _contender(row)
+        if not row["p50"]:
+            continue
+        facts = (row["p50"], row["layout"], row["memory_above_inputs"], row.get("floor_ms"))
+        timed, best = Timed(*facts), found[_input(row, form)]
+        if who not in best or timed.ms < best[who].ms:
+            best[who] = timed
+    return {what: best for what, best in found.items() if OURS in best}
 
 
-def _cells(what: str, found: dict[str, list[Row]]) -> list[str]:
-    ours, chain, compiled = (_best(found.get(name, ())) for name in (OURS, CHAIN, COMPILED))
-    if ours is None:
-        return []
-    ratios = [number(other.ms / ours.ms) if other else "" for other in (chain, compiled)]
-    times = ["" if timed is None else str(timed) for timed in (ours, chain, compiled)]
-    memory = [number(timed.mib) if timed else "" for timed in (ours, chain)]
-    return [what, *times, *ratios, *memory]
+def ratio(best: dict[str, Timed], other: str) -> str:
+    """Time of another contender over ours, each in its better format."""
+    return number(best[other].ms / best[OURS].ms) if other in best else ""
 
 
 def grid(rows: Iterable[Row]) -> list[list[str]]:
     """Cells of the table, an input and pass a line; ratios are of the better formats of both."""
-    inputs: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        who, form = _contender(row)
-        inputs[_what(row, form)][who].append(row)
-    cells = [_cells(what, found) for what, found in inputs.items()]
-    return [line for line in cells if line]
+    cells = []
+    for what, best in entries(rows).items():
+        times = [str(best.get(who, "")) for who in (OURS, CHAIN, COMPILED)]
+        ratios = [ratio(best, who) for who in (CHAIN, COMPILED)]
+        memory = [number(best[who].mib) if who in best else "" for who in (OURS, CHAIN)]
+        cells.append([str(what), *times, *ratios, *memory])
+    return cells
 
 
 def sources(op: str, results: Path) -> Iterator[tuple[list[Path], list[Row], Row]]:

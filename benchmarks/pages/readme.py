@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..report.grid import number
 from ..static import table as static
+from ..static.words import estimate, name_of, preferred
 from . import costs
 
 CPU_HEADER = ("op", "input", "forward", "forward + backward")
 GPU_HEADER = ("op", "input", "forward", "backward")
-BACKENDS = {"triton": "Triton", "cuda": "CUDA C++"}
 BLOCK = "anchor_attention"  # which has no benchmark of its own: inside the block of its paper
 
 
@@ -29,48 +28,45 @@ def _cpu(ops: list[str], results: Path) -> str:
     """Times of the chain and of the compiled chain over ours, each in its better format."""
     lines = []
     for op in ops:
-        found = {}
+        found: dict[str, dict[tuple[str, str], str]] = {}
         for _, rows, _ in costs.sources(op, results):
-            for what, *_, chain, compiled, _, _ in costs.grid(rows):
-                given, _, direction = what.rpartition(", ")
-                pair = ", compiled ".join(text for text in (chain, compiled) if text)
-                found.setdefault(given, {})[direction] = pair
+            for what, best in costs.entries(rows).items():
+                ratios = [costs.ratio(best, who) for who in (costs.CHAIN, costs.COMPILED)]
+                key = (what.direction, costs.MALLOC[what.malloc])
+                text = ", compiled ".join(filter(None, ratios))
+                found.setdefault(what.given, {})[key] = text
         given = next(iter(found), None)  # the first input is the one of the papers
-        if given is None:
-            continue
-        both = found[given].get("forward+backward", "")
-        lines.append([_link(op), given, found[given].get("forward", ""), both])
+        if given is not None:
+            cells = [_settings(found[given], d) for d in ("forward", "forward+backward")]
+            lines.append([_link(op), given, *cells])
     return _markdown(CPU_HEADER, lines)
 
 
+def _settings(ratios: dict[tuple[str, str], str], direction: str) -> str:
+    """The ratios of a pass under every setting of glibc that was measured."""
+    chosen = {malloc: text for (d, malloc), text in ratios.items() if d == direction}
+    return "; ".join(f"{malloc}: {text}" if malloc else text for malloc, text in chosen.items())
+
+
 def _gpu(ops: list[str], results: Path) -> str:
-    """Estimates and floors in bfloat16, channels_last, for the faster of Triton and CUDA C++."""
     lines = []
     for path in sorted(results.rglob(static.FILE)):
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        for op in ops:
-            chosen = [row for row in rows if row["op"] == op and row["dtype"] == "bfloat16"]
-            if not chosen:
-                continue
-            layouts = {row["layout"] for row in chosen}
-            layout = "channels_last" if "channels_last" in layouts else min(layouts)
-            shape, options = chosen[0]["shape"], chosen[0]["options"]
-            same = [r for r in chosen if r["layout"] == layout and r["shape"] == shape]
-            same = [r for r in same if r["options"] == options and r.get("low_us") is not None]
-            words = [f"{key} {value}" for key, value in options]
-            given = ", ".join(["x".join(map(str, shape)), *words])
-            cells = [_estimate([r for r in same if r["pass"] == p]) for p in GPU_HEADER[2:]]
-            lines.append([_link(op), given, *cells])
+        lines += [[_link(op), *cells] for op, *cells in gpu_lines(ops, rows)]
     return _markdown(GPU_HEADER, lines)
 
 
-def _estimate(rows: list[dict[str, Any]]) -> str:
-    if not rows:
-        return ""
-    best = min(rows, key=lambda row: row["low_us"] + row["high_us"])
-    low, high = number(best["low_us"]), number(best["high_us"])
-    spread = low if low == high else f"{low} to {high}"
-    return f"{spread}, floor {number(best['floor_us'])} ({BACKENDS[best['backend']]})"
+def gpu_lines(ops: list[str], rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Op, input, and the estimates and floors of both passes on the op's first input."""
+    lines = []
+    for op in ops:
+        chosen = preferred(rows, op)
+        if chosen:
+            given = name_of(chosen[0], ", ")
+            same = [row for row in chosen if name_of(row, ", ") == given]
+            cells = [estimate([r for r in same if r["pass"] == p]) for p in GPU_HEADER[2:]]
+            lines.append([op, given, *cells])
+    return lines
 
 
 def _link(op: str) -> str:

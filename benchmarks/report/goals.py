@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-from ..apnb.cases import (
-    EAGER_LINEAR,
-    EAGER_NON_LOCAL,
-    EAGER_RELEASED,
-    OURS_LINEAR,
-    OURS_RELEASED,
-    compiled_name,
-)
+from ..apnb.cases import EAGER_NON_LOCAL, OURS_LINEAR, OURS_RELEASED, compiled_name
 from ..apnb.run import TABLE
 from ..ops.cases import OURS
+from . import musts
+from .goal import Goal, divide
 from .grid import Grid, number
 from .records import Row
 
-FORMS = (
-    ("linear", OURS_LINEAR, EAGER_LINEAR),
-    ("released", OURS_RELEASED, EAGER_RELEASED),
-)
+FORMS = (("linear", OURS_LINEAR), ("released", OURS_RELEASED))
 LARGE = [1, 2048, 256, 128]
-
-
-@dataclass(frozen=True)
-class Goal:
-    """One requirement and what was measured for it; None: not measured."""
-
-    what: str
-    where: str
-    required: str
-    measured: float | None
-    replayed: float | None  # the same with the time of CUDA-graph replay
-    met: bool | None
-
-    @property
-    def verdict(self) -> str:
-        if self.met is None:
-            return "not measured"
-        return "met" if self.met else "not met"
 
 
 def _at_least(what: str, row: Row, needed: float, values: tuple[float | None, ...]) -> Goal:
@@ -53,14 +26,8 @@ def _where(row: Row) -> str:
     return f"{'x'.join(map(str, row.shape))} {row.dtype} {row.layout}"
 
 
-def _divide(above: float | None, below: float | None) -> float | None:
-    if above is None or below is None:
-        return None
-    return above / below if below else float("inf")
-
-
 def _faster(other: Row, row: Row) -> tuple[float | None, float | None]:
-    return _divide(other.p50, row.p50), _divide(other.graph_p50, row.graph_p50)
+    return divide(other.p50, row.p50), divide(other.graph_p50, row.graph_p50)
 
 
 def gpu_goals(rows: Sequence[Row]) -> list[Goal]:
@@ -76,7 +43,7 @@ def _gpu_table_goals(rows: Sequence[Row]) -> Iterator[Goal]:
     ]
     found = {(row.input, row.name): row for row in chosen}
     for key in dict.fromkeys(row.input for row in chosen):
-        for form, ours_name, _ in FORMS:
+        for form, ours_name in FORMS:
             ours, eager = found.get((key, ours_name)), found.get((key, EAGER_NON_LOCAL))
             compiled = found.get((key, compiled_name(form, "default")))
             if ours is None:
@@ -86,11 +53,11 @@ def _gpu_table_goals(rows: Sequence[Row]) -> Iterator[Goal]:
                 name = f"{block}: times faster than the eager non-local block"
                 yield _at_least(name, ours, 30, _faster(eager, ours))
                 name = f"{block}: times less memory beyond input and output"
-                less = _divide(
+                less = divide(
                     eager.memory_above_inputs_and_output, ours.memory_above_inputs_and_output
                 )
                 yield _at_least(name, ours, 100, (less, None))
-            over = _divide(ours.p50, ours.floor_ms), _divide(ours.graph_p50, ours.floor_ms)
+            over = divide(ours.p50, ours.floor_ms), divide(ours.graph_p50, ours.floor_ms)
             met = None if over[0] is None else over[0] <= 1.5
             yield Goal(f"{block}: times the floor", _where(ours), "<= 1.5", *over, met)
             if compiled is not None:
@@ -108,43 +75,21 @@ def _bandwidth_goals(rows: Sequence[Row]) -> Iterator[Goal]:
             and row.dtype != "float32"
         ):
             share = row.bandwidth_percent
-            replayed = None if share is None else _divide(share * row.p50, row.graph_p50)
+            replayed = None if share is None else divide(share * row.p50, row.graph_p50)
             name = f"{row.table}{row.name.removeprefix(OURS)}"
             yield _at_least(f"{name}: % of copy bandwidth", row, 80, (share, replayed))
-
-
-def cpu_goals(rows: Sequence[Row]) -> list[Goal]:
-    """Ratios that the APNB table has to show on a CPU: 96x96, float32, forward.
-
-    The eager block counts in the faster of the layouts that were measured.
-    """
-    chosen = [
-        row
-        for row in rows
-        if row.table == TABLE
-        and row.shape == [1, 2048, 96, 96]
-        and (row.dtype, row.direction) == ("float32", "forward")
-    ]
-    goals = []
-    for (form, ours_name, eager_name), needed in zip(FORMS, (3.5, 1.8), strict=True):
-        eager = [row.p50 for row in chosen if row.name == eager_name and row.p50]
-        for ours in (row for row in chosen if row.name == ours_name):
-            ratio = _divide(min(eager, default=None), ours.p50)
-            name = f"APNB {form}: times faster than eager"
-            goals.append(_at_least(name, ours, needed, (ratio, None)))
-    return goals
 
 
 def of(rows: Sequence[Row]) -> list[Goal]:
     """Every goal that the rows say something about."""
     return [
         *gpu_goals([row for row in rows if row.threads is None]),
-        *cpu_goals([row for row in rows if row.threads is not None]),
+        *(goal for goal in musts.of(rows) if goal.measured is not None),
     ]
 
 
 def grid(goals: Sequence[Goal]) -> Grid:
-    header = ("goal", "input", "required", "measured", "graph replay", "")
+    header = ("goal", "input", "required", "measured", "graph replay", "", "note")
     cells = [
         (
             goal.what,
@@ -153,6 +98,7 @@ def grid(goals: Sequence[Goal]) -> Grid:
             number(goal.measured),
             number(goal.replayed),
             goal.verdict,
+            goal.note,
         )
         for goal in goals
     ]

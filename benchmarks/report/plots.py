@@ -19,7 +19,8 @@ OURS, COMPILED, EAGER, NON_LOCAL = "#1f6fb4", "#d98c2b", "#8c8c8c", "#4d4d4d"
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def _colour(name: str) -> str:
+def colour(name: str) -> str:
+    """Of a contender."""
     if name.startswith("attnops"):
         return OURS
     if name.startswith("compiled"):
@@ -49,7 +50,7 @@ def plot_kinds(found: dict[str, Any], path: str | Path) -> None:
             shown = [(j, times[kind]) for j, kind in enumerate(kinds) if times[kind] > 0]
             places = [j + (i - (len(blocks) - 1) / 2) * width for j, _ in shown]
             heights = [value for _, value in shown]
-            axes.bar(places, heights, 0.92 * width, color=_colour(name), label=name)
+            axes.bar(places, heights, 0.92 * width, color=colour(name), label=name)
             for place, value in zip(places, heights, strict=True):
                 text = number(value, 2)
                 axes.annotate(text, (place, value), (0, 2), textcoords="offset points", ha="center")
@@ -109,7 +110,7 @@ def _bars(
     """Bars with their values written behind `ends` (default: the bars' own)."""
     known = [value or 0.0 for value in values]
     ends = [max(pair) for pair in zip(known, (end or 0.0 for end in ends or known), strict=True)]
-    axes.barh(range(len(rows)), known, 0.75, color=[_colour(row.name) for row in rows])
+    axes.barh(range(len(rows)), known, 0.75, color=[colour(row.name) for row in rows])
     for place, value in enumerate(values):
         text = "not measured" if value is None else number(value)
         axes.annotate(text, (ends[place], place), (4, 0), textcoords="offset points", va="center")
@@ -119,3 +120,29 @@ def _bars(
     axes.set_xlabel(label)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
+
+
+def plot_ratios(ratios: dict[str, dict[str, float]], path: str | Path) -> None:
+    """Times of each op's contenders over ours, log scale; the line is ours."""
+    names = list(dict.fromkeys(name for found in ratios.values() for name in found))
+    with pyplot.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(8, 0.42 * len(ratios) + 1.2))
+        height = 0.8 / len(names)
+        for i, name in enumerate(names):
+            shown = [(j, found[name]) for j, found in enumerate(ratios.values()) if name in found]
+            places = [j + (i - (len(names) - 1) / 2) * height for j, _ in shown]
+            values = [value for _, value in shown]
+            axes.barh(places, values, 0.92 * height, color=colour(name), label=name)
+            for place, value in zip(places, values, strict=True):
+                text, at = number(value), (max(value, 1.0), place)
+                axes.annotate(text, at, (4, 0), textcoords="offset points", va="center")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        largest = max(value for found in ratios.values() for value in found.values())
+        axes.set_xlim(0.5, 2 * largest)
+        axes.axvline(1, color=OURS, linewidth=1.5)
+        axes.set_yticks(range(len(ratios)), list(ratios))
+        axes.invert_yaxis()
+        axes.set_xlabel("time over ours, each in its better memory format (log scale)")
+        axes.legend(frameon=False, loc="lower right")
+        save(figure, path)

@@ -19,6 +19,7 @@ from ..measure.timing import Timing
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 FORMAT = 1
+META = "meta"  # the device of rows that are counted, not measured
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Row:
     direction: str = "forward"
     options: list[list[Any]] = field(default_factory=list)  # name and value pairs
     backend: str = ""  # of attnops: what ran, per op where ops differ
+    malloc: str = ""  # of `measure.glibc.SETTINGS`; "": as the process found it
     device: str = ""
     driver: str | None = None
     torch: str = ""
@@ -90,7 +92,17 @@ class Row:
     def input(self) -> tuple[Any, ...]:
         """What rows must have in common to be compared."""
         fields = (self.table, tuple(self.shape), self.dtype, self.layout, self.direction)
-        return *fields, self.device, str(self.options)
+        return *fields, self.device, f"{self.options} {self.malloc}"
+
+    @property
+    def hardware(self) -> str:
+        """The device in words."""
+        return self.device if self.threads is None else f"{self.device}, {self.threads} threads"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it was measured on a GPU (counts on the meta device are not)."""
+        return self.threads is None and self.device != META
 
 
 def put_ratios(rows: Iterable[Row], references: Iterable[str]) -> None:

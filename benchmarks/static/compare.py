@@ -5,36 +5,38 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from .words import name_of
+
 THRESHOLD = 1.1  # an estimate that has grown by more than that is a regression
 FACTS = ("op", "shape", "options", "dtype", "layout", "pass")
 
 
-def name_of(row: dict[str, Any]) -> str:
-    """An input in words: its shape and options."""
-    shape = "x".join(map(str, row["shape"]))
-    options = " ".join(f"{name} {value}" for name, value in row["options"])
-    return ", ".join(part for part in (shape, options) if part)
-
-
-def _keyed(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def keyed(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of a report by what they are of."""
     return {
         json.dumps([row.get("backend", "triton"), *(row[key] for key in FACTS)]): row
         for row in document["rows"]
     }
 
 
-def regressions(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+def words(row: dict[str, Any]) -> str:
+    """What a row is of, for people."""
+    facts = (row["op"], name_of(row), row.get("backend", ""), row["dtype"], row["layout"])
+    return " ".join(fact for fact in (*facts, row["pass"]) if fact)
+
+
+def regressions(
+    before: dict[str, Any], after: dict[str, Any], threshold: float = THRESHOLD
+) -> list[str]:
     """Rows whose estimate has grown, that launch more kernels than before, or that spill now."""
-    old, found = _keyed(before), []
-    for key, row in _keyed(after).items():
+    old, found = keyed(before), []
+    for key, row in keyed(after).items():
         if key not in old:
             continue
-        was = old[key]
-        facts = (row["op"], name_of(row), row.get("backend", ""), row["dtype"], row["layout"])
-        what = " ".join(fact for fact in (*facts, row["pass"]) if fact)
+        was, what = old[key], words(row)
         if row["launches"] > was["launches"]:
             found.append(f"{what}: {was['launches']} -> {row['launches']} launches")
-        if "high_us" in was and row.get("high_us", float("inf")) > THRESHOLD * was["high_us"]:
+        if "high_us" in was and row.get("high_us", float("inf")) > threshold * was["high_us"]:
             found.append(f"{what}: {was['high_us']} -> {row.get('high_us', 'no')} us")
         if _spills(row) > _spills(was):
             found.append(f"{what}: {_spills(was)} -> {_spills(row)} accesses of local memory")

@@ -20,9 +20,10 @@ from attnops._console import positive_integer
 
 from ..report.grid import Grid, markdown, number, show
 from ..report.records import write_whole
-from .compare import name_of, regressions
+from .compare import regressions
 from .gate import faults
 from .inputs import VARIANTS
+from .words import name_of
 
 FILE = "static.json"
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from attnops.benchmarks.apnb import cases as apnb_cases
 from attnops.benchmarks.gpu import device_tests
 from attnops.benchmarks.gpu import run as gpu
-from attnops.benchmarks.report import command as report
-from attnops.benchmarks.report import goals
+from attnops.benchmarks.report import document_markdown, goals
 from attnops.benchmarks.report import records as record
 
 
@@ -77,25 +74,11 @@ def test_device_folder_names() -> None:
     assert gpu.slug("NVIDIA H200 (80GB)") == "nvidia-h200-80gb"
 
 
-def test_report_joins_result_files(tmp_path, capsys: pytest.CaptureFixture) -> None:
-    assert report.main([str(tmp_path)]) == 1
-    document = record.Document()
-    document.new_row("apnb", "eager non-local", "cpu", shape=[1, 8, 4, 4], dtype="float32", p50=1.5)
-    document.save(tmp_path / "a" / "one.json")
-    (tmp_path / "bad.json").write_text("[1")
-    capsys.readouterr()
-    assert report.main([str(tmp_path)]) == 0
-    captured = capsys.readouterr()
-    assert "| eager non-local |" in captured.out and "bad.json" in captured.err
-    assert report.main([str(tmp_path), "--out", str(tmp_path / "all.md")]) == 0
-    assert (tmp_path / "all.md").read_text() in captured.out
-
-
 def test_report_names_failed_tests_and_parts() -> None:
     document = record.Document()
     outcomes = device_tests.Outcomes({"passed": 2, "failed": 1}, ["tests/test_x.py::test_y"])
     document.parts = {"tests": vars(outcomes), "failed parts": {"figure 2": "exit status 1"}}
-    text = report.as_markdown(document)
+    text = document_markdown.as_markdown(document)
     assert "1 failed, 2 passed" in text and "`tests/test_x.py::test_y`" in text
     assert "**figure 2 failed:** exit status 1" in text
 

@@ -68,8 +68,8 @@ def test_counts_are_the_papers() -> None:
     assert operations.apnb_macs(large) / operations.apnb_macs(small) == pytest.approx(
         3.556, abs=1e-3
     )
-    assert operations.printed("apnb", large).gflops == 43.5
-    assert operations.printed("apnb", replace(large, batch=8)) is None
+    assert operations.printed("apnb", large)["gflops"] == 43.5
+    assert operations.printed("apnb", replace(large, batch=8)) == {}
 
 
 def _attention_flops(query, key, value, *args, out_shape=None, **kwargs) -> int:
@@ -337,7 +337,7 @@ def test_figure2_splits_the_time(tmp_path) -> None:
 
 def test_networks() -> None:
     document = record.Document()
-    tasks = (networks.Task("predict", 1, 64), networks.Task("training step", 2, 64))
+    tasks = (networks.Task("predict", 1, (64, 64)), networks.Task("training step", 2, (64, 64)))
     networks.measure(document, ["segnext_t"], torch.device("cpu"), 0.01, tasks)
     rows = document.rows
     assert len(rows) == 8 and all(row.p50 > 0 for row in rows)

@@ -1,0 +1,121 @@
+"""What every op has to reach on a CPU, compared with the rows of a results folder.
+
+Both sides of a ratio stand in their better memory format, under the same setting of glibc.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..apnb.cases import EAGER_LINEAR, EAGER_RELEASED, OURS_LINEAR, OURS_RELEASED
+from ..apnb.run import TABLE as APNB
+from ..networks import TABLE as NETWORKS
+from ..ops.cases import COMPILED, DIRECTIONS, EAGER, OURS
+from .goal import Goal, divide
+from .grid import number
+from .records import Row
+
+FORWARD, BOTH = DIRECTIONS
+
+
+@dataclass(frozen=True)
+class Must:
+    """A ratio that the rows of a table have to show: the fastest of `against` over ours.
+
+    Attributes:
+        memory: compare peaks above the inputs instead of times.
+    """
+
+    table: str
+    shape: tuple[int, ...]
+    direction: str
+    against: tuple[str, ...]
+    needed: float
+    options: dict[str, Any] = field(default_factory=dict)
+    name: str = OURS
+    memory: bool = False
+
+    @property
+    def words(self) -> str:
+        what = self.options.get("network", self.table)
+        less = "times less memory than" if self.memory else "times faster than"
+        return f"{what}, {self.direction}: {less} {' and '.join(self.against)}"
+
+    def rows(self, rows: Sequence[Row]) -> list[Row]:
+        return [
+            row
+            for row in rows
+            if row.table == self.table
+            and tuple(row.shape) == self.shape
+            and row.direction == self.direction
+            and row.dtype == "float32"
+            and row.threads is not None
+            and self.options.items() <= dict(row.options).items()
+        ]
+
+    def value(self, row: Row) -> float | None:
+        return row.memory_above_inputs if self.memory else row.p50
+
+
+_LOCAL = {"kernel": 5, "dilation": 3}
+_NMF = {"rank": 64, "steps": 6}
+_MAP, _SCORES = (1, 256, 64, 64), (1, 150, 64, 64)
+_STRIPS, _GATE, _BLOCK = (1, 64, 128, 128), (1, 512, 64, 64), (1, 2048, 96, 96)
+MUSTS = (
+    Must("local_attention", _MAP, FORWARD, (EAGER,), 40, _LOCAL),
+    Must("local_attention", _MAP, FORWARD, (COMPILED,), 2, _LOCAL),
+    Must("local_attention", _MAP, BOTH, (EAGER,), 15, _LOCAL),
+    Must("local_attention", _MAP, BOTH, (COMPILED,), 2.5, _LOCAL),
+    Must("strip_conv", _STRIPS, FORWARD, (EAGER, COMPILED), 2.5),
+    Must("strip_conv", _STRIPS, BOTH, (EAGER, COMPILED), 3),
+    Must(APNB, _BLOCK, FORWARD, (EAGER_LINEAR,), 3.5, name=OURS_LINEAR),
+    Must(APNB, _BLOCK, FORWARD, (EAGER_RELEASED,), 1.8, name=OURS_RELEASED),
+    Must("nmf", (1, 512, 4096), FORWARD, (EAGER,), 1.25, _NMF),
+    Must("upsample_gate", _GATE, FORWARD, (EAGER,), 4, {"side": 8}),
+    Must("upsample_gate", _GATE, FORWARD, (COMPILED,), 2, {"side": 8}),
+    Must("upsample_gate", _GATE, BOTH, (EAGER,), 4, {"side": 8}),
+    Must("upsample_argmax", _SCORES, FORWARD, (EAGER,), 6, {"factor": 8}),
+    Must("upsample_cross_entropy", _SCORES, BOTH, (EAGER,), 3, {"factor": 8}),
+    Must("upsample_cross_entropy", _SCORES, BOTH, (EAGER,), 8, {"factor": 8}, memory=True),
+    Must(NETWORKS, (1, 3, 512, 512), "predict", ("reference",), 2, {"network": "segnext_t"}),
+)
+
+
+def of(rows: Sequence[Row]) -> list[Goal]:
+    """Every requirement, once for each setting of glibc that was measured, else once."""
+    return [goal for must in MUSTS for goal in _goals(must, rows)]
+
+
+def _goals(must: Must, rows: Sequence[Row]) -> Iterator[Goal]:
+    chosen = [row for row in must.rows(rows) if must.value(row) is not None]
+    where, needed = f"{'x'.join(map(str, must.shape))} float32", f">= {must.needed:g}"
+    measured = False
+    for malloc, device in dict.fromkeys((row.malloc, row.hardware) for row in chosen):
+        same = [row for row in chosen if (row.malloc, row.hardware) == (malloc, device)]
+        ours = min(_named(same, (must.name,)), key=must.value, default=None)
+        peer = min(_named(same, must.against), key=must.value, default=None)
+        if ours is None or peer is None:
+            continue
+        measured = True
+        ratio = divide(must.value(peer), must.value(ours))
+        setting = f", memory {malloc}" if malloc else ""
+        note = "" if must.memory else _note(ours, peer)
+        yield Goal(must.words, f"{where}{setting}", needed, ratio, None, ratio >= must.needed, note)
+    if not measured:
+        yield Goal(must.words, where, needed, None, None, None)
+
+
+def _named(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    return [row for row in rows if row.name in names]
+
+
+def _note(ours: Row, peer: Row) -> str:
+    """How much the floor would allow."""
+    if not ours.floor_ms:
+        return ""
+    return (
+        f"ours {number(ours.p50)} ms, {number(ours.floor_percent)} % of the floor, at which the "
+        f"ratio is {number(peer.p50 / ours.floor_ms)}"
+    )
