@@ -62,13 +62,16 @@ aot: build  ## compile every GPU kernel ahead of time, table its resources and j
 bench: build  ## the paper's table of the asymmetric block on this machine
 	@$(PY) -m attnops.benchmarks apnb-table
 
-# Nothing is installed: it uses the interpreter that has torch, with no network.
+# Nothing is installed: it uses the interpreter that has torch, with no network. BUDGET is in
+# seconds, behind the build; ATTNOPS_PEERS a folder with libraries to compare with.
+BUDGET ?= 290
+RESULTS ?= benchmarks/results
 gpu: export TORCH_CUDA_ARCH_LIST ?= native
-gpu: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
-gpu:  ## tests and benchmarks on the CUDA device; results in benchmarks/results/
+gpu: export PYTHONPATH := $(CURDIR)$(if $(ATTNOPS_PEERS),:$(ATTNOPS_PEERS))$(if $(PYTHONPATH),:$(PYTHONPATH))
+gpu:  ## check and time the kernels on this GPU: BUDGET=290 seconds, files in RESULTS=benchmarks/results
 	@PY="$$($(ENVIRONMENT) --existing)" && \
 	"$$PY" -m build_tools --link && \
-	"$$PY" -m attnops.benchmarks gpu --out benchmarks/results
+	"$$PY" -m attnops.benchmarks gpu --out "$(RESULTS)" --budget "$(BUDGET)"
 
 wheel: env  ## dist/attnops-*.whl, one for every Python
 	@$(PY) -m pip wheel -q . --no-deps --no-build-isolation --wheel-dir dist

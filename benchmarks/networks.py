@@ -10,7 +10,7 @@ memory formats, and ratios are against the better one.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +19,10 @@ from torch import Tensor
 import attnops
 
 from .arguments import first_device, positive_integer
-from .measure.timing import time_cpu, time_cuda
+from .measure.timing import time_cpu, time_cuda, time_cuda_graph, time_host
 from .report.deliver import add_output_arguments, deliver
 from .report.grid import Grid, number
-from .report.records import Document, Row
+from .report.records import Document, Row, why
 
 TABLE = "networks"
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -69,38 +69,50 @@ def measure(
     device: torch.device,
     seconds: float = 4.0,
     tasks: Sequence[Task] = TASKS,
+    dtype: torch.dtype = torch.float32,
+    contenders: Mapping[str, str] | None = None,
 ) -> None:
-    """A row for every network, task, memory format and contender."""
+    """A row for every network, task, memory format and contender.
+
+    Args:
+        dtype: half precision is that of autocast.
+        contenders: name -> backend; None: all that make sense on the device.
+    """
+    if contenders is None:
+        contenders = CONTENDERS | ({COMPILED: "reference"} if device.type == "cuda" else {})
     for network in networks:
         for task in tasks:
-            _measure_task(document, network, task, device, seconds)
+            _measure_task(document, network, task, device, seconds, dtype, contenders)
+            document.checkpoint()
 
 
 def _measure_task(
-    document: Document, network: str, task: Task, device: torch.device, seconds: float
+    document: Document,
+    network: str,
+    task: Task,
+    device: torch.device,
+    seconds: float,
+    dtype: torch.dtype,
+    contenders: Mapping[str, str],
 ) -> None:
     from attnops.models import create_model
 
     torch.manual_seed(0)
     model = create_model(network, num_classes=CLASSES).to(device)
     images = task.images(device)
-    contenders = dict(CONTENDERS)
-    if device.type == "cuda":
-        contenders[COMPILED] = "reference"
-    timings = {}
-    rows: list[Row] = []
     for layout, memory_format in FORMATS.items():
         model.to(memory_format=memory_format)
         given = images.contiguous(memory_format=memory_format)
-        calls = {}
+        calls, rows = {}, []
         for name, backend in contenders.items():
-            calls[name] = on_backend(task.call(model, given), backend, name == COMPILED)
+            call = on_backend(task.call(model, given), backend, name == COMPILED)
+            calls[name] = _in_precision(call, device, dtype)
             row = document.new_row(
                 TABLE,
                 name,
                 device.type,
                 shape=list(images.shape),
-                dtype="float32",
+                dtype=str(dtype).removeprefix("torch."),
                 layout=layout,
                 direction=task.name,
                 options=[["network", network]],
@@ -109,15 +121,49 @@ def _measure_task(
             rows.append(row)
             calls[name]()
         if device.type == "cuda":
-            timings = {name: time_cuda(call) for name, call in calls.items()}
+            for row, call in zip(rows, calls.values(), strict=True):
+                _time_on_cuda(row, call, can_be_captured=task.name == "predict")
         else:
             timings = time_cpu(calls, seconds)
-        for row, timing in zip(rows[-len(calls) :], timings.values(), strict=True):
-            row.put_timing(timing)
+            for row, timing in zip(rows, timings.values(), strict=True):
+                row.put_timing(timing)
+    _put_ratios([row for row in document.rows if row.table == TABLE])
+
+
+def _time_on_cuda(row: Row, call: Callable[[], object], can_be_captured: bool) -> None:
+    row.put_timing(time_cuda(call))
+    row.host_p50 = time_host(call, 8).p50
+    if can_be_captured:
+        try:
+            row.put_timing(time_cuda_graph(call), prefix="graph_")
+        except RuntimeError as error:
+            row.add_note(f"no CUDA graph: {why(error)}")
+            torch.cuda.synchronize()
+
+
+def _put_ratios(rows: Sequence[Row]) -> None:
+    """Against every contender of the same input, in its better layout."""
     for row in rows:
-        for name in contenders:
-            if name != row.name:
-                row.ratios[name] = min(r.p50 for r in rows if r.name == name) / row.p50
+        others: dict[str, list[float]] = {}
+        for other in rows:
+            same = other.input_in_any_layout == row.input_in_any_layout
+            if same and other.p50 and other.name != row.name:
+                others.setdefault(other.name, []).append(other.p50)
+        if row.p50:
+            row.ratios |= {name: min(times) / row.p50 for name, times in others.items()}
+
+
+def _in_precision(
+    call: Callable[[], object], device: torch.device, dtype: torch.dtype
+) -> Callable[[], object]:
+    if dtype == torch.float32:
+        return call
+
+    def run() -> object:
+        with torch.autocast(device.type, dtype):
+            return call()
+
+    return run
 
 
 def on_backend(
@@ -138,19 +184,23 @@ def grid(document: Document) -> Grid:
     found = [row for row in document.rows if row.table == TABLE]
     others = [name for name in (*CONTENDERS, COMPILED) if name != "attnops"]
     others = [name for name in others if any(row.name == name for row in found)]
-    header = ["network, task, input", "layout", "contender", "ms p50 [p20, p80]"]
+    header = ["network, task, input", "layout", "contender", "ms p50 [p20, p80]", "graph ms"]
+    header += ["launch ms"]
     header += [f"x {name}, better layout" for name in others]
     cells = []
     for row in found:
         shape = "x".join(map(str, row.shape))
         spread = f"{number(row.p50)} [{number(row.p20)}, {number(row.p80)}]"
+        spread = spread if row.p50 else row.note or "-"
         ratios = [number(row.ratios.get(name)) for name in others]
         cells.append(
             (
-                f"{row.options[0][1]}, {row.direction}, {shape}",
+                ", ".join([row.options[0][1], row.direction, shape, *_precision(row)]),
                 row.layout,
                 row.name,
                 spread,
+                number(row.graph_p50),
+                number(row.host_p50),
                 *(ratios if row.name == "attnops" else [""] * len(others)),
             )
         )
@@ -158,7 +208,12 @@ def grid(document: Document) -> Grid:
         f"{CLASSES} classes; predict: network, resize and labels; training step: forward, loss, "
         "backward and SGD. Reference: the same network on the reference backend."
     ]
-    return Grid(f"Whole networks, float32: {found[0].device}", header, cells, notes)
+    title = f"Whole networks, float32: {found[0].device}"
+    return Grid(title, header, cells, notes).without_empty_columns()
+
+
+def _precision(row: Row) -> list[str]:
+    return [] if row.dtype == "float32" else [f"autocast {row.dtype}"]
 
 
 def main(arguments: Sequence[str]) -> int:

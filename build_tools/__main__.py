@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 
 from .native import build
 from .packages import ROOT, link_checkout
@@ -21,10 +22,12 @@ def main() -> None:
     )
     if parser.parse_args().link:
         link_checkout()
+    start = time.monotonic()
     try:
         build(make_plan(introspection=True), ROOT / "attnops")
     except BuildError as error:
         sys.exit(f"error: {error}")
+    print(f"built in {time.monotonic() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

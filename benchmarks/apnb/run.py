@@ -12,7 +12,7 @@ from ..measure.agreement import RELU_STRAYS, Disagreement, check_same
 from ..measure.backends_that_ran import in_words, recorded_backends
 from ..measure.floor import Rates, exact_float32, measure_rates
 from ..measure.memory import Case, MemoryUnknown, free_bytes, measure_cpu, measure_cuda
-from ..measure.timing import Budget, time_cpu, time_cuda, time_cuda_graph
+from ..measure.timing import Budget, time_cpu, time_cuda, time_cuda_graph, time_host
 from ..report.records import Document, Row, put_ratios, why
 from . import operations
 from .cases import (
@@ -151,6 +151,7 @@ class _Input:
                 self._measure_cuda(row, step)
             else:
                 steps[contender.name] = step
+            self.document.checkpoint()
         except Disagreement as error:
             row.add_note(f"not timed, it disagrees: {error}")
         except (RuntimeError, ValueError, ImportError) as error:
@@ -240,6 +241,7 @@ class _Input:
     def _measure_cuda(self, row: Row, step: Step) -> None:
         milliseconds = 1e3 * min(self.options.seconds, max(0.02, self.budget.left() / 200))
         row.put_timing(time_cuda(step, milliseconds))
+        row.host_p50 = time_host(step, 16).p50
         if self.options.memory:
             row.put_memory(measure_cuda(Case(step, step)))
         try:

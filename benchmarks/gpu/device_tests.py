@@ -8,16 +8,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..ops.definitions import DEFINITIONS
+from .plan import OPS
 
 OUTCOME = re.compile(r"^(?P<id>\S+::.+?) (?P<outcome>PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 STARTED = re.compile(r"^(?P<id>tests/\S+::.+?)\s*$")
 COLLECTION_ERROR = re.compile(r"^ERROR (?P<id>\S+\.py)(?: - (?P<why>.*))?$")
+DEVICE = ("--device", "cuda")
+# The other tests run on CPUs alone, whatever --device says: `make test` is for them.
+FOLDERS = ("ops", "nn", "models", "backends")
+USES_THE_DEVICE = re.compile(
+    r"def \w+\([^)]*\b(device|backend|pytestconfig)\b|cuda\.is_available", re.DOTALL
+)
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 
@@ -59,13 +66,13 @@ def parse(lines: Iterable[str]) -> tuple[Outcomes, str | None]:
     return outcomes, running
 
 
-def _run_file(root: Path, file: Path, deadline: float) -> Outcomes:
+def _run_file(root: Path, file: Path, deadline: float, arguments: Sequence[str]) -> Outcomes:
     """One file in a process of its own: a crash of the device's context ends there."""
     name = str(file.relative_to(root))
     left = deadline - time.monotonic()
     if left < 5:
         return Outcomes(unfinished=[name])
-    command = [sys.executable, "-m", "pytest", name, "-m", "not slow", "--device", "cuda", "-v"]
+    command = [sys.executable, "-m", "pytest", name, "-m", "not slow", *arguments, "-v"]
     command += ["--tb=short", "-o", "addopts=", "-p", "no:cacheprovider", "--color=no"]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONUNBUFFERED"] = "1"
@@ -88,26 +95,46 @@ def _run_file(root: Path, file: Path, deadline: float) -> Outcomes:
     return outcomes
 
 
-def suite_files(root: Path) -> list[Path]:
-    """The suite's files, those about ops and modules first."""
-    files = sorted((root / "tests").rglob("test_*.py"))
-    return sorted(files, key=lambda file: not any(op in file.name for op in (*DEFINITIONS, "nn_")))
+def suite_files(root: Path) -> tuple[list[Path], list[Path]]:
+    """Files of tests that run on the device: about ops and CUDA graphs first, and the others."""
+    folders = (root / "tests" / name for name in FOLDERS)
+    files = sorted(file for folder in folders for file in folder.rglob("test_*.py"))
+    files = [file for file in files if USES_THE_DEVICE.search(file.read_text(encoding="utf-8"))]
+
+    def place(file: Path) -> int:
+        if "graph" in file.name:
+            return 0
+        return next((i for i, op in enumerate(OPS, 1) if op in file.name), len(OPS) + 1)
+
+    files.sort(key=place)
+    first = [file for file in files if place(file) <= len(OPS)]
+    return first, files[len(first) :]
 
 
-def run_tests(root: Path, seconds: float, jobs: int = 6) -> Outcomes:
-    """`pytest tests -m "not slow" --device cuda`, a few files at a time."""
-    start = time.monotonic()
-    found = Outcomes()
+def run_tests(
+    root: Path,
+    files: Sequence[Path],
+    seconds: float,
+    arguments: Sequence[str] = DEVICE,
+) -> dict[str, Outcomes]:
+    """`pytest FILE -m "not slow" --device cuda` for each file, some at a time."""
+    deadline = time.monotonic() + seconds
+    jobs = max(2, 3 * len(os.sched_getaffinity(0)) // 4)
     with ThreadPoolExecutor(jobs) as pool:
-        deadline = start + seconds
-        for outcomes in pool.map(lambda f: _run_file(root, f, deadline), suite_files(root)):
-            found.absorb(outcomes)
-    found.seconds = time.monotonic() - start
-    return found
+        found = pool.map(lambda file: _run_file(root, file, deadline, arguments), files)
+        return {str(file.relative_to(root)): one for file, one in zip(files, found, strict=True)}
+
+
+def together(found: Mapping[str, Outcomes], seconds: float) -> Outcomes:
+    """The outcomes of all files."""
+    whole = Outcomes(seconds=seconds)
+    for outcomes in found.values():
+        whole.absorb(outcomes)
+    return whole
 
 
 def refusals(outcomes: Outcomes) -> dict[str, dict[str, str]]:
-    """op -> backend -> why it must not be timed: its tests failed or crashed.
+    """op -> backend -> which of its tests failed or crashed, for the notes of its rows.
 
     A failure that names a backend in its parameters counts for that backend, any other for all of
     them. "nn" stands for the modules, whose tests belong to no op.

@@ -1,9 +1,11 @@
-"""Tests and benchmarks on the CUDA device, in under nine minutes, into one JSON and one Markdown.
+"""Tests and benchmarks on the CUDA device, in under five minutes, the most important first.
 
-    python -m attnops.benchmarks gpu --out benchmarks/results
+    python -m attnops.benchmarks gpu [--out DIR] [--budget SECONDS] [--dry WHAT]
 
-Every part runs in a process of its own and the files are written after each: a crash costs one
-part. Ops whose tests failed are not timed. Needs torch, triton, numpy and pytest, and no network.
+First every op on every backend, dtype and layout is held against float64 on a small input; what
+fails there is not timed. Then follow the ops' tests, the tables, and the rest as time allows.
+Workers measure (`supervise`); every row is in the result file as soon as it exists, and beside it
+stands the static estimate (`calibration`). Needs torch, triton, numpy and pytest, and no network.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ import argparse
 import dataclasses
 import datetime
 import json
+import os
 import re
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,178 +29,247 @@ import torch
 
 from attnops.env import environment
 
-from .. import networks
-from ..apnb import figure2
-from ..apnb.operations import Block
-from ..apnb.run import Options, run, say
-from ..measure.timing import Budget
-from ..ops import microbench
-from ..ops.cases import FUNCTIONS, all_cases
+from ..apnb.run import say
 from ..report.document_markdown import as_markdown
 from ..report.records import RESULTS, Document, write_whole
-from .device_tests import refusals, run_tests
+from . import calibration, plan
+from .device_tests import Outcomes, refusals, run_tests, suite_files, together
+from .dry import dry_document
+from .supervise import Outcome, Supervisor
+from .worker import main as work
 
-TESTS_SHARE = 0.42  # of the whole time, at most
-CUDA = torch.device("cuda")
-Refused = dict[str, dict[str, str]]
-
-
-def _table(dtype: torch.dtype, direction: str) -> Callable[[Document, Budget, Refused], None]:
-    def part(document: Document, budget: Budget, refused: Refused) -> None:
-        options = Options(
-            device=CUDA,
-            dtypes=(dtype,),
-            batches=(1, 8),
-            directions=(direction,),
-            seconds=0.1,
-            refused=_why_not_the_modules(refused),
-        )
-        run(document, options, budget)
-
-    return part
+BUDGET = 290.0
+CLOSING = 8.0  # seconds before the end in which nothing is measured any more
+WRITTEN_EVERY = 5.0  # seconds between two versions of the Markdown
+ROOT = Path(__file__).resolve().parents[2]
+GPU_BACKENDS = ("triton", "cuda")
+Refused = list[dict[str, str]]
 
 
-def _ops(dtype: str) -> Callable[[Document, Budget, Refused], None]:
-    def part(document: Document, budget: Budget, refused: Refused) -> None:
-        for op in FUNCTIONS:
-            why = dict(refused.get(op, {}))
-            chosen = _auto(op)
-            if chosen in why:
-                why["auto"] = why[chosen]
-            others = [name for name in _available(op) if name != chosen]
-            cases = all_cases(op, (dtype,))
-            microbench.run_cuda(document, cases, budget, backends=("auto", *others), refused=why)
-
-    return part
-
-
-def _figure2(document: Document, budget: Budget, refused: Refused) -> None:
-    for dtype in (torch.float32, torch.bfloat16):
-        figure2.measure(document, Block(256, 128), CUDA, dtype)
-        document.checkpoint()
-
-
-def _networks(document: Document, budget: Budget, refused: Refused) -> None:
-    # It needs no package beside torch; the others are there where timm is.
-    why = _why_not_the_modules(refused)
-    if why:
-        raise RuntimeError(f"networks are not timed: {why}")
-    networks.measure(document, ["segnext_t"], CUDA)
-    document.checkpoint()
-
-
-# In the order of importance: what comes late may find no time left. Limits in seconds.
-PARTS: dict[str, tuple[Callable[[Document, Budget, Refused], None], float]] = {
-    "table bfloat16": (_table(torch.bfloat16, "forward"), 110),
-    "ops bfloat16": (_ops("bfloat16"), 90),
-    "table float32": (_table(torch.float32, "forward"), 90),
-    "figure 2": (_figure2, 30),
-    "table bfloat16, backward": (_table(torch.bfloat16, "forward+backward"), 60),
-    "networks": (_networks, 60),
-    "ops float32": (_ops("float32"), 60),
-}
-
-
-def _available(op: str) -> list[str]:
-    return [name for name in ("triton", "cuda") if environment()["backends"][op][name]["available"]]
-
-
-def _auto(op: str) -> str:
-    return environment()["auto"]["cuda"][op]
-
-
-def _why_not_the_modules(refused: Refused) -> str:
-    """Why the blocks must not be timed: their tests, or those of an op as "auto" runs it."""
-    for op in FUNCTIONS:
-        backend = _auto(op)
-        for tested in ("nn", op):
-            if backend in refused.get(tested, {}):
-                return refused[tested][backend]
-    return ""
-
-
-def _run_part(
-    name: str, seconds: float, refused: Refused, folder: Path
-) -> tuple[Document | None, str]:
-    """A part in its own process: what it has measured, and why it failed ("" if it did not)."""
-    result = folder / f"{name}.json"
-    command = [sys.executable, "-m", "attnops.benchmarks", "gpu", "--part", name]
-    command += ["--budget", f"{seconds:.0f}", "--out", str(result)]
-    command += ["--refused", json.dumps(refused)]
-    why = ""
-    with open(folder / "errors", "w+") as errors:
-        try:
-            done = subprocess.run(command, stdout=sys.stderr, stderr=errors, timeout=seconds + 20)
-            if done.returncode:
-                errors.seek(0)
-                last = errors.read().strip().splitlines()[-1:] or [""]
-                why = f"exit status {done.returncode}: {last[0][:300]}"
-        except subprocess.TimeoutExpired:
-            why = f"stopped after {seconds + 20:.0f} s"
-    return (Document.load(result) if result.is_file() else None), why
+def age_of_this_process() -> float:
+    """Seconds since it was started; 0 where the system does not tell."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        up = float(Path("/proc/uptime").read_text().split()[0])
+        return max(0.0, up - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def slug(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
-def _write(document: Document, stem: Path) -> None:
-    document.save(stem.with_suffix(".json"))
-    write_whole(stem.with_suffix(".md"), as_markdown(document))
+def gpu_backends(dry: bool) -> dict[str, list[str]]:
+    """op -> the GPU backends that can run it here."""
+    if dry:
+        from ..static.cuda_build import cuda_ops
+
+        return {op: ["triton"] + ["cuda"] * (op in cuda_ops()) for op in plan.OPS}
+    states = environment()["backends"]
+    return {op: [b for b in GPU_BACKENDS if states[op][b]["available"]] for op in plan.OPS}
+
+
+@dataclass
+class Run:
+    """One run: what it knows, and its files.
+
+    Attributes:
+        end: when everything has to be over, by `time.monotonic`.
+    """
+
+    document: Document
+    stem: Path
+    folder: Path
+    budget: float
+    end: float
+    dry: dict[str, Any] | None = None
+    refused: Refused = field(default_factory=list)
+    tests: dict[str, Outcomes] = field(default_factory=dict)
+    _written: float = 0.0
+    _part: str = ""
+
+    def __post_init__(self) -> None:
+        device = self.document.environment["cuda"]["devices"][0]
+        self.device = device["name"]
+        self.estimates = calibration.estimates(device["capability"])
+        self.result = self.stem.with_suffix(".json")
+        self.failed: dict[str, str] = self.document.parts.setdefault("failed parts", {})
+        self.document.save(self.result)
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def checks(self, available: plan.Available) -> None:
+        """Every op on every backend in a worker of its own, all at once."""
+        self._say("checks")
+        pairs = [(op, backend) for op in plan.OPS for backend in available[op]]
+        end = min(self.end, time.monotonic() + plan.CHECKS * self.budget)
+        self.document.save(self.result)
+
+        def one(pair: tuple[str, str]) -> tuple[Outcome, Document]:
+            name = "-".join(pair)
+            result = self.folder / f"{name}.json"
+            Document(self.document.environment).save(result)
+            supervisor = Supervisor(result, self.folder / name, end, dry=self.dry)
+            return supervisor.run(plan.checks(*pair)), Document.load(result)
+
+        with ThreadPoolExecutor(min(len(pairs), len(os.sched_getaffinity(0)), 16)) as pool:
+            whole = Outcome()
+            for outcome, found in pool.map(one, pairs):
+                self.document.absorb(found)
+                whole.absorb(outcome)
+        for task in (task for pair in pairs for task in plan.checks(*pair)):
+            why = whole.failed.get(task.name)
+            known = any(task.is_refused_by(r) for r in whole.refused)
+            if why and task.kind == "check" and not known:
+                keys = ("op", "backend", "dtype", "layout")
+                refusal = {key: task.details[key] for key in keys}
+                whole.refused.append(refusal | {"why": f"its check failed: {why}"})
+        self._add(whole)
+        self.write()
+
+    def run_tests(self, files: Sequence[Path], seconds: float) -> None:
+        seconds = min(seconds, self.left())
+        if self.dry is not None or seconds < 5:
+            return
+        self._say(f"{len(files)} files of tests")
+        start = time.monotonic()
+        self.tests |= run_tests(ROOT, files, seconds)
+        before = self.document.parts.get("tests", {}).get("seconds", 0.0)
+        whole = together(self.tests, before + time.monotonic() - start)
+        self.document.parts["tests"] = dataclasses.asdict(whole)
+        self.write()
+
+    def measure(self, tasks: Sequence[plan.Task]) -> None:
+        self.document.save(self.result)
+        supervisor = Supervisor(
+            self.result,
+            self.folder / f"measured-{len(tasks)}",
+            self.end,
+            plan.shares(tasks, self.budget, self.left()),
+            self.refused,
+            refusals(together(self.tests, 0.0)),
+            self.dry,
+            self._tick,
+        )
+        outcome = supervisor.run(tasks)
+        self.document = Document.load(self.result)
+        self.failed = self.document.parts["failed parts"]
+        self._add(outcome)
+        self.write()
+
+    def _add(self, outcome: Outcome) -> None:
+        self.failed |= outcome.failed
+        self.refused = [*self.refused, *(r for r in outcome.refused if r not in self.refused)]
+        left_out = self.document.parts.setdefault("left out", {})
+        for why, count in outcome.skipped.items():
+            left_out[why] = f"{count} tasks skipped for it"
+        for part, names in outcome.left_out.items():
+            left_out[part] = f"no time for {len(names)}, the first: {names[0]}"
+
+    def _say(self, part: str) -> None:
+        say(f"{part} ({self.left():.0f} s left)")
+
+    def _tick(self, part: str) -> None:
+        if part and part != self._part:
+            self._part = part
+            self._say(part)
+        if time.monotonic() - self._written > WRITTEN_EVERY:
+            self._write_texts(Document.load(self.result))
+
+    def write(self) -> None:
+        """All files, of what is known by now."""
+        calibration.put_estimates(self.document.rows, self.estimates)
+        self.document.save(self.result)
+        self._write_texts(self.document)
+
+    def _write_texts(self, document: Document) -> None:
+        calibration.put_estimates(document.rows, self.estimates)
+        write_whole(self.stem.with_suffix(".md"), as_markdown(document))
+        launch = document.parts.get("launch")
+        found = calibration.document_of(
+            document.rows, self.estimates, self.device, document.date, launch
+        )
+        path = self.stem.with_name(calibration.FILE)
+        write_whole(path, json.dumps(found, indent=1) + "\n")
+        write_whole(path.with_suffix(".md"), calibration.as_markdown(found))
+        self._written = time.monotonic()
+
+    def summary(self) -> str:
+        found = json.loads(self.stem.with_name(calibration.FILE).read_text())
+        whole, rows = found["all"], self.document.rows
+        lines = [
+            f"{sum(bool(row.p50) for row in rows)} rows measured, {len(self.failed)} failures",
+            f"estimates: {whole['rows']} rows, Pearson of logs {whole['pearson_of_logs']}, "
+            f"Spearman {whole['spearman']}, mean ratio {whole['mean_ratio']}, {whole['off']} off",
+        ]
+        left_out = self.document.parts.get("left out", {})
+        for title, found in (("failed", self.failed), ("left out", left_out)):
+            lines += [f"{title}: {name}: {text}"[:240] for name, text in [*found.items()][:40]]
+        return "\n".join(lines)
+
+    def status(self) -> int:
+        """1 if a check or a test failed or broke down."""
+        tests = self.document.parts.get("tests", {})
+        broken = self.refused or tests.get("failures") or tests.get("crashed")
+        return 1 if broken else 0
+
+
+def run_all(run: Run, tests: bool) -> int:
+    available = gpu_backends(run.dry is not None)
+    first, others = suite_files(ROOT)
+    run.checks(available)
+    if tests:
+        run.run_tests(first, plan.OP_TESTS * run.budget)
+    core = plan.core(available)
+    run.measure(core)
+    if tests:
+        unfinished = [file for file in first if _unfinished(run.tests.get(_name(file)))]
+        run.run_tests([*unfinished, *others], plan.OTHER_TESTS * run.left())
+    else:
+        run.failed["tests"] = "left out on request; only the checks are behind what is timed"
+    run.measure(plan.rest(available, core))
+    print(run.summary())
+    folder = run.stem.with_name("calibration")
+    print(*(f"{stem}{end}" for stem in (run.stem, folder) for end in (".json", ".md")), sep="\n")
+    return run.status()
+
+
+def _name(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+def _unfinished(outcomes: Outcomes | None) -> bool:
+    return outcomes is None or bool(outcomes.unfinished)
 
 
 def main(arguments: Sequence[str]) -> int:
+    started = time.monotonic() - age_of_this_process()
     parser = argparse.ArgumentParser("attnops bench gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
-    parser.add_argument("--budget", type=float, default=520, help="seconds altogether")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: benchmarks/results")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds altogether")
     parser.add_argument("--skip-tests", action="store_true", help="(the report says so)")
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
-    parser.add_argument("--refused", type=json.loads, default={}, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--dry",
+        type=json.loads,
+        metavar="JSON",
+        help="without a GPU: made-up times, for trying the run itself (see gpu/dry.py)",
+    )
+    parser.add_argument("--work", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
+    if chosen.work:
+        return work(chosen.work)
+    dry = chosen.dry
+    if dry is None and not torch.cuda.is_available():
         why = environment()["cuda"]["reason"]
         print(f"attnops bench gpu: {why}; it needs a machine with a CUDA GPU", file=sys.stderr)
         return 1
-    budget = Budget(chosen.budget)
-    if chosen.part:
-        document = Document(path=chosen.out)
-        PARTS[chosen.part][0](document, budget, chosen.refused)
-        document.checkpoint()
-        return 0
-    return _run_all(chosen, budget)
-
-
-def _run_all(chosen: argparse.Namespace, budget: Budget) -> int:
-    document = Document()
+    document = Document() if dry is None else dry_document()
     name = document.environment["cuda"]["devices"][0]["name"]
-    now = datetime.datetime.now()
-    stem = chosen.out / slug(name) / f"{now:%Y-%m-%d-%H%M}"
-    failed: dict[str, Any] = document.parts.setdefault("failed parts", {})
-    refused: Refused = {}
-    if chosen.skip_tests:
-        failed["tests"] = "left out on request; what is timed below is not covered by tests"
-    else:
-        say("tests")
-        outcomes = run_tests(Path(__file__).resolve().parents[2], TESTS_SHARE * chosen.budget)
-        document.parts["tests"] = dataclasses.asdict(outcomes)
-        refused = refusals(outcomes)
-        if not outcomes.counts:
-            failed["tests"] = "no test ran"
-    _write(document, stem)
+    out = chosen.out or (RESULTS if dry is None else ROOT / "build" / "dry-run")
+    stem = out / slug(name) / f"{datetime.datetime.now():%Y-%m-%d-%H%M}"
     with tempfile.TemporaryDirectory() as folder:
-        for part, (_, most) in PARTS.items():
-            seconds = min(most, budget.left() - 25)
-            if seconds < 15:
-                failed[part] = "left out: no time"
-                continue
-            say(part)
-            found, why = _run_part(part, seconds, refused, Path(folder))
-            if found is not None:
-                document.absorb(found)
-            if why:
-                failed[part] = why
-            _write(document, stem)
-    _write(document, stem)
-    print(f"{stem}.json\n{stem}.md")
-    tests = document.parts.get("tests", {})
-    return 1 if tests.get("failures") or tests.get("crashed") else 0
+        end = started + chosen.budget - CLOSING
+        run = Run(document, stem, Path(folder), chosen.budget, end, dry)
+        return run_all(run, tests=not chosen.skip_tests)

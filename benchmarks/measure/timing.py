@@ -1,4 +1,4 @@
-"""Times of calls: medians of many on the CPU, events and graph replay on a GPU."""
+"""Times of calls: medians of many on the CPU; events, graph replay and launches on a GPU."""
 
 from __future__ import annotations
 
@@ -83,6 +83,20 @@ def time_cuda(call: Call, milliseconds: float = 100, least: int = 10) -> Timing:
     estimate = once(lambda: (call(), torch.cuda.synchronize()))
     times = do_bench(call, warmup=25, rep=max(milliseconds, least * estimate), return_mode="all")
     return Timing.of(times)
+
+
+def time_host(call: Call, repeats: int = 40) -> Timing:
+    """Time that a call keeps the CPU busy: by the clock, without waiting for the GPU.
+
+    Every few calls the GPU catches up, so that the queue of launches is never full.
+    """
+    samples = []
+    for index in range(repeats):
+        if index % 8 == 0:
+            torch.cuda.synchronize()
+        samples.append(once(call))
+    torch.cuda.synchronize()
+    return Timing.of(samples)
 
 
 def time_cuda_graph(call: Call, milliseconds: float = 100) -> Timing:

@@ -12,14 +12,24 @@ from ..arguments import DTYPES
 from ..measure.agreement import check_labels, check_same
 from ..measure.memory import Case
 from .definitions import DEFINITIONS
-from .definitions._definition import COMPILED, EAGER, NATTEN, OURS, SDPA, Draw
+from .definitions._definition import COMPILED, CUDNN, EAGER, NATTEN, OURS, SDPA, Draw
 
-__all__ = ["COMPILED", "EAGER", "NATTEN", "OURS", "SDPA", "OpCase", "OpStep", "checked_step"]
+__all__ = [
+    "COMPILED",
+    "CUDNN",
+    "EAGER",
+    "NATTEN",
+    "OURS",
+    "SDPA",
+    "OpCase",
+    "OpStep",
+    "checked_step",
+]
 
 LAYOUTS = ("contiguous", "channels_last")
 DIRECTIONS = ("forward", "forward+backward")
 FUNCTIONS = {op: dict(definition.functions) for op, definition in DEFINITIONS.items()}
-REFERENCES = (EAGER, COMPILED, SDPA, NATTEN)
+REFERENCES = (EAGER, COMPILED, SDPA, NATTEN, CUDNN)
 
 
 @dataclass(frozen=True)

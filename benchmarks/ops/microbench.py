@@ -20,12 +20,11 @@ from ..measure.agreement import Disagreement
 from ..measure.backends_that_ran import in_words, recorded_backends
 from ..measure.floor import exact_float32
 from ..measure.memory import Case, MemoryUnknown, measure_cpu, measure_cuda
-from ..measure.timing import Budget, Timing, time_cuda, time_cuda_graph
+from ..measure.timing import Timing, time_cuda, time_cuda_graph, time_host
 from ..report.grid import Grid, markdown, number, show
 from ..report.records import Document, Row, put_ratios, why, write_whole
 from . import cases as op_cases
 from .cases import (
-    COMPILED,
     EAGER,
     FUNCTIONS,
     OURS,
@@ -35,6 +34,8 @@ from .cases import (
     checked_step,
     facts,
 )
+
+EAGER_BETTER = f"{EAGER}, better layout"
 
 
 def row_of(document: Document, case: OpCase, contender: str, device: torch.device) -> Row:
@@ -50,66 +51,58 @@ def put_limits(document: Document, case: OpCase, row: Row, device: torch.device)
     row.bandwidth_percent = 100 * case.moved_bytes() / (1e6 * row.p50) / rates.copy_gb_s
 
 
-def run_cuda(
-    document: Document,
-    cases: Iterable[OpCase],
-    budget: Budget,
-    compiled: bool = True,
-    backends: Sequence[str] = ("auto",),
-    refused: dict[str, str] | None = None,
-) -> None:
-    """Time cases on the GPU. `backends` beside "auto" give rows "attnops (backend)".
-
-    Args:
-        refused: backend -> why it must not be timed.
-    """
+def run_cuda(document: Document, cases: Iterable[OpCase], backends: Sequence[str]) -> None:
+    """Time every contender on the GPU. `backends` beside "auto" give rows "attnops (backend)"."""
     device = torch.device("cuda")
     exact_float32()
     for case in cases:
-        if budget.left() < 5:
-            say(f"  {case.op} {case}: left out, no time")
-            continue
         say(f"  {case.op} {case}")
         inputs = case.inputs(device)
         for contender in FUNCTIONS[case.op]:
-            if contender == COMPILED and not compiled:
-                continue
             for backend in backends if contender == OURS else ("auto",):
-                _time_on_cuda(document, case, contender, inputs, backend, refused or {})
+                time_on_cuda(document, case, contender, inputs, backend)
         put_ratios(document.rows, REFERENCES)
-        document.checkpoint()
 
 
-def _time_on_cuda(
+def time_on_cuda(
     document: Document,
     case: OpCase,
     contender: str,
     inputs: list[torch.Tensor],
-    backend: str,
-    refused: dict[str, str],
-) -> None:
+    backend: str = "auto",
+    name: str = "",
+    milliseconds: float = 100,
+) -> Row:
+    """A row of one contender: times with events, of launches and of graph replay, and memory.
+
+    Args:
+        backend: that attnops is to run on.
+        name: of the row; "": the contender's, with the backend unless that is "auto".
+        milliseconds: to repeat the call for.
+
+    Raises:
+        RuntimeError: the device is lost.
+    """
     import attnops
 
     device = torch.device("cuda")
     row = row_of(document, case, contender, device)
-    if backend != "auto":
-        row.name = f"{contender} ({backend})"
-    if contender == OURS and backend in refused:
-        row.add_note(f"not timed: {refused[backend]}")
-        return
+    row.name = name or (contender if backend == "auto" else f"{contender} ({backend})")
     with attnops.use_backend(backend):
         try:
             with recorded_backends() as used:
                 step, row.relative_error = checked_step(case, contender, inputs)
             row.backend = in_words(used)
             row.checked_against = "" if row.relative_error is None else EAGER
-            row.put_timing(time_cuda(step))
+            row.put_timing(time_cuda(step, milliseconds))
+            row.host_p50 = time_host(step).p50
             row.put_memory(measure_cuda(Case(step, step)))
-            row.put_timing(time_cuda_graph(step), prefix="graph_")
-        except (Disagreement, RuntimeError, ValueError) as error:
-            row.add_note(why(error))
+            row.put_timing(time_cuda_graph(step, milliseconds), prefix="graph_")
+        except (Disagreement, RuntimeError, ValueError, ImportError) as error:
+            row.add_note(f"no CUDA graph: {why(error)}" if row.p50 else why(error))
             torch.cuda.synchronize()
     put_limits(document, case, row, device)
+    return row
 
 
 def rows_from_pytest(document: Document, data: dict) -> list[Row]:
@@ -148,11 +141,15 @@ def grids(rows: Iterable[Row]) -> Iterable[Grid]:
         "on",
         "ms p50 [p20, p80]",
         "graph ms",
+        "launch ms",
+        "static ms",
         "MiB beyond in",
         "x eager",
         "x compiled",
         "x sdpa",
         "x natten",
+        "x cudnn",
+        "x eager, better layout",
         "% of floor",
         "% of copy",
         "note",
@@ -171,14 +168,21 @@ def grids(rows: Iterable[Row]) -> Iterable[Grid]:
                     row.backend,
                     time,
                     number(row.graph_p50),
+                    number(row.host_p50),
+                    _estimate(row),
                     number(row.memory_above_inputs),
-                    *(number(row.ratios.get(name)) for name in REFERENCES),
+                    *(number(row.ratios.get(name)) for name in (*REFERENCES, EAGER_BETTER)),
                     number(row.floor_percent),
                     number(row.bandwidth_percent),
                     row.note,
                 )
             )
         yield grid.without_empty_columns()
+
+
+def _estimate(row: Row) -> str:
+    bounds = [number(x) for x in (row.estimate_low, row.estimate_high) if x is not None]
+    return " to ".join(dict.fromkeys(bounds))
 
 
 def _input_of(row: Row) -> str:
@@ -209,7 +213,7 @@ def main(arguments: Sequence[str]) -> int:
     status = 0
     if device.type == "cuda":
         cases = op_cases.all_cases(op, (chosen.dtype,), chosen.quick)
-        run_cuda(document, cases, Budget(None), backends=("auto", "triton", "cuda"))
+        run_cuda(document, cases, backends=("auto", "triton", "cuda"))
     else:
         status = _run_pytest(document, op, chosen, for_pytest)
     for grid in grids(document.rows):

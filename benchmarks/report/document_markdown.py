@@ -48,6 +48,8 @@ def as_markdown(document: Document) -> str:
     lines = [f"# {device}, {document.date}", ""]
     for name, why in document.parts.get("failed parts", {}).items():
         lines += [f"**{name} failed:** {why}", ""]
+    for name, why in document.parts.get("left out", {}).items():
+        lines += [f"{name}: {why}", ""]
     lines += ["```", as_text(document.environment), "```", ""]
     if "tests" in document.parts:
         lines += _tests(document.parts["tests"])

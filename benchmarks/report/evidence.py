@@ -2,7 +2,8 @@
 
     python -m attnops.benchmarks evidence [DIR]
 
-A measurement on a GPU counts before the static report.
+A measurement on a GPU counts before the static report: the replay of CUDA graphs where both have
+it, else times by events; of several files of one device the newest.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..ops.cases import OURS
 from ..ops.definitions import DEFINITIONS
 from ..static import table as static
-from .records import RESULTS, Document
+from .records import RESULTS, Document, Row
 
 BACKENDS = ("triton", "cuda")
 Key = tuple[str, str, str, str]  # op, layout, "float32" or "half", "forward" or "training"
@@ -63,22 +65,32 @@ def _estimated(folder: Path) -> Times:
 
 
 def _measured(folder: Path) -> Times:
-    times: Times = defaultdict(dict)
+    """Of every device and input; one way of timing for both backends."""
+    rows: dict[tuple[Any, ...], dict[str, Row]] = defaultdict(dict)
+    for row in (row for document in _documents(folder) for row in document.rows):
+        ours = row.name == OURS or row.name.startswith(f"{OURS} (")
+        if ours and row.p50 and row.table in DEFINITIONS and row.threads is None:
+            passes = "forward" if row.direction == "forward" else "training"
+            given = (row.dtype, tuple(row.shape), str(row.options), row.device)
+            key = (row.table, row.layout, _kind(row.dtype), passes, *given)
+            rows[key][row.backend] = row
+    times: Times = {}
+    for key, found in rows.items():
+        both = [found[backend] for backend in BACKENDS if backend in found]
+        replayed = all(row.graph_p50 for row in both)
+        times[key] = {row.backend: 1e3 * (row.graph_p50 if replayed else row.p50) for row in both}
+    return times
+
+
+def _documents(folder: Path) -> list[Document]:
+    """Result files, the oldest first."""
+    found = []
     for path in folder.rglob("*.json"):
         try:
-            rows = Document.load(path).rows
+            found.append(Document.load(path))
         except (ValueError, KeyError, TypeError):
-            continue  # the static report
-        for row in rows:
-            if row.table not in DEFINITIONS or row.threads is not None or not row.p50:
-                continue
-            if row.name != "attnops" or row.backend not in BACKENDS:
-                continue
-            passes = "forward" if row.direction == "forward" else "training"
-            given = (row.dtype, tuple(row.shape), str(row.options))
-            key = (row.table, row.layout, _kind(row.dtype), passes, *given)
-            times[key][row.backend] = 1e3 * row.p50
-    return times
+            continue  # the static report, a calibration
+    return sorted(found, key=lambda document: document.date)
 
 
 def _kind(dtype: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..gpu import calibration
 from ..static import table as static
 from .records import Document, Row
 
@@ -19,11 +20,13 @@ class Results:
     Attributes:
         documents: file -> what a bench command wrote.
         static: file -> what `attnops bench static` wrote.
-        left_out: files that are neither, each with the reason.
+        calibrations: file -> estimates beside what `attnops bench gpu` measured.
+        left_out: files that are none of these, each with the reason.
     """
 
     documents: dict[Path, Document] = field(default_factory=dict)
     static: dict[Path, dict[str, Any]] = field(default_factory=dict)
+    calibrations: dict[Path, dict[str, Any]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
     @property
@@ -53,6 +56,8 @@ def load(path: Path) -> Results:
             data = json.loads(file.read_text(encoding="utf-8"))
             if file.name == static.FILE:
                 found.static[file] = data
+            elif file.name == calibration.FILE:
+                found.calibrations[file] = data
             else:
                 found.documents[file] = Document.from_json(data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

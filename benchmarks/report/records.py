@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 import os
@@ -52,6 +51,9 @@ class Row:
     graph_p20: float | None = None
     graph_p50: float | None = None
     graph_p80: float | None = None
+    host_p50: float | None = None  # of a call on a GPU: what it keeps the CPU, nothing awaited
+    estimate_low: float | None = None  # of the static report, for the same kernels
+    estimate_high: float | None = None
     memory_above_inputs: float | None = None
     memory_above_inputs_and_output: float | None = None
     memory_method: str = ""
@@ -104,6 +106,11 @@ class Row:
         """Whether it was measured on a GPU (counts on the meta device are not)."""
         return self.threads is None and self.device != META
 
+    @property
+    def input_in_any_layout(self) -> tuple[Any, ...]:
+        table, shape, dtype, _, *others = self.input
+        return table, shape, dtype, *others
+
 
 def put_ratios(rows: Iterable[Row], references: Iterable[str]) -> None:
     """Fill `ratios` against the rows of the given names on the same input."""
@@ -114,6 +121,20 @@ def put_ratios(rows: Iterable[Row], references: Iterable[str]) -> None:
             other = times.get((row.input, name))
             if other and row.p50 and name != row.name:
                 row.ratios[name] = other / row.p50
+
+
+def put_better_ratios(rows: Iterable[Row], references: Iterable[str]) -> None:
+    """The same against a reference in its better layout, under "NAME, better layout"."""
+    rows = list(rows)
+    best: dict[tuple[Any, ...], float] = {}
+    for row in rows:
+        if row.name in references and row.p50:
+            key = (row.input_in_any_layout, row.name)
+            best[key] = min(row.p50, best.get(key, row.p50))
+    for (given, name), time in best.items():
+        for row in rows:
+            if row.p50 and name != row.name and row.input_in_any_layout == given:
+                row.ratios[f"{name}, better layout"] = time / row.p50
 
 
 @dataclass
@@ -146,7 +167,7 @@ class Document:
         return row
 
     def to_json(self) -> dict[str, Any]:
-        rows = [dataclasses.asdict(row) for row in self.rows]
+        rows = [dict(vars(row)) for row in self.rows]
         return {
             "format": FORMAT,
             "date": self.date,
@@ -164,9 +185,9 @@ class Document:
         return cls(data["environment"], data["date"], rows, data["parts"])
 
     def checkpoint(self) -> None:
-        """Save what there is so far, if there is a place for it."""
+        """Save what there is so far, if there is a place for it; in one line, which is quick."""
         if self.path is not None:
-            self.save(self.path)
+            write_whole(self.path, json.dumps(self.to_json()) + "\n")
 
     def absorb(self, other: Document) -> None:
         """Add the rows and parts of another document; dictionaries among the parts are merged."""

@@ -14,6 +14,7 @@ from ..camvid import curves as camvid_curves
 from ..camvid import grids as camvid
 from ..curves import picture as curves_picture
 from ..curves import table as curves
+from ..gpu import calibration
 from ..ops import microbench
 from ..ops.definitions import DEFINITIONS
 from ..pages import costs as op_costs
@@ -155,7 +156,9 @@ def _op_cells(what: str, best: dict[str, op_costs.Timed]) -> tuple[str, ...]:
 def _on_gpu(results: Results) -> str:
     rows = [row for row in results.rows if row.on_gpu and row.table in DEFINITIONS]
     if rows:
-        return microbench.as_markdown(rows)
+        found = results.calibrations.values()
+        summaries = (markdown(calibration.summary(one), BENEATH) for one in found)
+        return "\n".join([microbench.as_markdown(rows), *summaries])
     title = "Ops on a GPU: needs a GPU, not measured; static estimate, us"
     grid = Grid(title, readme.GPU_HEADER, readme.gpu_lines(list(DEFINITIONS), results.static_rows))
     grid.notes = ["bfloat16, the faster of Triton and CUDA C++: static estimate, not measured."]

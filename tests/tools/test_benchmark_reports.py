@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import attnops
 from attnops.benchmarks.apnb import cases as apnb_cases
-from attnops.benchmarks.gpu import device_tests
+from attnops.benchmarks.gpu import device_tests, measures
 from attnops.benchmarks.gpu import run as gpu
 from attnops.benchmarks.report import document_markdown, goals
 from attnops.benchmarks.report import records as record
@@ -56,18 +57,17 @@ def test_outcomes_of_device_tests_are_read() -> None:
     assert set(refused) == {"pyramid_pool", "anchor_attention"}
     assert set(refused["pyramid_pool"]) == {"triton"}
     assert set(refused["anchor_attention"]) == {"cuda"}
-    outcomes.failures.append("tests/test_nn_ann.py::test_y")
-    assert "test_y" in gpu._why_not_the_modules(device_tests.refusals(outcomes))
 
 
-def test_failures_of_another_backend_do_not_count_for_auto() -> None:
-    chosen = gpu._auto("pyramid_pool")
-    used = set(gpu.environment()["auto"]["cuda"].values())
-    other = next(name for name in device_tests.BACKENDS if name not in used)
-    failed = device_tests.Outcomes(failures=[f"tests/test_nn_ann.py::test_apnb[{other}-1]"])
-    assert gpu._why_not_the_modules(device_tests.refusals(failed)) == ""
-    failed.failures.append(f"tests/test_nn_ann.py::test_apnb[{chosen}-1]")
-    assert chosen in gpu._why_not_the_modules(device_tests.refusals(failed))
+def test_failures_of_another_backend_do_not_count_for_auto(monkeypatch) -> None:
+    there = {name: name in ("cpu", "reference") for name in device_tests.BACKENDS}
+    monkeypatch.setattr(attnops, "backends", lambda: {"pyramid_pool": there, "nmf": there})
+    refused = [{"op": "pyramid_pool", "backend": "cpu", "why": "wrong"}, {"op": "apnb", "why": ""}]
+    assert measures.why_no_modules(refused, "bfloat16") == ""
+    refused.append({"op": "nmf", "backend": "reference", "dtype": "float32", "why": "bad"})
+    assert measures.why_no_modules(refused, "bfloat16") == ""
+    refused.append({"op": "pyramid_pool", "backend": "reference", "why": "worse"})
+    assert measures.why_no_modules(refused, "bfloat16") == "worse"
 
 
 def test_device_folder_names() -> None:

@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 # Names of contenders. "eager" is the published chain of PyTorch calls and the reference of the
 # check; "compiled" is torch.compile of the best plain formulation.
 EAGER, COMPILED, OURS, SDPA, NATTEN = "eager", "compiled", "attnops", "sdpa", "natten"
+CUDNN = "cudnn"
 
 Shape = tuple[int, ...]
 Options = dict[str, Any]

@@ -10,7 +10,7 @@ from torch.nn.functional import conv2d, gelu, normalize
 
 import attnops
 
-from ._definition import COMPILED, EAGER, OURS, Definition, Draw, Shape, size_of, variant
+from ._definition import COMPILED, CUDNN, EAGER, OURS, Definition, Draw, Shape, size_of, variant
 
 LOCAL, STRIPS = 5, (7, 11, 21)
 TAPS = LOCAL**2 + 2 * sum(STRIPS)
@@ -32,6 +32,23 @@ def eager_strips(x: Tensor, weight: Tensor, bias: Tensor, *parameters: Tensor) -
     out = local
     for horizontal, vertical in _strips_of(parameters):
         out = out + _depthwise(_depthwise(local, *horizontal), *vertical)
+    return out
+
+
+def _cudnn_depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    padding = [k // 2 for k in weight.shape[2:]]
+    out = torch.cudnn_convolution(
+        x, weight, padding, (1, 1), (1, 1), x.shape[1], True, False, allow_tf32=False
+    )
+    return out + bias.view(-1, 1, 1)
+
+
+def cudnn_strips(x: Tensor, weight: Tensor, bias: Tensor, *parameters: Tensor) -> Tensor:
+    """The same through cuDNN, where eager PyTorch takes its own depthwise kernels."""
+    local = _cudnn_depthwise(x, weight, bias)
+    out = local
+    for horizontal, vertical in _strips_of(parameters):
+        out = out + _cudnn_depthwise(_cudnn_depthwise(local, *horizontal), *vertical)
     return out
 
 
@@ -103,7 +120,12 @@ def _nmf_macs(shape: Shape, backward: bool, rank: int, steps: int, grad: str) ->
 
 
 STRIP_CONV = Definition(
-    functions={EAGER: eager_strips, COMPILED: eager_strips, OURS: fused_strips},
+    functions={
+        EAGER: eager_strips,
+        COMPILED: eager_strips,
+        OURS: fused_strips,
+        **({CUDNN: cudnn_strips} if torch.cuda.is_available() else {}),
+    },
     variants=(
         variant(1, 64, 128, 128),
         variant(1, 32, 128, 128),
