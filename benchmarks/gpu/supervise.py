@@ -136,6 +136,7 @@ class Supervisor:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
             )
             try:
                 why = self._watch(process, order, Path(order.journal))

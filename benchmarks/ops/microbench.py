@@ -11,12 +11,12 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..apnb.run import rates_of, say
 from ..arguments import DTYPES, first_device, positive_integer
-from ..measure.agreement import Disagreement
 from ..measure.backends_that_ran import in_words, recorded_backends
 from ..measure.floor import exact_float32
 from ..measure.memory import Case, MemoryUnknown, measure_cpu, measure_cuda
@@ -98,7 +98,7 @@ def time_on_cuda(
             row.host_p50 = time_host(step).p50
             row.put_memory(measure_cuda(Case(step, step)))
             row.put_timing(time_cuda_graph(step, milliseconds), prefix="graph_")
-        except (Disagreement, RuntimeError, ValueError, ImportError) as error:
+        except Exception as error:  # of compilers too
             row.add_note(f"no CUDA graph: {why(error)}" if row.p50 else why(error))
             torch.cuda.synchronize()
     put_limits(document, case, row, device)
@@ -134,7 +134,7 @@ def put_cpu_memory(rows: Iterable[Row]) -> None:
 
 
 def grids(rows: Iterable[Row]) -> Iterable[Grid]:
-    """One grid per op, dtype and device."""
+    """One grid per op, dtype and device, one input after the other."""
     header = (
         "input, layout, pass",
         "contender",
@@ -154,7 +154,14 @@ def grids(rows: Iterable[Row]) -> Iterable[Grid]:
         "% of copy",
         "note",
     )
-    chosen = [row for row in rows if row.table in FUNCTIONS]
+    places: dict[tuple[Any, ...], int] = {}
+
+    def place(row: Row) -> tuple[int, int]:
+        """Where its table and its input occurred first."""
+        keys = ((row.table, row.dtype, row.device), row.input)
+        return tuple(places.setdefault(key, len(places)) for key in keys)
+
+    chosen = sorted((row for row in rows if row.table in FUNCTIONS), key=place)
     for (op, dtype, device), group in groupby(chosen, lambda r: (r.table, r.dtype, r.device)):
         grid = Grid(f"{op}, {dtype}: {device}", header)
         for row in group:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from ..apnb.cases import EAGER_NON_LOCAL, OURS_LINEAR, OURS_RELEASED, compiled_name
 from ..apnb.run import TABLE
 from ..ops.cases import OURS
-from . import musts
+from . import gpu_musts, musts
 from .goal import Goal, divide
 from .grid import Grid, number
 from .records import Row
@@ -31,8 +31,8 @@ def _faster(other: Row, row: Row) -> tuple[float | None, float | None]:
 
 
 def gpu_goals(rows: Sequence[Row]) -> list[Goal]:
-    """The goals of the APNB table, `anchor_attention` and `pyramid_pool` on a GPU, forward."""
-    return [*_gpu_table_goals(rows), *_bandwidth_goals(rows)]
+    """The goals of the APNB table, of ops and of networks on a GPU."""
+    return [*_gpu_table_goals(rows), *_bandwidth_goals(rows), *gpu_musts.of(rows)]
 
 
 def _gpu_table_goals(rows: Sequence[Row]) -> Iterator[Goal]:

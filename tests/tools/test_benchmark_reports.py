@@ -8,6 +8,7 @@ import attnops
 from attnops.benchmarks.apnb import cases as apnb_cases
 from attnops.benchmarks.gpu import device_tests, measures
 from attnops.benchmarks.gpu import run as gpu
+from attnops.benchmarks.ops import microbench
 from attnops.benchmarks.report import document_markdown, goals
 from attnops.benchmarks.report import records as record
 
@@ -89,3 +90,35 @@ def test_documents_are_joined() -> None:
     second.rows.append(record.Row("apnb", "x", [1], "float32"))
     first.absorb(second)
     assert first.parts == {"rates": {"a": 1, "b": 2}, "other": 3} and len(first.rows) == 1
+
+
+def _on_gpu(name: str, layout: str, p50: float, graph: float | None, **values) -> record.Row:
+    row = record.Row("strip_conv", name, [8, 64, 9, 9], "bfloat16", layout, device="GPU", **values)
+    row.p50, row.graph_p50 = p50, graph
+    return row
+
+
+def test_goals_of_ops_on_a_gpu_take_better_layouts() -> None:
+    rows = [
+        _on_gpu("cudnn", "contiguous", 8.0, 6.0),
+        _on_gpu("cudnn", "channels_last", 9.0, 5.0),
+        _on_gpu("attnops", "contiguous", 4.0, 1.5, floor_percent=10.0),
+        _on_gpu("attnops (cuda)", "channels_last", 2.0, 1.0, floor_percent=30.0),
+        _on_gpu("attnops", "channels_last", 1.0, None, threads=2),
+    ]
+    faster, floor = goals.of(rows)
+    assert (faster.measured, faster.replayed, faster.verdict) == (4.0, 5.0, "not met")
+    assert (floor.measured, floor.replayed, floor.note) == (30.0, 60.0, "attnops (cuda)")
+    assert floor.where == "8x64x9x9 bfloat16" and "% of the floor" in floor.what
+    rows[0].p50 = rows[1].p50 = 20.0
+    assert goals.of(rows)[0].verdict == "met"
+
+
+def test_rows_of_an_input_stand_together() -> None:
+    rows = [
+        _on_gpu(name, layout, 1.0, None)
+        for name in ("attnops", "eager")
+        for layout in ("contiguous", "channels_last")
+    ]
+    (grid,) = microbench.grids(rows)
+    assert [cells[1] for cells in grid.cells] == ["attnops", "eager"] * 2
