@@ -33,12 +33,14 @@ class Sweep:
         label: of the axis.
         values: points of the axis.
         point: value -> the input: a block (of the non-local kind), or an op's case.
+        share: of the time that all sweeps have, beside 1 of the others.
     """
 
     name: str
     label: str
     values: tuple[int, ...]
     point: Callable[[int], Block | OpCase]
+    share: float = 1.0
 
 
 def _square(positions: int) -> Block:
@@ -53,7 +55,9 @@ def _local(kernel: int = 5, dilation: int = 3, channels: int = 256) -> OpCase:
 
 _SIDES = (24, 32, 48, 64, 96, 128, 192)
 SWEEPS = (
-    Sweep("pixels", "positions N of the map, C = 2048", tuple(s * s for s in _SIDES), _square),
+    Sweep(
+        "pixels", "positions N of the map, C = 2048", tuple(s * s for s in _SIDES), _square, share=4
+    ),
     Sweep(
         "block channels",
         "channels C of a 48x48 map, Ĉ = C / 8",
@@ -80,19 +84,27 @@ def measure(
     document: Document, budget: Budget, sweeps: Sequence[Sweep] = SWEEPS, memory: bool = True
 ) -> None:
     """Add a row for every point and contender, small points first; what has no time says so."""
-    for sweep in sweeps:
+    for index, sweep in enumerate(sweeps):
+        part = _share(budget, sweeps[index:])
         for value in sweep.values:
             point = sweep.point(value)
             say(f"{sweep.name} {value}")
             first = len(document.rows)
             if isinstance(point, Block):
-                _measure_block(document, budget, point, memory)
+                _measure_block(document, part, point, memory)
             else:
-                _measure_op(document, budget, point, memory)
+                _measure_op(document, part, point, memory)
             for row in document.rows[first:]:
                 row.table = TABLE
                 row.options = [["sweep", sweep.name], ["value", value]]
             document.checkpoint()
+
+
+def _share(budget: Budget, sweeps: Sequence[Sweep]) -> Budget:
+    """What the first of the sweeps may take of the time that is left for all of them."""
+    if budget.left() == float("inf"):
+        return budget
+    return Budget(budget.left() * sweeps[0].share / sum(sweep.share for sweep in sweeps))
 
 
 def _measure_block(document: Document, budget: Budget, block: Block, memory: bool) -> None:

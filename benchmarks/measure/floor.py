@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,6 +36,24 @@ def _time(device: torch.device, call: Call) -> Timing:
     if device.type == "cuda":
         return time_cuda(call)
     return time_cpu({"call": call}, seconds=0.5, least=5)["call"]
+
+
+SMALLEST, LARGEST = 2**16, 2**29  # bytes that a copy of an op's size moves
+
+
+def size_class(moved: float) -> int:
+    """The power of two that is nearest to a number of bytes, within what is measured."""
+    return min(max(2 ** round(math.log2(max(moved, 1))), SMALLEST), LARGEST)
+
+
+def measure_copy(device: torch.device, moved: int) -> float:
+    """Gigabytes a second of a copy that reads and writes `moved` bytes in all, again and again.
+
+    Buffers that fit the caches stay in them, as those of an op of that size do.
+    """
+    source = torch.ones(moved // 8, device=device)
+    call = partial(torch.empty_like(source).copy_, source)
+    return moved / time_cpu({"call": call}, seconds=0.1, least=5)["call"].p20 / 1e6
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:

@@ -55,11 +55,19 @@ class OpCase:
     def has_backward(self) -> bool:
         return self.direction == "forward+backward"
 
+    def _bytes(self, has_backward: bool) -> int:
+        count = DEFINITIONS[self.op].elements
+        elements = count(self.shape, has_backward, **dict(self.options))
+        return elements * DTYPES[self.dtype].itemsize
+
     def moved_bytes(self) -> int:
         """Least traffic: every map once a pass."""
-        count = DEFINITIONS[self.op].elements
-        elements = count(self.shape, self.has_backward, **dict(self.options))
-        return elements * DTYPES[self.dtype].itemsize
+        return self._bytes(self.has_backward)
+
+    def largest_pass_bytes(self) -> int:
+        """Least traffic of the pass that moves more, which its maps occupy at a time."""
+        forward = self._bytes(False)
+        return max(forward, self.moved_bytes() - forward)
 
     def macs(self) -> int:
         """Multiply-adds of matrix products and convolutions."""

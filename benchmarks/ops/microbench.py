@@ -9,6 +9,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ import torch
 from ..apnb.run import rates_of, say
 from ..arguments import DTYPES, first_device, positive_integer
 from ..measure.backends_that_ran import in_words, recorded_backends
-from ..measure.floor import exact_float32
+from ..measure.floor import exact_float32, measure_copy, size_class
 from ..measure.memory import Case, MemoryUnknown, measure_cpu, measure_cuda
 from ..measure.timing import Timing, time_cuda, time_cuda_graph, time_host
+from ..report.children import add_malloc_argument, measured
 from ..report.grid import Grid, markdown, number, show
 from ..report.records import Document, Row, put_ratios, why, write_whole
 from . import cases as op_cases
@@ -43,12 +45,26 @@ def row_of(document: Document, case: OpCase, contender: str, device: torch.devic
 
 
 def put_limits(document: Document, case: OpCase, row: Row, device: torch.device) -> None:
-    """Floor and share of the copy bandwidth of a timed row."""
+    """Floor and share of the copy bandwidth of a timed row.
+
+    On a CPU the bandwidth is that of a copy of the op's own size, which its caches may hold.
+    """
     if row.p50 is None:
         return
     rates = rates_of(document, device, DTYPES[case.dtype])
+    if device.type == "cpu":
+        rates = replace(rates, copy_gb_s=_copy_rate(document, case))
     row.put_floor(rates.floor_ms(case.moved_bytes(), case.macs()))
     row.bandwidth_percent = 100 * case.moved_bytes() / (1e6 * row.p50) / rates.copy_gb_s
+
+
+def _copy_rate(document: Document, case: OpCase) -> float:
+    """Measured once a document and size."""
+    moved = size_class(case.largest_pass_bytes())
+    known = document.parts.setdefault("copies", {})
+    if str(moved) not in known:
+        known[str(moved)] = measure_copy(torch.device("cpu"), moved)
+    return known[str(moved)]
 
 
 def run_cuda(document: Document, cases: Iterable[OpCase], backends: Sequence[str]) -> None:
@@ -194,7 +210,8 @@ def _estimate(row: Row) -> str:
 
 def _input_of(row: Row) -> str:
     words = case_of(row.table, vars(row)).words()
-    return ", ".join(["x".join(map(str, row.shape)), *words, row.layout, row.direction])
+    facts = ["x".join(map(str, row.shape)), *words, row.layout, row.direction]
+    return ", ".join([*facts, f"memory {row.malloc}"] if row.malloc else facts)
 
 
 def as_markdown(rows: Iterable[Row]) -> str:
@@ -210,6 +227,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--threads", type=positive_integer, help="CPU threads")
     parser.add_argument("--quick", action="store_true", help="the smallest map only")
     parser.add_argument("--memory", action="store_true", help="also peak memory (fresh processes)")
+    add_malloc_argument(parser)
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--markdown", metavar="FILE")
     chosen, for_pytest = parser.parse_known_args(rest)
@@ -218,7 +236,9 @@ def main(arguments: Sequence[str]) -> int:
     device = first_device(chosen.device, parser)
     document = Document()
     status = 0
-    if device.type == "cuda":
+    if chosen.malloc:
+        document, status = measured(arguments, chosen.malloc)
+    elif device.type == "cuda":
         cases = op_cases.all_cases(op, (chosen.dtype,), chosen.quick)
         run_cuda(document, cases, backends=("auto", "triton", "cuda"))
     else:

@@ -13,6 +13,7 @@ from ..apnb.cases import EAGER_LINEAR, EAGER_RELEASED, OURS_LINEAR, OURS_RELEASE
 from ..apnb.run import TABLE as APNB
 from ..networks import TABLE as NETWORKS
 from ..ops.cases import COMPILED, DIRECTIONS, EAGER, OURS
+from ..serving.grids import TABLE as SERVING
 from .goal import Goal, divide
 from .grid import number
 from .records import Row
@@ -25,6 +26,7 @@ class Must:
     """A ratio that the rows of a table have to show: the fastest of `against` over ours.
 
     Attributes:
+        names: rows that are ours; the fastest counts.
         memory: compare peaks above the inputs instead of times.
     """
 
@@ -34,8 +36,9 @@ class Must:
     against: tuple[str, ...]
     needed: float
     options: dict[str, Any] = field(default_factory=dict)
-    name: str = OURS
+    names: tuple[str, ...] = (OURS,)
     memory: bool = False
+    dtype: str = "float32"
 
     @property
     def words(self) -> str:
@@ -50,7 +53,7 @@ class Must:
             if row.table == self.table
             and tuple(row.shape) == self.shape
             and row.direction == self.direction
-            and row.dtype == "float32"
+            and row.dtype == self.dtype
             and row.threads is not None
             and self.options.items() <= dict(row.options).items()
         ]
@@ -63,6 +66,8 @@ _LOCAL = {"kernel": 5, "dilation": 3}
 _NMF = {"rank": 64, "steps": 6}
 _MAP, _SCORES = (1, 256, 64, 64), (1, 150, 64, 64)
 _STRIPS, _GATE, _BLOCK = (1, 64, 128, 128), (1, 512, 64, 64), (1, 2048, 96, 96)
+_IMAGE, _SEGNEXT = (1, 3, 512, 512), {"network": "segnext_t"}
+SERVERS = ("attnops predict", "attnops deploy")
 MUSTS = (
     Must("local_attention", _MAP, FORWARD, (EAGER,), 40, _LOCAL),
     Must("local_attention", _MAP, FORWARD, (COMPILED,), 2, _LOCAL),
@@ -70,8 +75,8 @@ MUSTS = (
     Must("local_attention", _MAP, BOTH, (COMPILED,), 2.5, _LOCAL),
     Must("strip_conv", _STRIPS, FORWARD, (EAGER, COMPILED), 2.5),
     Must("strip_conv", _STRIPS, BOTH, (EAGER, COMPILED), 3),
-    Must(APNB, _BLOCK, FORWARD, (EAGER_LINEAR,), 3.5, name=OURS_LINEAR),
-    Must(APNB, _BLOCK, FORWARD, (EAGER_RELEASED,), 1.8, name=OURS_RELEASED),
+    Must(APNB, _BLOCK, FORWARD, (EAGER_LINEAR,), 3.5, names=(OURS_LINEAR,)),
+    Must(APNB, _BLOCK, FORWARD, (EAGER_RELEASED,), 1.8, names=(OURS_RELEASED,)),
     Must("nmf", (1, 512, 4096), FORWARD, (EAGER,), 1.25, _NMF),
     Must("upsample_gate", _GATE, FORWARD, (EAGER,), 4, {"side": 8}),
     Must("upsample_gate", _GATE, FORWARD, (COMPILED,), 2, {"side": 8}),
@@ -79,7 +84,9 @@ MUSTS = (
     Must("upsample_argmax", _SCORES, FORWARD, (EAGER,), 6, {"factor": 8}),
     Must("upsample_cross_entropy", _SCORES, BOTH, (EAGER,), 3, {"factor": 8}),
     Must("upsample_cross_entropy", _SCORES, BOTH, (EAGER,), 8, {"factor": 8}, memory=True),
-    Must(NETWORKS, (1, 3, 512, 512), "predict", ("reference",), 2, {"network": "segnext_t"}),
+    Must(NETWORKS, _IMAGE, "predict", ("reference",), 2, _SEGNEXT),
+    Must(SERVING, _IMAGE, FORWARD, ("OpenVINO",), 3, _SEGNEXT, SERVERS),
+    Must(SERVING, _IMAGE, FORWARD, ("OpenVINO",), 1.8, _SEGNEXT, SERVERS, dtype="bfloat16"),
 )
 
 
@@ -90,11 +97,11 @@ def of(rows: Sequence[Row]) -> list[Goal]:
 
 def _goals(must: Must, rows: Sequence[Row]) -> Iterator[Goal]:
     chosen = [row for row in must.rows(rows) if must.value(row) is not None]
-    where, needed = f"{'x'.join(map(str, must.shape))} float32", f">= {must.needed:g}"
+    where, needed = f"{'x'.join(map(str, must.shape))} {must.dtype}", f">= {must.needed:g}"
     measured = False
-    for malloc, device in dict.fromkeys((row.malloc, row.hardware) for row in chosen):
-        same = [row for row in chosen if (row.malloc, row.hardware) == (malloc, device)]
-        ours = min(_named(same, (must.name,)), key=must.value, default=None)
+    for malloc, device in dict.fromkeys((_malloc(row), row.hardware) for row in chosen):
+        same = [row for row in chosen if (_malloc(row), row.hardware) == (malloc, device)]
+        ours = min(_named(same, must.names), key=must.value, default=None)
         peer = min(_named(same, must.against), key=must.value, default=None)
         if ours is None or peer is None:
             continue
@@ -105,6 +112,10 @@ def _goals(must: Must, rows: Sequence[Row]) -> Iterator[Goal]:
         yield Goal(must.words, f"{where}{setting}", needed, ratio, None, ratio >= must.needed, note)
     if not measured:
         yield Goal(must.words, where, needed, None, None, None)
+
+
+def _malloc(row: Row) -> str:
+    return row.malloc or dict(row.options).get("malloc", "")
 
 
 def _named(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:

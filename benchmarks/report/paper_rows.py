@@ -74,7 +74,8 @@ def _timed(row: Row, scale: float = 1.0, note: str = "") -> Here:
 
 
 def _who(row: Row) -> str:
-    return f"{row.name}, reference" if row.backend == "reference" else row.name
+    plain = row.backend == "reference" and row.name != row.backend
+    return f"{row.name}, reference" if plain else row.name
 
 
 def _remembered(row: Row) -> Here:

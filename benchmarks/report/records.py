@@ -99,7 +99,9 @@ class Row:
     @property
     def hardware(self) -> str:
         """The device in words."""
-        return self.device if self.threads is None else f"{self.device}, {self.threads} threads"
+        if self.threads is None:
+            return self.device
+        return f"{self.device}, {self.threads} thread{'s' * (self.threads != 1)}"
 
     @property
     def on_gpu(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy
 import pytest
 
@@ -81,6 +83,13 @@ def test_points_without_time_say_so() -> None:
     sweeps.measure(document, sweeps.Budget(0), TINY[1:], memory=False)
     assert all(row.note.startswith("not run: no time") for row in document.rows)
     assert "not run" in "\n".join(map(markdown, table.grids(document.rows)))
+
+
+def test_sweeps_share_the_time_that_is_left() -> None:
+    wanted = [replace(TINY[0], share=4), TINY[1], TINY[1]]
+    assert sweeps._share(sweeps.Budget(60), wanted).left() == pytest.approx(40, abs=1)
+    assert sweeps._share(sweeps.Budget(60), wanted[1:]).left() == pytest.approx(30, abs=1)
+    assert sweeps._share(sweeps.Budget(None), wanted).left() == float("inf")
 
 
 def test_the_papers_networks(tmp_path, monkeypatch) -> None:

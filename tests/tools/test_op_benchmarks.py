@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +12,15 @@ import torch
 import attnops
 from attnops.benchmarks.__main__ import OPS
 from attnops.benchmarks.measure import agreement as agree
+from attnops.benchmarks.measure import floor, glibc
 from attnops.benchmarks.ops import cases as op_cases
 from attnops.benchmarks.ops import microbench
+from attnops.benchmarks.pages import costs, readme
+from attnops.benchmarks.report import children
 from attnops.benchmarks.report import records as record
 
 CPU = torch.device("cpu")
+RATES = {"copy_gb_s": 20.0, "matmul_gflop_s": 1e9}
 
 
 def test_disagreeing_op_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,11 +93,62 @@ def test_microbenchmark_results_become_rows() -> None:
     document.parts["rates"] = {
         "float32": {"dtype": "float32", "copy_gb_s": 20.0, "matmul_gflop_s": 100.0}
     }
+    document.parts["copies"] = {str(2**23): 40.0}  # of the op's own size
     _, ours = microbench.rows_from_pytest(document, {"benchmarks": entries})
     assert ours.p50 == pytest.approx(1.0) and ours.ratios == {"eager": pytest.approx(4.0)}
     moved = 4 * 256 * (96 * 96 + 110)
-    assert ours.floor_percent == pytest.approx(100 * moved / 20e9 / 1e-3)
+    assert ours.floor_percent == pytest.approx(100 * moved / 40e9 / 1e-3)
     assert "| attnops |" in microbench.as_markdown(document.rows)
+
+
+def test_floors_take_copies_of_the_size_of_the_larger_pass(monkeypatch) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(
+        microbench, "measure_copy", lambda device, moved: sizes.append(moved) or 5.0
+    )
+    document = record.Document(parts={"rates": {"float32": {"dtype": "float32"} | RATES}})
+    shape, map_bytes = (1, 256, 64, 64), 4 * 2**20
+    for direction in (*op_cases.DIRECTIONS, "forward"):
+        case = op_cases.OpCase("group_attention", shape, direction=direction)
+        row = microbench.row_of(document, case, "attnops", CPU)
+        row.p50 = 10.0
+        microbench.put_limits(document, case, row, CPU)
+        assert row.floor_ms == pytest.approx(case.moved_bytes() / 5e6)
+    assert sizes == [4 * map_bytes, 8 * map_bytes]  # of the backward, not of both
+
+
+def test_sizes_of_copies() -> None:
+    assert floor.size_class(3) == floor.SMALLEST and floor.size_class(1e12) == floor.LARGEST
+    assert floor.size_class(17e6) == 2**24 and floor.size_class(2**20 * 1.5) == 2**21
+    assert floor.measure_copy(CPU, floor.SMALLEST) > 0
+
+
+def test_both_settings_of_glibc_are_told_apart(monkeypatch, tmp_path) -> None:
+    """Rows of both processes, compared within each, in the tables and on the pages."""
+
+    def child(line: list[str], env: dict[str, str]) -> SimpleNamespace:
+        assert line[3:-2] == ["nmf", "--quick", "-k", "x"] and line[-2] == "--json"
+        kept = all(env.get(name) == value for name, value in glibc.KEPT.items())
+        document = record.Document()
+        for name, p50 in (("eager", 6.0), ("attnops", 2.0 if kept else 3.0)):
+            facts = op_cases.facts(op_cases.all_cases("nmf", quick=True)[0])
+            document.new_row("nmf", name, "cpu", p50=p50, p20=p50, p80=p50, **facts)
+        record.put_ratios(document.rows, ["eager"])
+        document.save(line[-1])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(children.subprocess, "run", child)
+    file = tmp_path / "cpu-x" / "nmf.json"
+    options = ["--quick", "--malloc", "default,kept", "--json", str(file), "-k", "x"]
+    assert microbench.main(["nmf", *options]) == 0
+    rows = record.Document.load(file).rows
+    assert [row.malloc for row in rows] == ["default", "default", "kept", "kept"]
+    assert [row.ratios.get("eager") for row in rows] == [None, 2.0, None, 3.0]
+    assert rows[0].input != rows[2].input
+    assert "forward, memory kept | attnops" in microbench.as_markdown(rows)
+    lines = costs.grid(map(dataclasses.asdict, rows))
+    assert [line[4] for line in lines] == ["2", "3"] and "memory kept, forward" in lines[1][0]
+    assert "| 2; memory kept: 3 |" in readme.tables(["nmf"], tmp_path)["ops"]
 
 
 @pytest.mark.slow

@@ -191,6 +191,18 @@ def test_requirements_take_the_better_format_and_every_setting() -> None:
     assert {goal.verdict for goal in musts.of([])} == {"not measured"}
 
 
+def test_requirements_of_serving_take_the_faster_of_ours() -> None:
+    facts = {"threads": 2, "options": [["network", "segnext_t"], ["malloc", "kept"]]}
+    times = {"OpenVINO": 6.0, "onnxruntime": 1.0, "attnops predict": 4.0, "attnops deploy": 2.0}
+    rows = [
+        Row("serving", name, [1, 3, 512, 512], "bfloat16", p50=p50, **facts)
+        for name, p50 in times.items()
+    ]
+    (found,) = [goal for goal in musts.of(rows) if goal.measured is not None]
+    assert (found.measured, found.required, found.met) == (3.0, ">= 1.8", True)
+    assert found.where == "1x3x512x512 bfloat16, memory kept"
+
+
 def test_options_are_taken_out_of_a_command_line() -> None:
     line = ["nmf", "--quick", "--malloc", "default,kept", "--json=a", "--markdown", "b", "-k", "x"]
     assert children.without(line, ("--malloc", "--json", "--markdown")) == [
