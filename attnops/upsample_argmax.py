@@ -48,7 +48,8 @@ def upsample_argmax(
     align_corners = check_flag(NAME, "align_corners", align_corners)
     if 0 in logits.shape[1:]:
         raise ValueError(f"{NAME}: logits are empty: {list(logits.shape)}")
-    return _op(logits.detach(), height, width, align_corners)[0]
+    constant = logits.detach() if logits.requires_grad else logits
+    return _op(constant, height, width, align_corners)[0]
 
 
 def checked_size(op: str, size: Sequence[int] | int) -> tuple[int, int]:

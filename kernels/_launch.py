@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import triton
+
+from .._op.tape import recorder
 
 MIN_CAPABILITY = (8, 0)  # bf16 tensor cores and asynchronous copies start here
 
@@ -145,19 +147,58 @@ def run(kernel: Any, programs: int, *args: Any, launch: Launch) -> None:
     Triton specialises every argument anew in every call; here the compiled kernel is found by one
     key that tells at least as much apart.
     """
+    tape = recorder()
     if INTERPRETED:
-        kernel[(programs,)](*args, **launch.constants, **launch.options())
+        start = _interpreted(kernel, programs, launch)
+        if tape is None:
+            start(args)
+        else:
+            with tape.paused():  # the interpreter copies tensors
+                start(args)
+            tape.note_launch(start, args, takes_tensors=True)
         return
     device = triton.runtime.driver.active.get_current_device()
     key = (kernel, device, launch.key, *map(_kind, args))
     found = _compiled.get(key)
     if found is None:
         compiled = kernel[(programs,)](*args, **launch.constants, **launch.options())
-        if compiled is not None:  # Triton's hooks may keep it from compiling
-            _compiled[key] = compiled, _constants(kernel, len(args), launch.constants)
-        return
-    compiled, constants = found
-    compiled[(programs, 1, 1)](*args, *constants)
+        if compiled is None:  # Triton's hooks may keep it from compiling
+            if tape is not None:
+                tape.is_complete = False
+            return
+        found = _compiled[key] = compiled, _constants(kernel, len(args), launch.constants)
+    else:
+        compiled, constants = found
+        compiled[(programs, 1, 1)](*args, *constants)
+    if tape is not None:
+        tape.note_launch(_compiled_start(*found, programs, device), args, takes_tensors=False)
+
+
+def _interpreted(kernel: Any, programs: int, launch: Launch) -> Callable[[Sequence[Any]], None]:
+    return lambda args: kernel[(programs,)](*args, **launch.constants, **launch.options())
+
+
+def _compiled_start(
+    compiled: Any, constants: tuple[Any, ...], programs: int, device: int
+) -> Callable[[Sequence[Any]], None]:
+    """Starts a compiled kernel again: what Triton's own call does, with less on the way."""
+    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    hooks, driver = triton.knobs.runtime, triton.runtime.driver.active
+
+    def start(args: Sequence[Any]) -> None:
+        enter, leave = hooks.launch_enter_hook, hooks.launch_exit_hook
+        if _calls(enter) or _calls(leave):
+            compiled[(programs, 1, 1)](*args, *constants)
+            return
+        stream = driver.get_current_stream(device)
+        run(programs, 1, 1, stream, function, metadata, None, None, None, *args, *constants)
+
+    return start
+
+
+def _calls(hook: Any) -> bool:
+    """Whether something is to be called at every launch."""
+    return bool(getattr(hook, "calls", hook))
 
 
 def _kind(value: Any) -> Any:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +29,8 @@ from torch.utils._pytree import tree_map
 
 from .. import _dispatch
 from . import transforms
+from .plans import Call, Plans, noting
+from .recorded import RecordedCall
 
 _library = torch.library.Library("attnops", "DEF")
 OPS: list[Op] = []  # all that were made
@@ -91,6 +92,21 @@ def _gradient_of_first_output(
     return () if grads[0] is None else call(grads[0], *saved, *kept)
 
 
+def _implement(
+    function: Callable[..., Any],
+    implementation: _dispatch.Implementation,
+    args: tuple[Any, ...],
+    call: Call | None,
+) -> Any:
+    """function(implementation, args); where it is time for a plan for such calls, one is made."""
+    if call is None or not call.look.is_due():
+        return function(implementation, args)
+    if implementation.backend == "reference":
+        call.look.settle(None)
+        return function(implementation, args)
+    return call.plan(lambda given: function(implementation, given), args, implementation.backend)
+
+
 class Direction(NamedTuple):
     """The forward or the backward of an op.
 
@@ -141,6 +157,7 @@ class Op:
         self._setup = setup
         self._gradient = gradient or _gradient_of_first_output
         self._restore = restore
+        self._plans, self._backward_plans = Plans(), Plans()
         self.forward_arguments = forward_arguments or _without_gradient
         OPS.append(self)
         _dispatch.add_op(name, differentiable=self.differentiable)
@@ -177,11 +194,15 @@ class Op:
         if transforms.is_transformed(args):
             return self._run_reference(args)
         if transforms.is_unwatched(args):
+            outputs = None
             if not transforms.is_recorded(args):
                 with torch._C._AutoDispatchBelowAutograd():
-                    return self._execute(args)[0]
-            if self.differentiable:
-                return _Recorded.of(self, args)
+                    outputs = self._execute(args)[0]
+            elif self.differentiable:
+                outputs = RecordedCall(self, args).run()
+            if outputs is not None:
+                noting.note(self, args, outputs)
+                return outputs
         return self._call(*args)[:-1]
 
     def _run_reference(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -195,29 +216,49 @@ class Op:
 
     def _execute(self, args: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], str]:
         """The outputs, and the backend that made them."""
-        first = _first_tensor(args)
+        call = self._plans.find(args)
+        if call is not None and call.look.plan is not None:
+            noting.plan = call.look.plan
+            tape, backend = call.look.plan
+            return tape(call.tensors, call.addresses), backend
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
             self._refuse_tangents(args)
-            implementation = _dispatch.select(self.name, first.device, *args)
-            if first.numel() == 0:
-                outputs = self._forward.fake(*args)
-            else:
-                outputs = implementation.forward(*self._forward.prepare(*args))
-                if self._restore is not None:
-                    outputs = self._restore(args, outputs)
-            return tuple(map(_fresh, outputs)), implementation.backend
+            implementation = _dispatch.select(self.name, _first_tensor(args).device, *args)
+            outputs = _implement(self._forward_of, implementation, args, call)
+            noting.plan = None if call is None else call.look.plan
+            return outputs, implementation.backend
+
+    def _forward_of(
+        self, implementation: _dispatch.Implementation, args: tuple[Any, ...]
+    ) -> tuple[Tensor, ...]:
+        if _first_tensor(args).numel() == 0:
+            outputs = self._forward.fake(*args)
+        else:
+            outputs = implementation.forward(*self._forward.prepare(*args))
+            if self._restore is not None:
+                outputs = self._restore(args, outputs)
+        return tuple(map(_fresh, outputs))
 
     def _run_backward(self, *args: Any) -> Any:
         *args, trace = args
+        return self._execute_backward(tuple(args), trace.stride(0))
+
+    def _execute_backward(self, args: tuple[Any, ...], code: int) -> Any:
+        call = self._backward_plans.find(args, code)
+        if call is not None and call.look.plan is not None:
+            return call.look.plan[0](call.tensors, call.addresses)
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
             self._refuse_tangents(args)
             if args[0].numel() == 0:
                 return tree_map(Tensor.zero_, self._backward.fake(*args))
-            implementation = self._implementation_of(trace, args)
-            outputs = implementation.backward(*self._backward.prepare(*args))
-            if self._restore is not None:
-                outputs = self._restore(args, outputs)
-            return _all_fresh(outputs)
+            implementation = self._implementation_of(code, args)
+            return _implement(self._backward_of, implementation, args, call)
+
+    def _backward_of(self, implementation: _dispatch.Implementation, args: tuple[Any, ...]) -> Any:
+        outputs = implementation.backward(*self._backward.prepare(*args))
+        if self._restore is not None:
+            outputs = self._restore(args, outputs)
+        return _all_fresh(outputs)
 
     def _refuse_tangents(self, args: Iterable[Any]) -> None:
         """Raise an error where a tangent of forward mode would silently be dropped."""
@@ -231,8 +272,8 @@ class Op:
                 f"the op's gradient, is not implemented. Call attnops.reference.{self.name} there."
             )
 
-    def _implementation_of(self, trace: Tensor, args: list[Any]) -> _dispatch.Implementation:
-        found = _dispatch.implementation_of(self.name, trace.stride(0))
+    def _implementation_of(self, code: int, args: tuple[Any, ...]) -> _dispatch.Implementation:
+        found = _dispatch.implementation_of(self.name, code)
         if found is None:
             given = self.forward_arguments(*args)
             found = _dispatch.select_again(self.name, args[0].device, *given)
@@ -262,6 +303,11 @@ class Op:
         ctx.set_materialize_grads(False)
 
     def _differentiate(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        found = self._gradients(ctx, grads[:-1])
+        return *found, *(None,) * (self._inputs - len(found))
+
+    def _gradients(self, ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
+        """Those of the first inputs, from those of the outputs."""
         saved, trace = ctx.saved_tensors, None
         if ctx.code is None:
             *saved, trace = saved
@@ -270,55 +316,17 @@ class Op:
             if self._takes_lists and transforms.is_batched(args[0]):
                 # PyTorch loops over batched gradients, but not for ops that take lists.
                 return transforms.for_each_in_batch(lambda grad: call(grad, *args[1:]), args[0])
-            known = _make_trace(ctx.code, args[0].device) if trace is None else trace
             if transforms.is_unwatched(args) and not transforms.is_recorded(args):
                 with torch._C._AutoDispatchBelowAutograd():
-                    return self._run_backward(*args, known)
+                    code = trace.stride(0) if ctx.code is None else ctx.code
+                    return self._execute_backward(args, code)
+            known = _make_trace(ctx.code, args[0].device) if trace is None else trace
             return self._call_backward(*args, known)
 
-        found = self._gradient(grads[:-1], list(saved), ctx.kept, call)
-        return *map(_all_fresh, found), *(None,) * (self._inputs - len(found))
+        return tuple(map(_all_fresh, self._gradient(grads, list(saved), ctx.kept, call)))
 
     def _refuse_double_backward(self, ctx: Any, *grads: Any) -> None:
         raise RuntimeError(
             f"attnops.{self.name}: double backward is not implemented (its gradient cannot be "
             f"differentiated again). Call attnops.reference.{self.name} instead."
         )
-
-
-class _Recorded(torch.autograd.Function):
-    """A call of an op as autograd's node, where nothing but autograd looks on.
-
-    The same as the gradient that is registered with the dispatcher, with less for the CPU to do.
-    Lists of tensors travel flat, as autograd wants them.
-    """
-
-    @classmethod
-    def of(cls, op: Op, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        lengths = tuple(len(a) if _holds_tensors(a) else None for a in args)
-        flat = [x for a, n in zip(args, lengths, strict=True) for x in ((a,) if n is None else a)]
-        return cls.apply(op, lengths, *flat)
-
-    @staticmethod
-    def forward(ctx: Any, op: Op, lengths: tuple[int | None, ...], *flat: Any) -> Any:
-        items = iter(flat)
-        args = tuple(next(items) if n is None else list(islice(items, n)) for n in lengths)
-        with torch._C._AutoDispatchBelowAutograd():
-            outputs, backend = op._execute(args)
-        op._keep(ctx, args, list(outputs), _dispatch.CODES[backend])
-        ctx.op, ctx.lengths = op, lengths
-        return outputs
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        found = ctx.op._differentiate(ctx, *grads, None)[: len(ctx.lengths)]
-        flat: list[Any] = [None, None]
-        for grad, length in zip(found, ctx.lengths, strict=True):
-            flat += [grad] if length is None else grad or [None] * length
-        # what was no tensor, such as an absent bias, must not get a gradient
-        needed = zip(flat, ctx.needs_input_grad, strict=True)
-        return tuple(grad if needs else None for grad, needs in needed)
-
-
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and any(isinstance(x, Tensor) for x in value)

@@ -9,14 +9,17 @@ from typing import Any
 import torch
 
 from attnops import _dispatch
+from attnops._op import plans
 
 
 @contextmanager
 def recorded_backends() -> Iterator[dict[str, str]]:
     """Within the block, note op -> backend of every op that runs.
 
-    It listens where an op selects its implementation, so a silent fall-back of "auto" shows.
+    It listens where an op selects its implementation, so a silent fall-back of "auto" shows. Calls
+    that look like earlier ones would not get there: what was planned for them is forgotten.
     """
+    plans.forget()
     used: dict[str, str] = {}
     select = _dispatch.select
 

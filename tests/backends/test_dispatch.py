@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnops
 from attnops import _dispatch
+from attnops._op import plans
 
 OP = "pyramid_pool"
 
@@ -19,6 +20,7 @@ OP = "pyramid_pool"
 @pytest.fixture
 def calls(monkeypatch):
     """Record (backend, "forward" | "backward") of every run of pyramid_pool."""
+    monkeypatch.setattr(plans, "DEVICES", set())  # they would run instead
     seen = []
     for (op, backend), implementation in list(_dispatch._registry.implementations.items()):
         if op != OP:
