@@ -25,6 +25,7 @@ FOLDERS = ("ops", "nn", "models", "backends")
 USES_THE_DEVICE = re.compile(
     r"def \w+\([^)]*\b(device|backend|pytestconfig)\b|cuda\.is_available", re.DOTALL
 )
+CAPTURES = re.compile(r"CUDAGraph|cuda\.graph\b")
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 
@@ -96,17 +97,17 @@ def _run_file(root: Path, file: Path, deadline: float, arguments: Sequence[str])
 
 
 def suite_files(root: Path) -> tuple[list[Path], list[Path]]:
-    """Files of tests that run on the device: about ops and CUDA graphs first, and the others."""
+    """Files of tests that run on the device: about CUDA graphs and ops first, and the others."""
     folders = (root / "tests" / name for name in FOLDERS)
     files = sorted(file for folder in folders for file in folder.rglob("test_*.py"))
-    files = [file for file in files if USES_THE_DEVICE.search(file.read_text(encoding="utf-8"))]
+    texts = {file: file.read_text(encoding="utf-8") for file in files}
 
     def place(file: Path) -> int:
-        if "graph" in file.name:
+        if CAPTURES.search(texts[file]):
             return 0
         return next((i for i, op in enumerate(OPS, 1) if op in file.name), len(OPS) + 1)
 
-    files.sort(key=place)
+    files = sorted((file for file in files if USES_THE_DEVICE.search(texts[file])), key=place)
     first = [file for file in files if place(file) <= len(OPS)]
     return first, files[len(first) :]
 

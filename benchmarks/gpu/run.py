@@ -105,7 +105,6 @@ class Run:
         self._say("checks")
         pairs = [(op, backend) for op in plan.OPS for backend in available[op]]
         end = min(self.end, time.monotonic() + plan.CHECKS * self.budget)
-        self.document.save(self.result)
 
         def one(pair: tuple[str, str]) -> tuple[Outcome, Document]:
             name = "-".join(pair)
@@ -118,6 +117,7 @@ class Run:
             whole = Outcome()
             for outcome, found in pool.map(one, pairs):
                 self.document.absorb(found)
+                self.document.save(self.result)
                 whole.absorb(outcome)
         for task in (task for pair in pairs for task in plan.checks(*pair)):
             why = whole.failed.get(task.name)

@@ -65,7 +65,7 @@ def test_everything_is_measured_once_and_compiled_last() -> None:
     assert set(plan.shares([*core, *rest], 290, 30)) == {*plan.CORE, *plan.REST}
 
 
-def test_files_of_tests_are_those_of_ops_first() -> None:
+def test_files_of_tests_are_those_of_ops_first(tmp_path) -> None:
     first, others = device_tests.suite_files(gpu.ROOT)
     names = [file.name for file in first]
     assert names.index("test_local_attention.py") < names.index("test_pyramid_pool.py")
@@ -73,6 +73,17 @@ def test_files_of_tests_are_those_of_ops_first() -> None:
     assert "test_nn_segnext.py" in found and "test_half_precision.py" in found
     assert "test_cuda_emulation_nmf.py" not in found, "it needs no GPU"
     assert len({*first, *others}) == len(first) + len(others)
+    for name, text in (
+        ("ops/test_nmf.py", "def test_x(\n    backend: str,\n) -> None:"),
+        ("models/test_b.py", "def test_x(device): torch.cuda.graph(g)"),
+        ("models/test_a.py", "def test_x(device): 0"),
+        ("models/test_c.py", "def test_x(): device"),
+        ("tools/test_d.py", "def test_x(device): 0"),
+    ):
+        (tmp_path / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tests" / name).write_text(text)
+    found = [[f.name for f in part] for part in device_tests.suite_files(tmp_path)]
+    assert found == [["test_b.py", "test_nmf.py"], ["test_a.py"]]
 
 
 # --- a worker ---
@@ -134,7 +145,7 @@ def test_a_failure_costs_one_task_and_a_lost_device_the_worker(tmp_path) -> None
 
 
 def test_refused_tasks_are_not_run() -> None:
-    (task,) = [t for t in plan.checks("nmf", "cuda") if t.details["dtype"] == "float16"]
+    task = next(t for t in plan.checks("nmf", "cuda") if t.details["dtype"] == "float16")
     refusal = {"op": "nmf", "backend": "cuda", "why": "wrong"}
     assert task.is_refused_by(refusal) and task.is_refused_by(refusal | {"dtype": "float16"})
     assert not task.is_refused_by(refusal | {"backend": "triton"})
@@ -269,7 +280,8 @@ def run_dry(monkeypatch: pytest.MonkeyPatch, tmp_path):
 
 def test_a_whole_run(run_dry, tmp_path, capsys: pytest.CaptureFixture) -> None:
     wrong = "pyramid_pool 2x128x21x24-float32-channels_last-forward+backward triton"
-    status, document, found = run_dry(lose=["strip_conv 1x64x128x128-bfloat16"], wrong=[wrong])
+    lose = ["strip_conv 1x64x128x128-bfloat16-channels_last-forward"]
+    status, document, found = run_dry(lose=lose, wrong=[wrong])
     assert status == 1
     failed, left_out = document.parts["failed parts"], document.parts["left out"]
     assert failed[wrong].startswith("Disagreement") and "illegal memory" in str(failed)
@@ -318,8 +330,13 @@ def test_tasks_of_ops_become_rows(measures_on_cpu) -> None:
     noted = {"pyramid_pool": {"cpu": "its tests failed: test_x"}}
     measuring = measures.Measures((), noted)
     tasks = plan.checks("pyramid_pool", "cpu")
-    assert [task.kind for task in tasks] == ["check"] * 6 + ["warm"]
-    for task in [task for task in tasks if "float16" not in task.details["dtype"]][:4]:
+    kinds = [(task.kind, *map(task.details.get, ("dtype", "layout"))) for task in tasks]
+    dtypes = ("bfloat16", "float32", "float16")
+    checked = {("check", d, layout) for d in dtypes for layout in op_cases.LAYOUTS}
+    assert checked == {kind for kind in kinds if kind[0] == "check"}
+    assert [kind[0] for kind in kinds[:5]] == ["check"] * 3 + ["warm"] * 2
+    assert ("warm", "float32", "channels_last") in kinds and kinds[-1][0] == "warm"
+    for task in tasks[:3]:
         measuring.run(document, task, Budget(9))
     assert all(max(found.values()) <= 1 for found in document.parts["checks"].values())
     details = tasks[0].details | {"shape": [1, 8, 9, 8]}
