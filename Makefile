@@ -67,7 +67,7 @@ bench: build  ## the paper's table of the asymmetric block on this machine
 BUDGET ?= 290
 RESULTS ?= benchmarks/results
 gpu: export TORCH_CUDA_ARCH_LIST ?= native
-gpu: export PYTHONPATH := $(CURDIR)$(if $(ATTNOPS_PEERS),:$(ATTNOPS_PEERS))$(if $(PYTHONPATH),:$(PYTHONPATH))
+gpu: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 gpu:  ## check and time the kernels on this GPU: BUDGET=290 seconds, files in RESULTS=benchmarks/results
 	@PY="$$($(ENVIRONMENT) --existing)" && \
 	"$$PY" -m build_tools --link && \

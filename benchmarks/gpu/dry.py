@@ -61,6 +61,10 @@ class DryMeasures:
             raise Disagreement("output: error 1.0e+00, allowed 1.0e-06")
         if task.kind == "op":
             self._row(document, task)
+        elif task.kind == "check":
+            document.parts.setdefault("checks", {})[task.name] = {
+                "output": _between_0_and_1(task.name)
+            }
         else:
             document.parts.setdefault("dry", []).append(task.name)
 

@@ -125,7 +125,7 @@ class Run:
             if why and task.kind == "check" and not known:
                 keys = ("op", "backend", "dtype", "layout")
                 refusal = {key: task.details[key] for key in keys}
-                whole.refused.append(refusal | {"why": f"its check failed: {why}"})
+                whole.refused.append(refusal | {"why": f"{task.name}: its check failed: {why}"})
         self._add(whole)
         self.write()
 

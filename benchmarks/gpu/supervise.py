@@ -26,7 +26,15 @@ GRACE = 8.0  # seconds over the end after which a worker is stopped
 POLL = 0.1
 MOST_WORKERS = 40
 FRUITLESS = 2  # workers in a row that end before they begin a task: something else is wrong
+PEERS = "ATTNOPS_PEERS"  # names a folder with libraries to compare with
 TIME_IS_UP = "time was up"
+
+
+def environment() -> dict[str, str]:
+    """Of workers: libraries to compare with come last, so that they shadow nothing."""
+    found = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    paths = [found.get("PYTHONPATH", ""), found.get(PEERS, "")]
+    return found | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 @dataclass
@@ -136,7 +144,7 @@ class Supervisor:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+                env=environment(),
             )
             try:
                 why = self._watch(process, order, Path(order.journal))

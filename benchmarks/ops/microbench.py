@@ -108,7 +108,7 @@ def time_on_cuda(
         try:
             with recorded_backends() as used:
                 step, row.relative_error = checked_step(case, contender, inputs)
-            row.backend = in_words(used)
+            row.backend = in_words(used) or (backend if backend != "auto" else "")
             row.checked_against = "" if row.relative_error is None else EAGER
             row.put_timing(time_cuda(step, milliseconds))
             row.host_p50 = time_host(step).p50

@@ -32,6 +32,17 @@ def _tests(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _checks(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Of the small inputs that a GPU run begins with: error over what is allowed."""
+    refused = {name: one["refused"] for name, one in found.items() if "refused" in one}
+    worst = {name: max(one.values()) for name, one in found.items() if name not in refused}
+    lines = ["## Checks", "", f"{len(worst)} agree with float64."]
+    if worst:
+        name = max(worst, key=worst.get)
+        lines[-1] += f" The largest error is {worst[name]:.2f} of what is allowed ({name})."
+    return [*lines, "", *(f"- {name}: {why}" for name, why in refused.items()), ""]
+
+
 def device_of(document: Document) -> str:
     devices = document.environment["cuda"]["devices"]
     if devices and any(row.threads is None for row in document.rows):
@@ -51,6 +62,8 @@ def as_markdown(document: Document) -> str:
     for name, why in document.parts.get("left out", {}).items():
         lines += [f"{name}: {why}", ""]
     lines += ["```", as_text(document.environment), "```", ""]
+    if "checks" in document.parts:
+        lines += _checks(document.parts["checks"])
     if "tests" in document.parts:
         lines += _tests(document.parts["tests"])
     reached = goals.of(document.rows)
