@@ -187,18 +187,13 @@ def _compiled_start(
 
     def start(args: Sequence[Any]) -> None:
         enter, leave = hooks.launch_enter_hook, hooks.launch_exit_hook
-        if _calls(enter) or _calls(leave):
+        if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
             compiled[(programs, 1, 1)](*args, *constants)
             return
         stream = driver.get_current_stream(device)
         run(programs, 1, 1, stream, function, metadata, None, None, None, *args, *constants)
 
     return start
-
-
-def _calls(hook: Any) -> bool:
-    """Whether something is to be called at every launch."""
-    return bool(getattr(hook, "calls", hook))
 
 
 def _kind(value: Any) -> Any:

@@ -241,12 +241,13 @@ class Op:
 
     def _run_backward(self, *args: Any) -> Any:
         *args, trace = args
-        return self._execute_backward(tuple(args), trace.stride(0))
-
-    def _execute_backward(self, args: tuple[Any, ...], code: int) -> Any:
+        args, code = tuple(args), trace.stride(0)
         call = self._backward_plans.find(args, code)
         if call is not None and call.look.plan is not None:
             return call.look.plan[0](call.tensors, call.addresses)
+        return self._execute_backward(args, code, call)
+
+    def _execute_backward(self, args: tuple[Any, ...], code: int, call: Call | None) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
             self._refuse_tangents(args)
             if args[0].numel() == 0:
@@ -316,10 +317,15 @@ class Op:
             if self._takes_lists and transforms.is_batched(args[0]):
                 # PyTorch loops over batched gradients, but not for ops that take lists.
                 return transforms.for_each_in_batch(lambda grad: call(grad, *args[1:]), args[0])
+            planned = None
+            if ctx.code is not None:
+                planned = self._backward_plans.find(args, ctx.code)
+                if planned is not None and planned.look.plan is not None:
+                    return planned.look.plan[0](planned.tensors, planned.addresses)
             if transforms.is_unwatched(args) and not transforms.is_recorded(args):
+                code = trace.stride(0) if ctx.code is None else ctx.code
                 with torch._C._AutoDispatchBelowAutograd():
-                    code = trace.stride(0) if ctx.code is None else ctx.code
-                    return self._execute_backward(args, code)
+                    return self._execute_backward(args, code, planned)
             known = _make_trace(ctx.code, args[0].device) if trace is None else trace
             return self._call_backward(*args, known)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .._choice import current_backend
-from ..reference._exporting import is_portable
+from ..reference._exporting import wants_portable
 from . import transforms
 from .arguments import emptied, filled, take_apart
 from .tape import recording
@@ -162,7 +162,7 @@ def _is_watched() -> bool:
         or forward_ad._current_level >= 0
         or torch._C._len_torch_function_stack() > 0
         or torch.autograd._profiler_enabled()
-        or is_portable()
+        or wants_portable()
     )
 
 

@@ -8,6 +8,7 @@ tape, and such calls go through the implementation every time.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -124,18 +125,15 @@ class Tape:
     ) -> None:
         self._copies, self._made, self._scratch = copies, made, scratch
         self._launches = launches
-        self._outputs, self._device = outputs, device
+        self._outputs, self._allocate = outputs, _allocator(device)
         self._interpreted = any(isinstance(step, _InterpretedLaunch) for step in launches)
 
     def __call__(self, tensors: list[Tensor], addresses: list[int]) -> Any:
-        device = self._device
-        made = [
-            torch.empty_strided(shape, strides, dtype=dtype, device=device)
-            for shape, strides, dtype in self._made
-        ]
+        allocate = self._allocate
+        made = [allocate(shape, strides, dtype) for shape, strides, dtype in self._made]
         sources = [*[copy.again(tensors) for copy in self._copies], *made]
         if self._scratch:
-            sources.append(torch.empty(self._scratch, dtype=torch.uint8, device=device))
+            sources.append(allocate((self._scratch,), (1,), torch.uint8))
         if self._interpreted:
             at = [*tensors, *sources]
         else:
@@ -143,6 +141,24 @@ class Tape:
         for step in self._launches:
             step.again(at)
         return filled(self._outputs, made)
+
+
+def _allocator(device: torch.device) -> Callable[..., Tensor]:
+    """torch.empty_strided of (shape, strides, dtype) on the current device of the type.
+
+    What compiled graphs allocate with takes half the time; it does not fill memory where PyTorch
+    was asked to do so, with its deterministic mode.
+    """
+    fast = getattr(torch._C._dynamo.guards, f"_empty_strided_{device.type}", None)
+    if fast is not None and not torch.are_deterministic_algorithms_enabled():
+        return fast
+    return functools.partial(_empty_strided, device)
+
+
+def _empty_strided(
+    device: torch.device, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    return torch.empty_strided(shape, strides, dtype=dtype, device=device)
 
 
 class Native:

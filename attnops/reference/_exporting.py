@@ -15,7 +15,12 @@ def is_portable() -> bool:
     """Whether only steps are wanted that every runtime knows."""
     if torch.onnx.is_in_onnx_export():
         return True
-    return not torch.compiler.is_dynamo_compiling() and _portable.get()
+    return not torch.compiler.is_dynamo_compiling() and wants_portable()
+
+
+def wants_portable() -> bool:
+    """Whether a block of `portable` is open."""
+    return _portable.get()
 
 
 @contextmanager
