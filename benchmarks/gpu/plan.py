@@ -50,6 +50,8 @@ CORE = {
     "SegNeXt-T": 0.09,
 }
 OTHER_TESTS = 0.4  # of what is left after these
+# Seconds after which a task hangs; what Triton or torch.compile has to compile is no hang.
+RUNNING, COMPILING = 45.0, 100.0
 REST = {  # of what is left then; torch.compile takes seconds a row
     "backward of the block": 0.2,
     "other inputs": 0.4,
@@ -69,7 +71,7 @@ class Task:
     kind: str
     name: str
     details: dict[str, Any] = field(default_factory=dict)
-    limit: float = 30.0  # seconds after which it hangs
+    limit: float = RUNNING  # seconds after which it hangs
 
     @property
     def who(self) -> dict[str, str]:
@@ -107,12 +109,12 @@ def checks(op: str, backend: str) -> list[Task]:
         _of(
             OpCase(op, small.shape, dtype, layout, directions(op)[-1], small.options),
             *("checks", "check", OURS, backend),
-            limit=60,
+            limit=COMPILING,
         )
         for dtype, layout in kinds
     ]
     warm = [
-        _of(case, "checks", "warm", OURS, backend, limit=60)
+        _of(case, "checks", "warm", OURS, backend, limit=COMPILING)
         for case in (*_firsts(), *_firsts("float32"), *_firsts(layout="contiguous"), *_batches())
         if case.op == op
     ]
@@ -134,7 +136,7 @@ def _of(case: OpCase, part: str, kind: str, contender: str, backend: str, limit:
 def _ours(part: str, cases: Sequence[OpCase], available: Available) -> Iterator[Task]:
     for case in cases:
         for backend in available[case.op]:
-            yield _of(case, part, "op", OURS, backend, 30)
+            yield _of(case, part, "op", OURS, backend, RUNNING)
 
 
 def _peers(part: str, cases: Sequence[OpCase]) -> Iterator[Task]:
@@ -142,10 +144,10 @@ def _peers(part: str, cases: Sequence[OpCase]) -> Iterator[Task]:
     for case in cases:
         for layout in DEFINITIONS[case.op].layouts:
             in_layout = OpCase(case.op, case.shape, case.dtype, layout, *_rest(case))
-            yield _of(in_layout, part, "op", EAGER, "", 30)
+            yield _of(in_layout, part, "op", EAGER, "", RUNNING)
         for name in FUNCTIONS[case.op]:
             if name not in (OURS, EAGER, COMPILED):
-                yield _of(case, part, "op", name, "", 30)
+                yield _of(case, part, "op", name, "", RUNNING)
 
 
 def _rest(case: OpCase) -> tuple[str, tuple[tuple[str, Any], ...]]:
@@ -231,7 +233,7 @@ def rest(available: Available, done: Sequence[Task]) -> list[Task]:
     tasks += [Task(FIGURE, "figure2", f"figure 2 {dtype}", {"dtype": dtype}) for dtype in DTYPES]
     others = [name for name in networks.DEFAULT["cuda"].split(",") if name != "segnext_t"]
     tasks += _networks(NETWORKS, "network", others)
-    tasks += [_of(case, PEERS, "op", COMPILED, "", 60) for case in _firsts()]
+    tasks += [_of(case, PEERS, "op", COMPILED, "", COMPILING) for case in _firsts()]
     tasks += _blocks(PEERS, "apnb compiled", "forward")
     tasks += _networks(PEERS, "network compiled", ["segnext_t"])
     known = {task.name for task in done}
