@@ -30,6 +30,10 @@ class Must:
     needed: float
     against: str = ""
 
+    @property
+    def words(self) -> str:
+        return f"{self.table}, {self.direction}: {self.what} {self.against}".strip()
+
 
 MUSTS = (
     Must("local_attention", FORWARD, FLOOR, 60),
@@ -62,6 +66,12 @@ def of(rows: Sequence[Row]) -> Iterator[Goal]:
                 yield _goal(must, ours, theirs)
 
 
+def not_measured() -> list[Goal]:
+    """Every requirement, for results without a GPU."""
+    where, note = "on a GPU, half precision", "needs a GPU"
+    return [Goal(m.words, where, f">= {m.needed:g}", None, None, None, note) for m in MUSTS]
+
+
 def _goal(must: Must, ours: Sequence[Row], theirs: Sequence[Row]) -> Goal:
     best = min(ours, key=lambda row: row.p50)
     if must.what == FASTER:
@@ -76,9 +86,8 @@ def _goal(must: Must, ours: Sequence[Row], theirs: Sequence[Row]) -> Goal:
     shape = "x".join(map(str, best.shape))
     options = " ".join(str(value) for _, value in best.options)
     where = " ".join(part for part in (shape, options, best.dtype) if part)
-    what = f"{must.table}, {must.direction}: {must.what} {must.against}".strip()
     met = None if values[0] is None else values[0] >= must.needed
-    return Goal(what, where, f">= {must.needed:g}", *values, met, best.name)
+    return Goal(must.words, where, f">= {must.needed:g}", *values, met, best.name)
 
 
 def _ratio(

@@ -17,7 +17,7 @@ from attnops.benchmarks import papers
 from attnops.benchmarks.__main__ import COMMANDS, main
 from attnops.benchmarks.apnb.cases import EAGER_LINEAR, OURS_LINEAR
 from attnops.benchmarks.ops.definitions import DEFINITIONS
-from attnops.benchmarks.report import children, load, musts, paper_rows, wanted
+from attnops.benchmarks.report import children, gpu_musts, load, musts, paper_rows, wanted
 from attnops.benchmarks.report.records import RESULTS, Document, Row
 from attnops.benchmarks.report.sections import SECTIONS
 from attnops.benchmarks.static.table import FILE
@@ -66,6 +66,8 @@ def test_what_needs_a_gpu_says_so(text: str) -> None:
         )
         assert "needs a GPU; static estimate, not measured" in line
         assert "| - |" in line and "anchor_attention" in line
+        part = text.partition("## Requirements")[2].partition("\n## ")[0]
+        assert part.count("| not measured | needs a GPU |") == len(gpu_musts.MUSTS)
         assert "Ops on a GPU: needs a GPU, not measured; static estimate" in text
 
 
