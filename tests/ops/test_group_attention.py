@@ -90,6 +90,16 @@ def test_any_shape(pytestconfig, batch, groups, width, size, layout):
     check_op(fused(groups), plain(groups), arranged, grad_layout=layout)
 
 
+@pytest.mark.parametrize("shape", [(1, 32, 128, 136), (1, 6, 301, 307)], ids=str)
+def test_maps_beyond_the_caches(backend, device, shape):
+    """The C++ code stores such gradients past the caches, where their rows are aligned."""
+    if backend != "cpu":
+        pytest.skip("the same as smaller maps")
+    for layout in ("contiguous", "channels_last"):
+        inputs = [in_layout(x, layout) for x in operands(device, torch.float32, *shape)]
+        check_op(fused(2), plain(2), inputs, grad_layout=layout)
+
+
 def test_threads_do_not_matter(backend, device, threads):
     inputs = operands(device, torch.float32, 2, 24, 33, 40)
     check_op(fused(8), plain(8), inputs)

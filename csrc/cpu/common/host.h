@@ -58,6 +58,14 @@ inline Tensor new_output(const Tensor& like, torch::headeronly::IntHeaderOnlyArr
   return out;
 }
 
+// Whether a call that writes so many maps like `map` should store past the caches. What is written
+// up to here is likely to be read again from the last-level cache, or to be written there again;
+// beyond, it drives out the inputs, and lines are read only to be overwritten.
+inline bool is_streamed(const Tensor& map, int64_t outputs) {
+  constexpr int64_t kCached = int64_t{6} << 20;
+  return outputs * map.numel() * static_cast<int64_t>(map.element_size()) > kCached;
+}
+
 // Bytes for the kernels, aligned to cache lines, not initialised.
 class Scratch {
  public:

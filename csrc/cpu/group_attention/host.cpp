@@ -19,13 +19,15 @@ const GroupKernels& kernels_for(DType dtype) { ATTNOPS_SELECT_KERNELS(group_kern
 // threads.
 class Groups {
  public:
-  Groups(const Tensor& map, int64_t groups)
+  // `outputs`: maps that the call writes.
+  Groups(const Tensor& map, int64_t groups, int64_t outputs)
       : kernels_(kernels_for(dtype_of(map))),
         element_(static_cast<int64_t>(map.element_size())),
         batch_(map.size(0)),
         channels_(map.size(1)),
         groups_(groups),
-        channels_last_(is_channels_last(map)) {
+        channels_last_(is_channels_last(map)),
+        streamed_(is_streamed(map, outputs)) {
     constexpr int64_t kElements = 16384;
     const int64_t area = map.size(2) * map.size(3);
     // Either way a row is cut along its length into runs.
@@ -46,9 +48,10 @@ class Groups {
       double* sum = partial.data() + (row * runs_ + run) * width;
       const double* factor = out ? factors.data() + row * width : nullptr;
       if (channels_last_)
-        kernels_.dot_channels_last(a, b, count, channels_, groups_, factor, to, sum, scratch);
+        kernels_.dot_channels_last(a, b, count, channels_, groups_, factor, to, streamed_, sum,
+                                   scratch);
       else
-        *sum = kernels_.dot_contiguous(a, b, count, factor ? *factor : 0.0, to);
+        *sum = kernels_.dot_contiguous(a, b, count, factor ? *factor : 0.0, to, streamed_);
     });
     for (int64_t row = 0; row < rows_; ++row)
       for (int64_t run = 0; run < runs_; ++run)
@@ -63,9 +66,9 @@ class Groups {
       const double* factor = factors.data() + row * width;
       if (channels_last_)
         kernels_.scale_channels_last(at(x, start), count, channels_, groups_, factor,
-                                     at(out, start), scratch);
+                                     at(out, start), streamed_, scratch);
       else
-        kernels_.scale_contiguous(at(x, start), count, *factor, at(out, start));
+        kernels_.scale_contiguous(at(x, start), count, *factor, at(out, start), streamed_);
     });
   }
 
@@ -96,7 +99,7 @@ class Groups {
 
   const GroupKernels& kernels_;
   int64_t element_, batch_, channels_, groups_;
-  bool channels_last_;
+  bool channels_last_, streamed_;
   int64_t rows_, length_, run_, runs_;
 };
 
@@ -111,7 +114,7 @@ void check(const Tensor& a, const Tensor& b, const Tensor& c, int64_t groups) {
 
 std::tuple<Tensor, Tensor> group_attention(Tensor theta, Tensor phi, Tensor g, int64_t groups) {
   check(theta, phi, g, groups);
-  const Groups maps(theta, groups);
+  const Groups maps(theta, groups, 1);
   const bool is_double = theta.scalar_type() == ScalarType::Double;
   Tensor out = maps.empty_like(theta);
   Tensor affinity = torch::stable::new_empty(theta, {theta.size(0), groups},
@@ -138,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor> group_attention_backward(Tensor grad, Tensor 
                                                             Tensor g, Tensor affinity,
                                                             int64_t groups) {
   check(theta, phi, g, groups);
-  const Groups maps(theta, groups);
+  const Groups maps(theta, groups, 3);
   std::vector<double> factors(theta.size(0) * groups);
   for (size_t i = 0; i < factors.size(); ++i)
     factors[i] = affinity.scalar_type() == ScalarType::Double

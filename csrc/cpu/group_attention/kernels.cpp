@@ -2,7 +2,7 @@
 // once per instruction set. Sums run in several accumulators of C for at most kChain steps, and in
 // double beyond: without that, narrow registers make chains so long that their rounding is several
 // times that of PyTorch's sums.
-#include "cpu/common/vec.h"
+#include "cpu/common/stream.h"
 #include "host.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
@@ -18,17 +18,21 @@ struct GroupEntries {
   static constexpr int64_t kStep = kAccumulators * kWidth<C>;
 
   static double dot_contiguous(const void* x_, const void* y_, int64_t count, double factor,
-                               void* out_) {
+                               void* out_, bool streamed) {
     const S *x = static_cast<const S*>(x_), *y = static_cast<const S*>(y_);
     S* out = static_cast<S*>(out_);
     const C f = static_cast<C>(factor);
     double total = 0;
-    for (int64_t i = 0; i < count; i += kChain * kStep)
-      total += static_cast<double>(
-          dot_block(x + i, y + i, min64(kChain * kStep, count - i), f, out ? out + i : nullptr));
+    with_storing(
+        out && streamed, out, 0, [&](auto storing) __attribute__((always_inline)) {
+          for (int64_t i = 0; i < count; i += kChain * kStep)
+            total += static_cast<double>(dot_block<decltype(storing)>(
+                x + i, y + i, min64(kChain * kStep, count - i), f, out ? out + i : nullptr));
+        });
     return total;
   }
 
+  template <class Storing>
   static C dot_block(const S* x, const S* y, int64_t count, C f, S* out) {
     V sums[kAccumulators] = {};
     int64_t i = 0;
@@ -37,7 +41,7 @@ struct GroupEntries {
       for (int j = 0; j < kAccumulators; ++j) {
         const V v = load(x + i + j * kWidth<C>);
         sums[j] += v * load(y + i + j * kWidth<C>);
-        if (out) store(out + i + j * kWidth<C>, f * v);
+        if (out) put<Storing::value>(out + i + j * kWidth<C>, f * v);
       }
     for (; i < count; i += kWidth<C>) {
       const int64_t left = min64(kWidth<C>, count - i);
@@ -48,12 +52,17 @@ struct GroupEntries {
     return lane_sum<C>((sums[0] + sums[1]) + (sums[2] + sums[3]));
   }
 
-  static void scale_contiguous(const void* x_, int64_t count, double factor, void* out_) {
+  static void scale_contiguous(const void* x_, int64_t count, double factor, void* out_,
+                               bool streamed) {
     const S* x = static_cast<const S*>(x_);
     S* out = static_cast<S*>(out_);
     const C f = static_cast<C>(factor);
     int64_t i = 0;
-    for (; i + kWidth<C> <= count; i += kWidth<C>) store(out + i, f * load(x + i));
+    with_storing(
+        streamed, out, 0, [&](auto storing) __attribute__((always_inline)) {
+          for (; i + kWidth<C> <= count; i += kWidth<C>)
+            put<decltype(storing)::value>(out + i, f * load(x + i));
+        });
     if (i < count) store_partial(out + i, f * load_partial(x + i, count - i), count - i);
   }
 
@@ -70,8 +79,8 @@ struct GroupEntries {
   }
 
   static void dot_channels_last(const void* x_, const void* y_, int64_t pixels, int64_t channels,
-                                int64_t groups, const double* factors, void* out_, double* sums,
-                                void* scratch) {
+                                int64_t groups, const double* factors, void* out_, bool streamed,
+                                double* sums, void* scratch) {
     const S *x = static_cast<const S*>(x_), *y = static_cast<const S*>(y_);
     S* out = static_cast<S*>(out_);
     double* totals = static_cast<double*>(scratch);
@@ -79,17 +88,23 @@ struct GroupEntries {
     if (out) spread(factors, channels, groups, scales);
     for (int64_t c = 0; c < channels; ++c) totals[c] = 0;
     // A few vectors of channels at a time, their sums in registers over a chain of pixels.
-    for (int64_t first = 0; first < channels; first += kStep) {
-      const int64_t lanes = min64(kStep, channels - first);
-      for (int64_t p = 0; p < pixels; p += kChain) {
-        const int64_t i = p * channels, chain = min64(kChain, pixels - p);
-        S* to = out ? out + i : nullptr;
-        if (lanes == kStep)
-          dot_columns<true>(x + i, y + i, chain, channels, first, lanes, scales, to, totals);
-        else
-          dot_columns<false>(x + i, y + i, chain, channels, first, lanes, scales, to, totals);
+    const auto run = [&](auto storing) __attribute__((always_inline)) {
+      using Storing = decltype(storing);
+      for (int64_t first = 0; first < channels; first += kStep) {
+        const int64_t lanes = min64(kStep, channels - first);
+        for (int64_t p = 0; p < pixels; p += kChain) {
+          const int64_t i = p * channels, chain = min64(kChain, pixels - p);
+          S* to = out ? out + i : nullptr;
+          if (lanes == kStep)
+            dot_columns<true, Storing>(x + i, y + i, chain, channels, first, lanes, scales, to,
+                                       totals);
+          else
+            dot_columns<false, Storing>(x + i, y + i, chain, channels, first, lanes, scales, to,
+                                        totals);
+        }
       }
-    }
+    };
+    with_storing(out && streamed, out, channels, run);
     const int64_t width = channels / groups;
     for (int64_t g = 0; g < groups; ++g) {
       double sum = 0;
@@ -98,7 +113,7 @@ struct GroupEntries {
     }
   }
 
-  template <bool kWhole>
+  template <bool kWhole, class Storing>
   static void dot_columns(const S* x, const S* y, int64_t pixels, int64_t channels, int64_t first,
                           int64_t lanes, const C* scales, S* out, double* totals) {
     V sums[kAccumulators] = {};
@@ -114,7 +129,7 @@ struct GroupEntries {
         if (!out) continue;
         const V scaled = load(scales + at) * v;
         if (whole)
-          store(out + i, scaled);
+          put<Storing::value>(out + i, scaled);
         else
           store_partial(out + i, scaled, left);
       }
@@ -124,19 +139,23 @@ struct GroupEntries {
   }
 
   static void scale_channels_last(const void* x_, int64_t pixels, int64_t channels, int64_t groups,
-                                  const double* factors, void* out_, void* scratch) {
+                                  const double* factors, void* out_, bool streamed, void* scratch) {
     const S* x = static_cast<const S*>(x_);
     S* out = static_cast<S*>(out_);
     C* scales = static_cast<C*>(scratch);
     spread(factors, channels, groups, scales);
-    for (int64_t p = 0; p < pixels; ++p) {
-      const int64_t pixel = p * channels;
-      int64_t c = 0;
-      for (; c + kWidth<C> <= channels; c += kWidth<C>)
-        store(out + pixel + c, load(scales + c) * load(x + pixel + c));
-      if (const int64_t left = channels - c)
-        store_partial(out + pixel + c, load(scales + c) * load_partial(x + pixel + c, left), left);
-    }
+    const auto run = [&](auto storing) __attribute__((always_inline)) {
+      for (int64_t p = 0; p < pixels; ++p) {
+        const int64_t pixel = p * channels;
+        int64_t c = 0;
+        for (; c + kWidth<C> <= channels; c += kWidth<C>)
+          put<decltype(storing)::value>(out + pixel + c, load(scales + c) * load(x + pixel + c));
+        if (const int64_t left = channels - c)
+          store_partial(out + pixel + c, load(scales + c) * load_partial(x + pixel + c, left),
+                        left);
+      }
+    };
+    with_storing(streamed, out, channels, run);
   }
 
   static constexpr GroupKernels kernels = {dot_contiguous, scale_contiguous, scratch_bytes,
