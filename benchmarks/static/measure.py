@@ -71,6 +71,16 @@ def record(
     return _rows_by(command, folder, {"TRITON_CACHE_DIR": str(cache)})
 
 
+def record_first_calls(ops: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """Rows of `first_call`, compiled into an empty cache.
+
+    Raises:
+        subprocess.CalledProcessError: with the end of what the process printed.
+    """
+    command = [sys.executable, "-m", "attnops.benchmarks.static.first_call", str(folder), *ops]
+    return _rows_by(command, folder, {"TRITON_CACHE_DIR": str(folder / "cache")})
+
+
 def record_on_stand_in(
     module: str, ops: Sequence[str], folder: Path, built: Built
 ) -> list[dict[str, Any]]:

@@ -154,15 +154,22 @@ def main(arguments: Sequence[str]) -> int:
         action="store_true",
         help="the gate alone, on all launches and on a few kernels, in seconds",
     )
+    parser.add_argument(
+        "--first-call",
+        action="store_true",
+        help="how long each op's variants compile instead; --out writes first-call.json and .md",
+    )
     chosen = parser.parse_args(arguments)
     ops = chosen.ops or list(VARIANTS)
     before = json.loads(chosen.compare.read_text()) if chosen.compare else None
     from .launches import SAMPLE  # Triton is needed to measure, not to show what was measured
-    from .measure import measure, record
+    from .measure import measure, record, record_first_calls
 
     with tempfile.TemporaryDirectory() as folder:
         if chosen.sample:
             return _report("gate", faults(record(ops, Path(folder), part=SAMPLE), whole=False))
+        if chosen.first_call:
+            return _show_first_calls(record_first_calls(ops, Path(folder)), chosen.out)
         whole = chosen.whole or chosen.out is not None
         document, failures = measure(ops, Path(folder), chosen.jobs, whole)
     for grid in grids(document):
@@ -173,6 +180,17 @@ def main(arguments: Sequence[str]) -> int:
     status = _report("failed", failures)
     status |= _report("regression", regressions(before, document) if before else [])
     return _report("gate", faults(document["rows"])) | status
+
+
+def _show_first_calls(rows: Sequence[dict[str, Any]], out: Path | None) -> int:
+    from .first_call import totals, variants
+
+    show(totals(rows))
+    if out is not None:
+        write_whole(out / "first-call.json", json.dumps(rows, indent=1) + "\n")
+        text = "\n".join(markdown(grid) for grid in (totals(rows), variants(rows)))
+        write_whole(out / "first-call.md", f"# First calls on sm_90\n\n{text}")
+    return 0
 
 
 def _report(kind: str, lines: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ import attnops
 pytest.importorskip("triton")
 
 from attnops.benchmarks.ops.cases import OpCase
-from attnops.benchmarks.static import compare, costs, estimate, measure, rows, table
+from attnops.benchmarks.static import compare, costs, estimate, first_call, measure, rows, table
 from attnops.benchmarks.static.inputs import VARIANTS, representative
 from attnops.benchmarks.static.loops import Piece, pieces
 from attnops.benchmarks.static.sass import Function, Instruction
@@ -181,3 +182,21 @@ def test_launchers_choose_for_the_architecture_that_is_compiled(arch, generation
     assert generation_of(x) == 9
     (launch,) = launches
     assert launch.warps == (4 if generation == 9 else 8)
+
+
+def test_first_calls_list_what_they_compile_once() -> None:
+    launch = SimpleNamespace(constants={"TILE": 8}, warps=4, stages=2, options=dict)
+    compiler = first_call.Compiler()
+    for code in ("a", "b", "a"):
+        kernel = SimpleNamespace(
+            __name__=f"{code}_kernel",
+            warmup=lambda *args, code=code, **_: SimpleNamespace(hash=code),
+        )
+        compiler(kernel, 7, 1.0, launch=launch)
+    facts = {"op": "nmf", "dtype": "bfloat16", "layout": "contiguous", "pass": "forward"}
+    rows = [facts | found | {"seconds": 1.5} for found in compiler.found]
+    assert [row["kernel"] for row in rows] == ["a_kernel", "b_kernel"]
+    assert first_call.totals(rows).cells == [["nmf", "contiguous", "forward", "2", "3"]]
+    assert first_call.variants(rows).cells[1] == [
+        *("nmf", "b_kernel", "contiguous", "forward", "TILE=8", "4", "2", "1.5")
+    ]
