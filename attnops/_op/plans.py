@@ -136,7 +136,10 @@ class Plans:
     def _add(self, key: tuple[Any, ...], tensors: list[Tensor]) -> Look | None:
         if _Guards is None or not transforms.is_unwatched(tensors):
             return None
-        if tensors[0].numel() == 0 or any(x.device != tensors[0].device for x in tensors):
+        device = tensors[0].device
+        if tensors[0].numel() == 0 or any(x.device != device for x in tensors):
+            return None
+        if device.index != _current_index(device):  # where a plan would launch
             return None
         if self._count >= MOST:
             self.forget()
@@ -175,5 +178,10 @@ def _state(device: torch.device) -> tuple[Any, ...]:
         torch._C._get_deterministic_algorithms(),
         torch._C._get_fp32_precision_getter("cuda", "matmul"),
         torch.get_autocast_dtype(device.type) if autocast else None,
-        torch._C._cuda_getDevice() if device.type == "cuda" else None,
+        _current_index(device),
     )
+
+
+def _current_index(device: torch.device) -> int | None:
+    """The index of the current device of a type."""
+    return torch._C._cuda_getDevice() if device.type == "cuda" else device.index

@@ -227,6 +227,13 @@ def test_gradients_keep_their_guards(device):
         out.sum().backward()
 
 
+def test_calls_on_another_than_the_current_device_are_not_planned(device, ran, monkeypatch):
+    monkeypatch.setattr(plans, "_current_index", lambda device: 7)
+    for _ in range(4):
+        attend(*maps(device))
+    assert len(ran) == 4 and not any(each._looks for each in plans._made)
+
+
 def test_few_calls_are_kept(device, monkeypatch):
     monkeypatch.setattr(plans, "MOST", 4)
     made = [torch.ones(1, 2, 4, n, device=device) for n in range(4, 14)]
