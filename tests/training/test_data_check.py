@@ -54,6 +54,16 @@ def test_every_fault_is_named_at_once(tmp_path):
     assert check_data(open_data(tmp_path), ["test"]).faults == []
 
 
+def test_a_fault_in_two_splits_is_one(tmp_path):
+    for name in ("1", "2"):
+        write_image(tmp_path / f"images/{name}.jpg")
+        write_labels(tmp_path / f"masks/{name}.png", (0, 1))
+    (tmp_path / "masks/2.png").unlink()
+    report = check_data(open_data(tmp_path, classes=2))
+    assert sum(len(split.faults) for split in report.splits.values()) == 2  # val or train, and all
+    assert [fault.kind for fault in report.faults] == ["missing label"]
+
+
 def test_counts(tmp_path):
     camvid(tmp_path, 2)
     write_labels(tmp_path / "trainannot/train0.png", np.full((24, 32), 8))

@@ -22,7 +22,7 @@ DRAWN = 50  # of generated data: samples that are counted
 SHOWN = 50  # faults in an error message
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fault:
     """What is wrong with one pair: `kind` in a word or two, `text` with the paths."""
 
@@ -63,7 +63,9 @@ class CheckReport:
 
     @property
     def faults(self) -> list[Fault]:
-        return [fault for split in self.splits.values() for fault in split.faults]
+        """Each once, also of a pair that is in several splits."""
+        of_splits = (fault for split in self.splits.values() for fault in split.faults)
+        return list(dict.fromkeys(of_splits))
 
     def raise_faults(self) -> None:
         """Raise if there are faults.
