@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,9 @@ class ProgramNetwork(ExportedNetwork):
         super().__init__(path, description)
         self.device = torch.device(device)
         try:
-            program = torch.export.load(path)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The given buffer is not writable")
+                program = torch.export.load(path)
         except Exception as error:  # zipfile's, torch's and pickle's
             raise ValueError(f"{path} cannot be read as a program: {error}") from error
         if self.device.type != "cpu":
