@@ -120,7 +120,7 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(train, run):
 @pytest.mark.parametrize(
     "options",
     [
-        ("--trainer.precision", "bf16-mixed"),
+        ("--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", 1.0),
         ("--model.channels_last", "false", "--trainer.gradient_clip_val", 1.0),
         (
             "--model.normalization",

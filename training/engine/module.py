@@ -146,8 +146,10 @@ class Segmentation(LightningModule):
             self.network.compile()
 
     def configure_optimizers(self) -> dict[str, Any]:
-        # Unscaling the gradients of float16 for clipping and a fused step exclude each other.
-        fused = self.trainer.precision != "16-mixed"
+        # Under autocast Lightning clips no gradients of a fused optimiser, whose step would unscale
+        # those of float16 itself.
+        precision, clips = self.trainer.precision, bool(self.trainer.gradient_clip_val)
+        fused = precision != "16-mixed" and not (clips and precision == "bf16-mixed")
         optimizer = make_optimizer(self.network, self.optimizer_options, fused)
         total = int(self.trainer.max_steps)
         schedule = make_schedule(optimizer, self.schedule_options, total)
