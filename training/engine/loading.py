@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,10 +69,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no exceptions of its own
-        reason = str(error).strip().splitlines()
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch's text is about its own arguments
+            reason = "it holds no plain tensors and values"
         raise ValueError(
-            f"{path} cannot be read as a checkpoint ({reason[0] if reason else error!r}); it is "
-            "damaged or another kind of file. Take previous.ckpt beside it"
+            f"{path} cannot be read as a checkpoint ({reason}); it is damaged or another kind of "
+            "file. Take previous.ckpt beside it"
         ) from error
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise ValueError(
