@@ -142,6 +142,19 @@ def test_options_run(train, run, options):
     assert state_of(run() / "last.ckpt")["global_step"] == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--model.network", "segnext_t", "--data.crop_size", "[16,40]"), "crop_size is 16x40"),
+        (("--trainer.accelerator", "tpu"), "attnops train: "),  # Lightning's own words
+    ],
+)
+def test_what_cannot_run_is_said_before_there_is_a_run(train, tmp_path, capsys, options, text):
+    assert train(*options) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_lengths_in_passes_over_the_data():
     data = SimpleNamespace(steps_per_epoch=40)  # of one process
     given = {"max_steps": -1, "max_epochs": 3, "accumulate_grad_batches": 2}

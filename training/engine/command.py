@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from attnops._console import command
 
@@ -79,6 +80,8 @@ DEFAULTS = {
     "use_distributed_sampler": False,
     "default_root_dir": "runs",
 }
+# What configurations raise that cannot be: their messages are all that is shown.
+_MISTAKES = (ValueError, TypeError, FileNotFoundError, ImportError, MisconfigurationException)
 
 
 class _CLI(LightningCLI):
@@ -180,6 +183,7 @@ def _processes(given: Any) -> tuple[int, dict[str, Any]]:
 def _begin(cli: _CLI, name: str) -> Path | None:
     """Choose the folder of the run and write down what it is; a checkpoint to go on from."""
     trainer = cli.trainer
+    _check_crop(cli)
     if trainer.is_global_zero:
         cli.datamodule.check()
     root = Path(trainer.default_root_dir)
@@ -208,6 +212,17 @@ def _begin(cli: _CLI, name: str) -> Path | None:
     _write_new(folder, "environment", ".txt", environment())
     print(f"{folder}: {_summary(cli)}" + (f", from step {step}" if checkpoint else ""), flush=True)
     return checkpoint
+
+
+def _check_crop(cli: _CLI) -> None:
+    """The network can take what it is trained on; before there is a folder of the run."""
+    height, width = cli.config["data"]["crop_size"]
+    network = cli.model.network
+    if min(height, width) < network.smallest_side:
+        raise ValueError(
+            f"data.crop_size is {height}x{width}, but {network.config['name']} takes images from "
+            f"{network.smallest_side}x{network.smallest_side} on"
+        )
 
 
 def _write_new(folder: Path, stem: str, suffix: str, text: str) -> None:
@@ -317,7 +332,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments, name = _with_recipes(arguments)
         cli = _CLI(arguments)
         checkpoint = _begin(cli, cli.config["name"] or name)
-    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+    except _MISTAKES as error:
         if os.environ.get("ATTNOPS_TRACEBACK"):
             raise
         print(f"attnops train: {error}", file=sys.stderr)
