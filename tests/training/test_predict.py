@@ -158,6 +158,18 @@ def test_faults(tmp_path, checkpoint, capsys):
     assert "from 0 to 1" in capsys.readouterr().err
 
 
+def test_the_name_of_a_trained_network_may_be_given_too(tmp_path, checkpoint, capsys):
+    path, network = checkpoint
+    source = write_image(tmp_path / "one.png", (50, 60), blocks=10)
+    name = network.config["name"]
+    assert predict(path, "--model", name, source, "-o", tmp_path / "out") == 0
+    with Image.open(tmp_path / "out/one.png") as labels:
+        wanted = network.predict(prepared(read_image(source)))[0]
+        np.testing.assert_array_equal(np.array(labels), wanted)
+    assert predict(path, "--model", "segnext_t", source, "-o", tmp_path / "out") == 1
+    assert f"holds a {name}, not a segnext_t" in capsys.readouterr().err
+
+
 class TestAttention:
     def test_saved(self, tmp_path, checkpoint):
         source = write_image(tmp_path / "x.png", (50, 60))

@@ -8,11 +8,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from attnops.models import SegmentationModel, export_onnx, export_program
+from attnops.models import export_onnx, export_program
 from attnops.models.export import export_deployment
 
-from ..data import DataInfo
-from ..engine import load_trained
 from .network_options import network_of
 
 ENDINGS = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".pt2"}
@@ -86,7 +84,7 @@ def _run(chosen: argparse.Namespace) -> int:
         raise ValueError(f"{chosen.out} must end in {wanted}")
     if kind == "aoti" and (chosen.size or chosen.output != "labels"):
         raise ValueError("--format aoti is for labels of images of any size")
-    network, info = _network(chosen)
+    network, info = network_of(chosen)
     if not chosen.checkpoint:
         print(f"attnops export: {chosen.model} without --checkpoint is untrained", file=sys.stderr)
     description = {"info": info.to_dict()}
@@ -102,19 +100,3 @@ def _run(chosen: argparse.Namespace) -> int:
         f"{chosen.out.stat().st_size / 2**20:.1f} MiB, {time.perf_counter() - start:.0f} s"
     )
     return 0
-
-
-def _network(chosen: argparse.Namespace) -> tuple[SegmentationModel, DataInfo]:
-    """The network of --checkpoint and --model; a checkpoint of `attnops train` says which it is."""
-    if chosen.checkpoint and chosen.model and Path(chosen.checkpoint).exists():
-        try:
-            network, info = load_trained(chosen.checkpoint)
-        except ValueError:
-            return network_of(chosen)
-        if network.config["name"] != chosen.model:
-            raise ValueError(
-                f"{chosen.checkpoint} holds a {network.config['name']}, not a {chosen.model}; "
-                "leave --model out"
-            )
-        return network, info
-    return network_of(chosen)

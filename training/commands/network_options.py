@@ -89,10 +89,11 @@ def network_of(
         torch.set_num_threads(chosen.threads)
     if chosen.checkpoint and not Path(chosen.checkpoint).exists():
         raise FileNotFoundError(f"{chosen.checkpoint}: no such checkpoint")
-    if chosen.model is None:
-        if not chosen.checkpoint:
-            raise ValueError("give --checkpoint FILE (of `attnops train`) or --model NAME")
-        network, info = load_trained(chosen.checkpoint)
+    if not (chosen.model or chosen.checkpoint):
+        raise ValueError("give --checkpoint FILE (of `attnops train`) or --model NAME")
+    trained = _trained(chosen)
+    if trained is not None:
+        network, info = trained
     else:
         options = {} if data is None else {"num_classes": data.num_classes}
         network = create_model(chosen.model, **options).eval()
@@ -104,6 +105,26 @@ def network_of(
         return network.to(name, memory_format=torch.channels_last), info
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
+
+
+def _trained(chosen: argparse.Namespace) -> tuple[SegmentationModel, DataInfo] | None:
+    """What a checkpoint of `attnops train` holds, which says itself how its network is made and
+    its images are normalised; None for weights of another origin.
+    """
+    if not chosen.checkpoint:
+        return None
+    if chosen.model is None:
+        return load_trained(chosen.checkpoint)
+    try:
+        network, info = load_trained(chosen.checkpoint)
+    except ValueError:
+        return None
+    if network.config["name"] != chosen.model:
+        raise ValueError(
+            f"{chosen.checkpoint} holds a {network.config['name']}, not a {chosen.model}; leave "
+            "--model out"
+        )
+    return network, info
 
 
 def _info_of(network: SegmentationModel) -> DataInfo:
