@@ -38,6 +38,10 @@ class Protocol:
     base_size: tuple[int, int] | None = None
     precision: str = "32"
 
+    def __post_init__(self) -> None:
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+            raise ValueError(f"scales must be positive, finite numbers, got {list(self.scales)}")
+
     def labels(self, network: SegmentationModel, image: Tensor) -> Tensor:
         """Labels `[H, W]` of an image uint8 `[C, H, W]` of any size, on the network's device.
 

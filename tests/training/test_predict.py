@@ -156,6 +156,8 @@ def test_faults(tmp_path, checkpoint, capsys):
     with pytest.raises(SystemExit):
         predict(path, good, "-o", tmp_path / "out", "--opacity", "2")
     assert "from 0 to 1" in capsys.readouterr().err
+    assert predict(path, good, "-o", tmp_path / "out", "--scales", "0") == 1
+    assert "scales must be positive" in capsys.readouterr().err
 
 
 def test_the_name_of_a_trained_network_may_be_given_too(tmp_path, checkpoint, capsys):
