@@ -175,6 +175,8 @@ def cells_launch(
     long_runs = inner and multiple == 8 and not heavy
     # See Launch: without a bound these spill a few registers.
     registers = 168 if inner and (columns == TILE or not long_runs) else None
+    if not inner and use_max and multiple == 1 and columns == TILE:
+        registers = 176
     constants = {
         "SIZES": sizes,
         "EDGES": edge_capacity(sizes, wide),
