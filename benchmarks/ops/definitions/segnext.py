@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,13 +27,23 @@ def _strips_of(parameters: tuple[Tensor, ...]) -> list[tuple[tuple, tuple]]:
     return list(zip(pairs[0::2], pairs[1::2], strict=True))
 
 
-def eager_strips(x: Tensor, weight: Tensor, bias: Tensor, *parameters: Tensor) -> Tensor:
-    """The published gating unit's seven convolutions and their sum."""
-    local = _depthwise(x, weight, bias)
+def _gating_unit(
+    convolve: Callable[..., Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    parameters: tuple[Tensor, ...],
+) -> Tensor:
+    local = convolve(x, weight, bias)
     out = local
     for horizontal, vertical in _strips_of(parameters):
-        out = out + _depthwise(_depthwise(local, *horizontal), *vertical)
+        out = out + convolve(convolve(local, *horizontal), *vertical)
     return out
+
+
+def eager_strips(x: Tensor, weight: Tensor, bias: Tensor, *parameters: Tensor) -> Tensor:
+    """The published gating unit's seven convolutions and their sum."""
+    return _gating_unit(_depthwise, x, weight, bias, parameters)
 
 
 def _cudnn_depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -45,11 +56,7 @@ def _cudnn_depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def cudnn_strips(x: Tensor, weight: Tensor, bias: Tensor, *parameters: Tensor) -> Tensor:
     """The same through cuDNN, where eager PyTorch takes its own depthwise kernels."""
-    local = _cudnn_depthwise(x, weight, bias)
-    out = local
-    for horizontal, vertical in _strips_of(parameters):
-        out = out + _cudnn_depthwise(_cudnn_depthwise(local, *horizontal), *vertical)
-    return out
+    return _gating_unit(_cudnn_depthwise, x, weight, bias, parameters)
 
 
 def fused_strips(x: Tensor, weight: Tensor, bias: Tensor, *parameters: Tensor) -> Tensor:
