@@ -65,18 +65,22 @@ def _ratio(step: dict[Any, dict[str, Any]], name: str, malloc: str) -> str:
 
 
 def _longer(runs: list[dict[str, Any]]) -> Grid:
+    found = {run["name"]: run for run in runs if run["part"] == LONGER}
     cells = []
-    for run in runs:
-        if run["part"] != LONGER:
-            continue
-        steps = str(run["steps"])
-        if run["begins"]:
-            before = next(r["steps"] for r in runs if r["name"] == run["begins"])
-            steps = f"{before} + {steps}"
-        scores = (f"{run['miou']:.3f}", f"{run['accuracy']:.3f}")
-        cells.append((run["network"], run["heads"], steps, *scores))
-    notes = ["a + b: the schedule begins again after a steps."]
-    return Grid("Longer", ["network", "heads", "steps", "mIoU", "accuracy"], cells, notes)
+    for run in found.values():
+        steps, before = [str(run["steps"])], found.get(run["begins"])
+        while before is not None:
+            steps.insert(0, str(before["steps"]))
+            before = found.get(before["begins"])
+        scales = run.get("miou_over_scales")
+        scores = (f"{run['miou']:.3f}", f"{run['accuracy']:.3f}", _figure(scales))
+        cells.append((run["network"], run["heads"], " + ".join(steps), *scores))
+    notes = [
+        "Whole test images. a + b: the schedule begins again after a steps. Over scales: mean of "
+        "the probabilities at 1, 1.5 and 2 times the size, and mirrored.",
+    ]
+    header = ["network", "heads", "steps", "mIoU", "accuracy", "mIoU over scales"]
+    return Grid("Longer", header, cells, notes)
 
 
 def _classes(runs: list[dict[str, Any]]) -> Grid:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HEADS = {"fast": "auto", "reference": "reference"}  # name -> attnops.use_backend
-SAME_BUDGET, SHORT = "same budget", 150  # steps of every family
+SAME_BUDGET, SHORT = "same budget", 100  # steps of every family
 LONGER = "longer"
 SEED = 1
+# After many steps the weights of rare classes cost more of the common ones than they bring.
+FEWER_RARE = ("--model.loss.balance", "0.25")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Run:
     Attributes:
         name: of the run's folder, without its number.
         begins: name of the run whose weights it starts from (a schedule that starts again).
+        options: of `attnops train`, after all others.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Run:
     steps: int
     part: str
     begins: str | None = None
+    options: tuple[str, ...] = ()
 
 
 def _same_budget() -> list[Run]:
@@ -68,9 +72,10 @@ def _same_budget() -> list[Run]:
 RUNS = (
     *_same_budget(),
     Run("segnext_t_1500", SEGNEXT, "fast", 1500, LONGER),
-    Run("segnext_lite0_12min", LITE0, "fast", 1400, LONGER),
+    Run("segnext_lite0_12min", LITE0, "fast", 1370, LONGER),
     Run("segnext_t_long", SEGNEXT, "fast", 2500, LONGER, begins="segnext_t_1500"),
-    Run("segnext_lite0_long", LITE0, "fast", 1400, LONGER, begins="segnext_lite0_12min"),
+    Run("segnext_t_longer", SEGNEXT, "fast", 2000, LONGER, "segnext_t_long", FEWER_RARE),
+    Run("segnext_lite0_long", LITE0, "fast", 4000, LONGER, begins="segnext_lite0_12min"),
 )
 
 
@@ -83,9 +88,9 @@ def options_of(run: Run, pretrained: Path | None, runs: Path) -> list[str]:
         options += ["--model.normalization", "imagenet"]
         options += ["--model.optimizer.lr", "3e-4" if run.network.pretrained else "7e-4"]
         options += ["--model.optimizer.head_lr", "3" if run.network.pretrained else "1"]
-        return options
-    options += backbone_options(run.network, pretrained)
-    return options
+    else:
+        options += backbone_options(run.network, pretrained)
+    return [*options, *run.options]
 
 
 def backbone_options(network: Network, pretrained: Path | None) -> list[str]:

@@ -12,15 +12,16 @@ from typing import Any
 
 import attnops
 
-from .plan import HEADS, RUNS, SEED, Run, checkpoint_of, folder_of, options_of
+from .plan import HEADS, LONGER, RUNS, SEED, Run, checkpoint_of, folder_of, options_of
 
 SPLIT = "test"
+SCALES = ("--scales", "1", "1.5", "2", "--flip")  # the longer runs also with these
 
 
 def train_missing(root: Path, runs: Path, pretrained: Path | None, workers: int) -> None:
     """Train and evaluate every run of the plan that is not done; one that was cut off goes on."""
     for run in RUNS:
-        if _scores_file(runs, run).is_file():
+        if all(path.is_file() for path in _scores_files(runs, run)):
             continue
         common = ["--data.root", str(root)]
         train = ["train", "--config", run.network.recipe, "--name", run.name, *common]
@@ -29,7 +30,8 @@ def train_missing(root: Path, runs: Path, pretrained: Path | None, workers: int)
         _command(run.heads, train + options_of(run, pretrained, runs))
         checkpoint = str(checkpoint_of(runs, run.name))
         evaluate = ["eval", "--checkpoint", checkpoint, *common, "--data.split", SPLIT]
-        _command(run.heads, evaluate)
+        for path, options in zip(_scores_files(runs, run), ((), SCALES), strict=False):
+            _command(run.heads, [*evaluate, *options, "--out", str(path.parent)])
 
 
 def _command(heads: str, arguments: list[str]) -> None:
@@ -38,18 +40,22 @@ def _command(heads: str, arguments: list[str]) -> None:
     subprocess.run(line, check=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
 
 
-def _scores_file(runs: Path, run: Run) -> Path:
-    return folder_of(runs, run.name) / f"eval-camvid-{SPLIT}" / "scores.json"
+def _scores_files(runs: Path, run: Run) -> list[Path]:
+    """Scores of whole images; of a longer run then those over the scales."""
+    folders = ["", "-scales"] if run.part == LONGER else [""]
+    folder = folder_of(runs, run.name)
+    return [folder / f"eval-camvid-{SPLIT}{suffix}" / "scores.json" for suffix in folders]
 
 
 def collect(runs: Path) -> list[dict[str, Any]]:
     """What the finished runs found, in the order of the plan."""
     found = []
     for run in RUNS:
-        scores = _scores_file(runs, run)
+        scores, *scales = _scores_files(runs, run)
         if not scores.is_file():
             continue
         values = json.loads(scores.read_text(encoding="utf-8"))
+        over = [json.loads(p.read_text(encoding="utf-8")) for p in scales if p.is_file()]
         found.append(
             {
                 "name": run.name,
@@ -60,6 +66,7 @@ def collect(runs: Path) -> list[dict[str, Any]]:
                 "begins": run.begins,
                 "miou": values["mIoU"],
                 "accuracy": values["accuracy"],
+                "miou_over_scales": over[0]["mIoU"] if over else None,
                 "iou": values["IoU"],
                 "images": values["images"],
                 **_curves(folder_of(runs, run.name) / "metrics.csv"),

@@ -17,9 +17,11 @@ from attnops.training.recipes import list_recipes
 def finish(runs, run, miou):
     """Leave what a training and its evaluation leave."""
     folder = plan.folder_of(runs, run.name)
-    (folder / "eval-camvid-test").mkdir(parents=True)
     scores = {"mIoU": miou, "accuracy": 0.8, "IoU": {"sky": 0.9, "car": None}, "images": 233}
-    (folder / "eval-camvid-test" / "scores.json").write_text(json.dumps(scores))
+    for name in ("eval-camvid-test", "eval-camvid-test-scales"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "scores.json").write_text(json.dumps(scores))
+        scores["mIoU"] += 0.0625
     lines = ["step,train/loss,val/mIoU", "10,2.5,", "20,1.25,", "20,,0.125"]
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
 
@@ -68,7 +70,8 @@ def test_tables_of_finished_runs(tmp_path, capsys):
         f"| {runs[0].network.title} | fast | 0.250 | 0.800 | 0.5 | 2.00 | 0.5 | 2.00 | 100 |"
         in text
     )
-    assert "| SegNeXt-T | fast | 1500 + 2500 | 0.625 | 0.800 |" in text
+    assert "| SegNeXt-T | fast | 1500 + 2500 | 0.625 | 0.800 | 0.688 |" in text
+    assert "| SegNeXt-T | fast | 1500 + 2500 + 2000 | 0.750 |" in text
     assert "| sky | 0.900 |" in text and "| car | - |" in text
     assert (out / "camvid.png").stat().st_size > 10_000
     (found, *_) = train.collect(tmp_path / "runs")

@@ -133,4 +133,7 @@ def test_balanced_class_weights():
     """By hand: the median of 1, 4 and 16 is 4; a class without pixels weighs 1."""
     found = balanced([16, 0, 4, 1])
     torch.testing.assert_close(found, torch.tensor([0.5, 1.0, 1.0, 2.0]))
+    found = balanced([16, 0, 4, 1], power=1.0)
+    torch.testing.assert_close(found, torch.tensor([0.25, 1.0, 1.0, 4.0]))
+    assert balanced([16, 4, 1], power=0.0).tolist() == [1.0, 1.0, 1.0]
     assert balanced([0, 0]).tolist() == [1.0, 1.0]

@@ -32,13 +32,15 @@ class LossOptions:
     """What the published loss leaves open.
 
     Args:
-        class_weight: of every class in the cross-entropies of pixels; null: 1; "balanced": the
-            square root of how much rarer a class is than the median one in the training split.
+        class_weight: of every class in the cross-entropies of pixels; null: 1; "balanced": a
+            power of how much rarer a class is than the median one in the training split.
+        balance: that power: 0 weighs all classes alike, 1 is SegNet's median-frequency balancing.
         label_smoothing: share of every pixel's target that goes to all classes.
         avg_non_ignore: false averages over all pixels, as mmsegmentation does by default.
     """
 
     class_weight: list[float] | Literal["balanced"] | None = None
+    balance: float = 0.5
     label_smoothing: float = 0.0
     avg_non_ignore: bool = True
 
@@ -138,7 +140,8 @@ class Segmentation(LightningModule):
         if stage != "fit":
             return
         if self.loss_options.class_weight == "balanced":
-            weight = balanced(self.trainer.datamodule.class_pixels())
+            pixels = self.trainer.datamodule.class_pixels()
+            weight = balanced(pixels, self.loss_options.balance)
             self.class_weight.copy_(weight)
         if self.synchronises and self.trainer.world_size > 1:
             synchronise(self.network, self.trainer.strategy.root_device)
@@ -245,17 +248,17 @@ class Segmentation(LightningModule):
             data.set_progress(self.consumed)
 
 
-def balanced(pixels: list[int]) -> Tensor:
-    """Weights of classes with so many pixels: sqrt(median / pixels), 1 where there are none.
+def balanced(pixels: list[int], power: float = 0.5) -> Tensor:
+    """Weights of classes with so many pixels: (median / pixels)^power, 1 where there are none.
 
-    The median is over the classes that occur. The root is between none and the median-frequency
-    balancing of SegNet, whose weights of rare classes cost the common ones.
+    The median is over the classes that occur. Power 1 is the median-frequency balancing of SegNet,
+    in whose predictions rare classes take pixels from the common ones.
     """
     counts = torch.tensor(pixels, dtype=torch.float64)
     occurring = counts > 0
     if not occurring.any():
         return torch.ones(len(pixels))
-    weight = (counts[occurring].median() / counts).sqrt()
+    weight = (counts[occurring].median() / counts) ** power
     return torch.where(occurring, weight, 1.0).float()
 
 
