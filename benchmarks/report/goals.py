@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from ..apnb.cases import EAGER_NON_LOCAL, OURS_LINEAR, OURS_RELEASED, compiled_name
 from ..apnb.run import TABLE
 from ..ops.cases import OURS
-from . import gpu_musts, musts
+from . import gpu_musts, musts, serving_musts
 from .goal import Goal, divide
 from .grid import Grid, number
 from .records import Row
@@ -84,11 +84,11 @@ def of(rows: Sequence[Row]) -> list[Goal]:
     """Every goal that the rows say something about."""
     return [
         *gpu_goals([row for row in rows if row.threads is None]),
-        *(goal for goal in musts.of(rows) if goal.measured is not None),
+        *(goal for goal in (*musts.of(rows), *serving_musts.of(rows)) if goal.measured is not None),
     ]
 
 
-def grid(goals: Sequence[Goal]) -> Grid:
+def grid(goals: Sequence[Goal], title: str = "Goals") -> Grid:
     header = ("goal", "input", "required", "measured", "graph replay", "", "note")
     cells = [
         (
@@ -102,4 +102,4 @@ def grid(goals: Sequence[Goal]) -> Grid:
         )
         for goal in goals
     ]
-    return Grid("Goals", header, cells).without_empty_columns()
+    return Grid(title, header, cells).without_empty_columns()
