@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from attnops._console import command
+
+from .report.running import running
 
 OPS = (
     "pyramid_pool",
@@ -32,6 +35,7 @@ COMMANDS = {
     "serving": ("serving.table", "labels on a CPU: against OpenVINO, onnxruntime, torch.compile"),
     "camvid": ("camvid.table", "every family trained on CamVid, fast against reference heads"),
     "costs": ("costs.table", "parameters and multiply-adds of every network beside the papers'"),
+    "ops": ("ops.several", "microbenchmarks of several ops, a file for each"),
     **dict.fromkeys(OPS, ("ops.microbench", "microbenchmarks of the op (pytest-benchmark)")),
     "static": (
         "static.table",
@@ -74,9 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module_name = COMMANDS[name][0]
     if module_name == "ops.microbench":
         rest = [name, *rest]
+    # torch.compile would start processes for Triton's kernels that import torch while others are
+    # timed; where there are such kernels it starts them at the first one.
+    os.environ.setdefault("TORCH_WARM_POOL", "0")
     try:
         module = importlib.import_module(f".{module_name}", __package__)
-        return module.main(rest)
+        with running(arguments):
+            return module.main(rest)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in (*EXTRA, *TRAINING):

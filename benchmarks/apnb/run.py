@@ -271,6 +271,7 @@ class _Input:
                 measure_cpu(
                     memory_case,
                     timeout=min(max(self.budget.left(), 10), 60 + 10 * needed + compiling),
+                    compiles=bool(self.options.compile_modes),
                     name=contender.name,
                     block=self.block,
                     dtype=self.dtype,

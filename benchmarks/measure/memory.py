@@ -135,24 +135,37 @@ def _child(pipe: Any, threads: int, build: Callable[..., Case], arguments: dict[
         pipe.send(MemoryUnknown(f"{type(error).__name__}: {error}"))
 
 
-def measure_cpu(build: Callable[..., Case], timeout: float, **arguments: Any) -> MemoryUse:
+def measure_cpu(
+    build: Callable[..., Case],
+    timeout: float,
+    *,
+    compiles: bool = False,
+    start: str = "forkserver",
+    threads: int | None = None,
+    **arguments: Any,
+) -> MemoryUse:
     """Peak of the case that `build(**arguments)` makes, in a fresh process.
 
     Args:
         build: a function that can be imported (it is sent by name).
         timeout: seconds after which the process is ended.
+        compiles: whether this or a later case needs torch.compile; the first call counts.
+        start: "fork" from a process that has no threads and has imported what is needed.
+        threads: of PyTorch; None: as many as here.
 
     Raises:
         MemoryUnknown: not measurable here, the case failed, or it took too long.
     """
     if not sys.platform.startswith("linux"):
         raise MemoryUnknown("peaks of a process are read on Linux only")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, build.__module__])  # torch is imported once only
+    context = multiprocessing.get_context(start)
+    if start == "forkserver":
+        # torch is imported once only, by the process that the others are forks of.
+        compiler = [f"{__package__}.compiler"] if compiles else []
+        context.set_forkserver_preload([__name__, build.__module__, *compiler])
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_child, args=(sender, torch.get_num_threads(), build, arguments), daemon=False
-    )
+    given = (sender, threads or torch.get_num_threads(), build, arguments)
+    process = context.Process(target=_child, args=given, daemon=False)
     process.start()
     sender.close()
     try:

@@ -151,7 +151,7 @@ def memory_case(case: OpCase, contender: str) -> Case:
 
 def all_cases(op: str, dtypes: tuple[str, ...] = ("float32",), quick: bool = False) -> list[OpCase]:
     definition = DEFINITIONS[op]
-    variants = definition.variants[:1] if quick else definition.variants
+    variants = definition.variants[: definition.quick] if quick else definition.variants
     directions = DIRECTIONS if definition.differentiable else DIRECTIONS[:1]
     return [
         OpCase(op, variant.shape, dtype, layout, direction, variant.options)

@@ -12,7 +12,7 @@ from attnops.benchmarks.ops.cases import FUNCTIONS, OpCase, all_cases, checked_s
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bench-op", action="append", help="an op to time; default: every one")
     parser.addoption("--bench-dtype", default="float32", help="dtype of the maps")
-    parser.addoption("--bench-quick", action="store_true", help="the smallest map only")
+    parser.addoption("--bench-quick", action="store_true", help="the first inputs only")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

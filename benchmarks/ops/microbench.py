@@ -38,6 +38,10 @@ from .cases import (
 )
 
 EAGER_BETTER = f"{EAGER}, better layout"
+MEMORY_ONCE = (
+    "MiB beyond in: with glibc as it is; keeping freed memory changes when maps go back to the "
+    "system, not how many bytes a call asks for."
+)
 
 
 def row_of(document: Document, case: OpCase, contender: str, device: torch.device) -> Row:
@@ -138,13 +142,16 @@ def rows_from_pytest(document: Document, data: dict) -> list[Row]:
     return rows
 
 
-def put_cpu_memory(rows: Iterable[Row]) -> None:
+def put_cpu_memory(
+    rows: Iterable[Row], start: str = "forkserver", threads: int | None = None
+) -> None:
+    """Peaks in fresh processes; `start` and `threads` are those of `measure_cpu`."""
+    how = {"timeout": 300, "compiles": True, "start": start, "threads": threads}
     for row in rows:
         case = case_of(row.table, vars(row))
         try:
-            row.put_memory(
-                measure_cpu(op_cases.memory_case, timeout=300, case=case, contender=row.name)
-            )
+            use = measure_cpu(op_cases.memory_case, **how, case=case, contender=row.name)
+            row.put_memory(use)
         except MemoryUnknown as error:
             row.add_note(f"memory unknown: {error}")
 
@@ -179,6 +186,7 @@ def grids(rows: Iterable[Row]) -> Iterable[Grid]:
 
     chosen = sorted((row for row in rows if row.table in FUNCTIONS), key=place)
     for (op, dtype, device), group in groupby(chosen, lambda r: (r.table, r.dtype, r.device)):
+        group = list(group)
         grid = Grid(f"{op}, {dtype}: {device}", header)
         for row in group:
             time = "-"
@@ -200,6 +208,8 @@ def grids(rows: Iterable[Row]) -> Iterable[Grid]:
                     row.note,
                 )
             )
+        if any(row.malloc for row in group) and any(row.memory_method for row in group):
+            grid.notes.append(MEMORY_ONCE)
         yield grid.without_empty_columns()
 
 
@@ -218,6 +228,15 @@ def as_markdown(rows: Iterable[Row]) -> str:
     return "\n".join(markdown(grid, level=3) for grid in grids(rows))
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="an op's first input or two only")
+    parser.add_argument(
+        "--memory",
+        action="store_true",
+        help="also peak memory (fresh processes; with --malloc under its first setting)",
+    )
+
+
 def main(arguments: Sequence[str]) -> int:
     """`arguments`: the op, then options; what is not known here goes to pytest."""
     op, *rest = arguments
@@ -225,8 +244,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--threads", type=positive_integer, help="CPU threads")
-    parser.add_argument("--quick", action="store_true", help="the smallest map only")
-    parser.add_argument("--memory", action="store_true", help="also peak memory (fresh processes)")
+    add_arguments(parser)
     add_malloc_argument(parser)
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--markdown", metavar="FILE")
@@ -237,12 +255,14 @@ def main(arguments: Sequence[str]) -> int:
     document = Document()
     status = 0
     if chosen.malloc:
-        document, status = measured(arguments, chosen.malloc)
+        document, status = measured(arguments, chosen.malloc, once=("--memory",))
     elif device.type == "cuda":
         cases = op_cases.all_cases(op, (chosen.dtype,), chosen.quick)
         run_cuda(document, cases, backends=("auto", "triton", "cuda"))
     else:
-        status = _run_pytest(document, op, chosen, for_pytest)
+        status = run_pytest(document, op, chosen.dtype, chosen.quick, for_pytest)
+        if chosen.memory:
+            put_cpu_memory(document.rows)
     for grid in grids(document.rows):
         show(grid)
     if chosen.json:
@@ -252,9 +272,10 @@ def main(arguments: Sequence[str]) -> int:
     return status
 
 
-def _run_pytest(
-    document: Document, op: str, chosen: argparse.Namespace, for_pytest: list[str]
+def run_pytest(
+    document: Document, op: str, dtype: str, quick: bool, for_pytest: Sequence[str] = ()
 ) -> int:
+    """Time every contender on the CPU through pytest-benchmark; returns its exit status."""
     import pytest
     import pytest_benchmark  # noqa: F401  (its absence is to be named, not to fail as an option)
 
@@ -269,14 +290,12 @@ def _run_pytest(
             "--benchmark-columns=min,median,iqr,rounds",
             f"--benchmark-json={result}",
             f"--bench-op={op}",
-            f"--bench-dtype={chosen.dtype}",
+            f"--bench-dtype={dtype}",
             "-p",
             "no:cacheprovider",
         ]
-        status = pytest.main([*options, *(["--bench-quick"] if chosen.quick else []), *for_pytest])
+        status = pytest.main([*options, *(["--bench-quick"] if quick else []), *for_pytest])
         if not result.is_file() or not result.stat().st_size:
             return int(status) or 1
-        rows = rows_from_pytest(document, json.loads(result.read_text()))
-    if chosen.memory:
-        put_cpu_memory(rows)
+        rows_from_pytest(document, json.loads(result.read_text()))
     return int(status)

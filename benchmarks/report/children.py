@@ -46,14 +46,21 @@ def without(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
     return kept
 
 
-def measured(command: Sequence[str], settings: Sequence[str]) -> tuple[Document, int]:
+def measured(
+    command: Sequence[str], settings: Sequence[str], once: Sequence[str] = ()
+) -> tuple[Document, int]:
     """What `attnops bench COMMAND` finds under every setting, and the worst exit status.
 
     Its rows say their setting in `malloc`. The command must take `--json`.
+
+    Args:
+        once: flags that only the process of the first setting gets.
     """
-    document, status = None, 0
+    document, status = Document(), 0
     line = without(command, ("--malloc", "--json", "--markdown"))
-    for setting in settings:
+    for index, setting in enumerate(settings):
+        if index:
+            line = [argument for argument in line if argument not in once]
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "rows.json"
             done = subprocess.run(
@@ -66,8 +73,5 @@ def measured(command: Sequence[str], settings: Sequence[str]) -> tuple[Document,
             found = Document.load(file)
         for row in found.rows:
             row.malloc = setting
-        if document is None:
-            document = found
-        else:
-            document.absorb(found)
-    return document or Document(), status
+        document.absorb(found)
+    return document, status

@@ -15,6 +15,7 @@ from attnops.env import environment
 
 from ..measure.memory import MIB, MemoryUse
 from ..measure.timing import Timing
+from .running import Run, current
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 FORMAT = 1
@@ -141,13 +142,23 @@ def put_better_ratios(rows: Iterable[Row], references: Iterable[str]) -> None:
 
 @dataclass
 class Document:
-    """Results of one run: the environment, rows, and whatever else a command adds to `parts`."""
+    """Results of one run: the environment, rows, and whatever else a command adds to `parts`.
+
+    Attributes:
+        path: where `checkpoint` saves.
+        run: the command that makes it; None: it comes from a file.
+        command: of `attnops bench`, from a file that says so.
+        seconds: that it had taken when the file was written; None: the file does not say.
+    """
 
     environment: dict[str, Any] = field(default_factory=environment)
     date: str = field(default_factory=lambda: now())
     rows: list[Row] = field(default_factory=list)
     parts: dict[str, Any] = field(default_factory=dict)
-    path: Path | None = None  # where `checkpoint` saves
+    path: Path | None = None
+    run: Run | None = field(default_factory=current)
+    command: list[str] = field(default_factory=list)
+    seconds: float | None = None
 
     def new_row(self, table: str, name: str, device_type: str, **values: Any) -> Row:
         """A row that carries the facts of this environment."""
@@ -170,9 +181,13 @@ class Document:
 
     def to_json(self) -> dict[str, Any]:
         rows = [dict(vars(row)) for row in self.rows]
+        if self.run is not None:
+            self.command, self.seconds = list(self.run.command), round(self.run.seconds(), 1)
         return {
             "format": FORMAT,
             "date": self.date,
+            "command": self.command,
+            "seconds": self.seconds,
             "environment": self.environment,
             "parts": self.parts,
             "rows": rows,
@@ -184,7 +199,15 @@ class Document:
         if data.get("format") != FORMAT:
             raise ValueError(f"expected results of format {FORMAT}, got {data.get('format')!r}")
         rows = [Row(**row) for row in data["rows"]]
-        return cls(data["environment"], data["date"], rows, data["parts"])
+        return cls(
+            data["environment"],
+            data["date"],
+            rows,
+            data["parts"],
+            run=None,
+            command=data.get("command", []),
+            seconds=data.get("seconds"),
+        )
 
     def checkpoint(self) -> None:
         """Save what there is so far, if there is a place for it; in one line, which is quick."""

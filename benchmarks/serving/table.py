@@ -53,17 +53,22 @@ def main(arguments: Sequence[str]) -> int:
             parser.error(f"no {unknown[0]!r}; expected some of {', '.join(known)}")
     torch.set_num_threads(chosen.threads)
     document = Document()
-    if chosen.json and os.path.exists(chosen.json):  # other networks' rows stay
+    dtypes, settings = chosen.dtypes.split(","), chosen.malloc.split(",")
+    if chosen.json and os.path.exists(chosen.json):  # rows of what is not measured now stay
         document.rows = [
             row
             for row in Document.load(chosen.json).rows
-            if dict(row.options)["network"] not in networks
+            if not (
+                row.dtype in dtypes
+                and dict(row.options)["network"] in networks
+                and dict(row.options)["malloc"] in settings
+            )
         ]
-    for dtype in chosen.dtypes.split(","):
+    for dtype in dtypes:
         rates = measure_rates(torch.device("cpu"), getattr(torch, dtype))
         for network in networks:
             gmac = _gmac(network, chosen.size)
-            for malloc in chosen.malloc.split(","):
+            for malloc in settings:
                 for found in _measure(network, dtype, malloc, chosen):
                     row = document.new_row(
                         TABLE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -13,11 +14,13 @@ import attnops
 from attnops.benchmarks.__main__ import OPS
 from attnops.benchmarks.measure import agreement as agree
 from attnops.benchmarks.measure import floor, glibc
+from attnops.benchmarks.measure.memory import MemoryUse
 from attnops.benchmarks.ops import cases as op_cases
-from attnops.benchmarks.ops import microbench
+from attnops.benchmarks.ops import microbench, several
 from attnops.benchmarks.pages import costs, readme
 from attnops.benchmarks.report import children
 from attnops.benchmarks.report import records as record
+from attnops.benchmarks.report.running import running
 
 CPU = torch.device("cpu")
 RATES = {"copy_gb_s": 20.0, "matmul_gflop_s": 1e9}
@@ -65,6 +68,14 @@ def test_op_contenders_agree(monkeypatch: pytest.MonkeyPatch, op: str, layout: s
 
 def test_every_op_has_a_benchmark() -> None:
     assert set(OPS) == set(op_cases.DEFINITIONS) == set(attnops.backends())
+
+
+@pytest.mark.parametrize("op", ["pyramid_pool", "anchor_attention"])
+def test_quick_runs_take_both_widths_of_the_pyramid(op: str) -> None:
+    """In both formats: eager PyTorch is four times slower in one of them."""
+    found = {(case.shape[1], case.layout) for case in op_cases.all_cases(op, quick=True)}
+    assert found == {(width, layout) for width in (256, 2048) for layout in op_cases.LAYOUTS}
+    assert len({case.shape for case in op_cases.all_cases("nmf", quick=True)}) == 1
 
 
 @pytest.mark.parametrize("op", op_cases.FUNCTIONS)
@@ -127,28 +138,79 @@ def test_both_settings_of_glibc_are_told_apart(monkeypatch, tmp_path) -> None:
     """Rows of both processes, compared within each, in the tables and on the pages."""
 
     def child(line: list[str], env: dict[str, str]) -> SimpleNamespace:
-        assert line[3:-2] == ["nmf", "--quick", "-k", "x"] and line[-2] == "--json"
         kept = all(env.get(name) == value for name, value in glibc.KEPT.items())
+        memory = [] if kept else ["--memory"]  # which the setting does not change
+        assert line[3:-2] == ["nmf", "--quick", *memory, "-k", "x"] and line[-2] == "--json"
         document = record.Document()
         for name, p50 in (("eager", 6.0), ("attnops", 2.0 if kept else 3.0)):
             facts = op_cases.facts(op_cases.all_cases("nmf", quick=True)[0])
-            document.new_row("nmf", name, "cpu", p50=p50, p20=p50, p80=p50, **facts)
+            row = document.new_row("nmf", name, "cpu", p50=p50, p20=p50, p80=p50, **facts)
+            if memory:
+                row.put_memory(MemoryUse(2**22, 2**21, "VmHWM"))
         record.put_ratios(document.rows, ["eager"])
         document.save(line[-1])
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(children.subprocess, "run", child)
     file = tmp_path / "cpu-x" / "nmf.json"
-    options = ["--quick", "--malloc", "default,kept", "--json", str(file), "-k", "x"]
-    assert microbench.main(["nmf", *options]) == 0
-    rows = record.Document.load(file).rows
+    options = ["--quick", "--memory", "--malloc", "default,kept", "--json", str(file), "-k", "x"]
+    with running(["nmf", *options]):
+        assert microbench.main(["nmf", *options]) == 0
+    document = record.Document.load(file)
+    assert document.command == ["nmf", *options] and document.seconds >= 0
+    rows = document.rows
+    assert [row.memory_above_inputs for row in rows] == [4.0, 4.0, None, None]
     assert [row.malloc for row in rows] == ["default", "default", "kept", "kept"]
     assert [row.ratios.get("eager") for row in rows] == [None, 2.0, None, 3.0]
     assert rows[0].input != rows[2].input
-    assert "forward, memory kept | attnops" in microbench.as_markdown(rows)
+    text = microbench.as_markdown(rows)
+    assert "forward, memory kept | attnops" in text and microbench.MEMORY_ONCE in text
     lines = costs.grid(map(dataclasses.asdict, rows))
     assert [line[4] for line in lines] == ["2", "3"] and "memory kept, forward" in lines[1][0]
     assert "| 2; memory kept: 3 |" in readme.tables(["nmf"], tmp_path)["ops"]
+
+
+def test_several_ops_run_each_in_a_fork(monkeypatch, tmp_path, capfd) -> None:
+    """A file for each op, both settings in it, peaks under the first; what fails is left out."""
+    ready, here = [], os.getpid()
+
+    def timed(document: record.Document, op: str, dtype: str, quick: bool) -> int:
+        assert os.getpid() != here and quick
+        if op == "nmf":
+            return 3
+        facts = op_cases.facts(op_cases.all_cases(op, (dtype,), quick)[0])
+        document.new_row(op, "eager", "cpu", p50=2.0, p20=2.0, p80=2.0, **facts)
+        return 0
+
+    def peaks(rows: list[record.Row], start: str, threads: int) -> None:
+        assert (start, threads) == ("fork", 2)
+        for row in rows:
+            row.put_memory(MemoryUse(2**21, 0, "VmHWM"))
+
+    def child(line: list[str], env: dict[str, str]) -> SimpleNamespace:
+        assert line[3] == "ops"
+        return SimpleNamespace(returncode=several.main(line[4:]))
+
+    monkeypatch.setattr(microbench, "run_pytest", timed)
+    monkeypatch.setattr(microbench, "put_cpu_memory", peaks)
+    monkeypatch.setattr(several, "import_module", ready.append)
+    monkeypatch.setattr(several.subprocess, "run", child)
+    ops, options = ["strip_conv", "nmf", "merge_scales"], ["--quick", "--memory"]
+    options += ["--malloc", "default,kept"]
+    given = [*ops, *options, "--threads", "2", "--out", str(tmp_path)]
+    assert several.main(given) == 3
+    assert len(ready) == 2 * 3  # once for each setting
+    assert {file.name for file in tmp_path.iterdir()} == {
+        f"{op}.{suffix}" for op in ("strip_conv", "merge_scales") for suffix in ("json", "md")
+    }
+    document = record.Document.load(tmp_path / "merge_scales.json")
+    assert children.without(document.command, ["--threads"]) == ["ops", "merge_scales", *options]
+    assert document.seconds >= 0
+    assert [row.malloc for row in document.rows] == ["default", "kept"]
+    assert [row.memory_above_inputs for row in document.rows] == [2.0, None]
+    with pytest.raises(SystemExit):
+        several.main(["pooling", "--out", str(tmp_path)])
+    assert "no op 'pooling'" in capfd.readouterr().err
 
 
 @pytest.mark.slow

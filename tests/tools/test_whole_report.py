@@ -16,13 +16,24 @@ pytest.importorskip("matplotlib")
 from attnops.benchmarks import papers
 from attnops.benchmarks.__main__ import COMMANDS, main
 from attnops.benchmarks.apnb.cases import EAGER_LINEAR, OURS_LINEAR
+from attnops.benchmarks.camvid import plan as camvid_plan
 from attnops.benchmarks.ops.definitions import DEFINITIONS
-from attnops.benchmarks.report import children, gpu_musts, load, musts, paper_rows, wanted
+from attnops.benchmarks.report import (
+    camvid_musts,
+    children,
+    gpu_musts,
+    load,
+    musts,
+    paper_rows,
+    serving_musts,
+    wanted,
+)
 from attnops.benchmarks.report.records import RESULTS, Document, Row
-from attnops.benchmarks.report.sections import SECTIONS
+from attnops.benchmarks.report.running import running
+from attnops.benchmarks.report.sections import HELD_BY_TESTS, SECTIONS
 from attnops.benchmarks.static.table import FILE
 
-CPU_FILES = sorted(RESULTS.glob("cpu-*/*.json"))
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +79,10 @@ def test_what_needs_a_gpu_says_so(text: str) -> None:
         assert "| - |" in line and "anchor_attention" in line
         part = text.partition("## Requirements")[2].partition("\n## ")[0]
         assert part.count("| not measured | needs a GPU |") == len(gpu_musts.MUSTS)
+        for note in HELD_BY_TESTS.values():
+            assert note in part
+            for path in re.findall("`(tests/.*?)`", note):
+                assert (ROOT / path).exists()
         assert "Ops on a GPU: needs a GPU, not measured; static estimate" in text
 
 
@@ -119,6 +134,52 @@ def test_commands_of_wanted_results_exist() -> None:
     assert {command[0] for command in commands} >= {*DEFINITIONS, "curves", "costs", "figure2"}
     assert {command[0] for command in commands} <= COMMANDS.keys()
     assert sum(entry.minutes for entry in wanted.WANTED) <= 40
+
+
+def test_wanted_results_take_as_long_as_is_said() -> None:
+    """Where a file was made by the report's command and says how long that took."""
+    minutes = {entry.command: entry.minutes for entry in wanted.WANTED if entry.command}
+    several = {(wanted.OPS, op, *wanted.QUICK): one for op, one in wanted.MINUTES.items()}
+    minutes = {line: one for line, one in minutes.items() if line[0] not in DEFINITIONS} | several
+    options = ("--json", "--markdown", "--plot", "--threads")
+    for file, document in load.load(RESULTS).documents.items():
+        command = tuple(children.without(document.command, options))
+        if command in minutes:
+            assert document.seconds <= 60 * minutes[command], file
+
+
+def test_files_carry_their_command_and_its_seconds(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    with running(["costs", "sanet_r50"]):
+        document = Document()
+    document.run = replace(document.run, began=document.run.began - 90)
+    document.save(file)
+    found = Document.load(file)
+    assert found.command == ["costs", "sanet_r50"] and 90 <= found.seconds < 100
+    found.save(file)  # read and written again, it took as long
+    assert Document.load(file).seconds == found.seconds
+    data = json.loads(file.read_text())
+    del data["seconds"], data["command"]  # as files were
+    file.write_text(json.dumps(data))
+    found = Document.load(file)
+    assert found.command == [] and found.seconds is None
+
+
+def test_ops_are_run_by_one_command(tmp_path: Path, monkeypatch) -> None:
+    lines = []
+
+    def run(line: list[str], **options) -> SimpleNamespace:
+        lines.append(line[3:])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(wanted.subprocess, "run", run)
+    assert wanted.run(list(wanted.WANTED), tmp_path, 2400) == []
+    (ops,) = [line for line in lines if line[0] == wanted.OPS]
+    quick = list(wanted.QUICK)
+    assert ops[:-2] == [wanted.OPS, *DEFINITIONS, *quick] and ops[-2] == "--out"
+    assert len(lines) == sum(bool(e.command) for e in wanted.WANTED) - len(DEFINITIONS) + 1
+    one = [entry for entry in wanted.WANTED if entry.name == "nmf"]
+    assert wanted.run(one, tmp_path, 2400) == [] and lines[-1][0] == "nmf"
 
 
 def saved(path: Path, *times: float, device: str = "A", **values) -> Path:
@@ -193,16 +254,89 @@ def test_requirements_take_the_better_format_and_every_setting() -> None:
     assert {goal.verdict for goal in musts.of([])} == {"not measured"}
 
 
-def test_requirements_of_serving_take_the_faster_of_ours() -> None:
-    facts = {"threads": 2, "options": [["network", "segnext_t"], ["malloc", "kept"]]}
-    times = {"OpenVINO": 6.0, "onnxruntime": 1.0, "attnops predict": 4.0, "attnops deploy": 2.0}
-    rows = [
-        Row("serving", name, [1, 3, 512, 512], "bfloat16", p50=p50, **facts)
+def served(dtype: str, malloc: str, **times: float) -> list[Row]:
+    facts = {"threads": 2, "options": [["network", "segnext_t"], ["malloc", malloc]]}
+    names = {"deploy": "attnops deploy", "predict": "attnops predict"}
+    names["frozen"] = "torch.compile with freezing, published chain"
+    return [
+        Row("serving", names.get(name, name), [1, 3, 512, 512], dtype, p50=p50, **facts)
         for name, p50 in times.items()
     ]
-    (found,) = [goal for goal in musts.of(rows) if goal.measured is not None]
-    assert (found.measured, found.required, found.met) == (3.0, ">= 1.8", True)
-    assert found.where == "1x3x512x512 bfloat16, memory kept"
+
+
+def test_requirements_of_serving_are_of_deployed_networks() -> None:
+    """Under glibc as it is, but for one; against OpenVINO, onnxruntime and the fastest of all."""
+    rows = served("float32", "default", OpenVINO=7.0, onnxruntime=6.0, deploy=2.0, predict=1.0)
+    rows += served("float32", "kept", OpenVINO=7.0, frozen=3.0, deploy=2.0)
+    rows += served("bfloat16", "default", OpenVINO=1.5, deploy=1.0)
+    rows[2].agreement, rows[-1].agreement = 0.9985, 0.99
+    reached = [goal for goal in serving_musts.of(rows) if goal.measured is not None]
+    found = {(goal.what, goal.where): (goal.measured, goal.required, goal.met) for goal in reached}
+    t, size = "segnext_t, forward: times faster than", "1x3x512x512"
+    equal = "segnext_t, deployed: % of labels equal to predict's in float32"
+    default, kept = f"{size} float32, memory default", f"{size} float32, memory kept"
+    half = f"{size} bfloat16, memory default"
+    assert found == {
+        (f"{t} onnxruntime", default): (3.0, ">= 2.8", True),
+        (f"{t} {serving_musts.FROZEN[0]}", kept): (1.5, ">= 1.8", False),
+        (f"{t} OpenVINO", default): (3.5, ">= 3", True),
+        (f"{t} OpenVINO", half): (1.5, ">= 1.8", False),
+        (f"{t} the fastest of all peers", default): (3.0, ">= 1", True),
+        (f"{t} the fastest of all peers", half): (1.5, ">= 1", True),
+        (equal, f"{size} float32"): (pytest.approx(99.85), ">= 99.9", False),
+        (equal, f"{size} bfloat16"): (99.0, ">= 98.5", True),
+    }
+    nothing = serving_musts.of([])
+    assert {goal.verdict for goal in nothing} == {"not measured"}
+    networks = {goal.what.partition(",")[0] for goal in nothing}
+    assert networks == set(serving_musts.NETWORKS.split(","))
+
+
+def test_requirements_of_strips_hold_in_both_formats() -> None:
+    facts = {"threads": 2, "device": "A", "direction": "forward"}
+    times = {("eager", "contiguous"): 9.0, ("eager", "channels_last"): 6.0}
+    times |= {("attnops", "contiguous"): 3.0, ("attnops", "channels_last"): 2.0}
+    rows = [
+        Row("strip_conv", name, [1, 64, 128, 128], "float32", layout, p50=p50, **facts)
+        for (name, layout), p50 in times.items()
+    ]
+    found = [goal for goal in musts.of(rows) if goal.measured is not None]
+    assert [(goal.measured, goal.met) for goal in found] == [(2.0, False), (3.0, True)]
+    assert "ours in contiguous" in found[0].what and "ours in channels_last" in found[1].what
+
+
+def test_requirements_of_camvid() -> None:
+    title = camvid_plan.SEGNEXT.title
+    score = {"network": title, "heads": "fast", "miou": 0.42, "steps": 1500, "part": "longer"}
+    runs = [score | {"name": "segnext_t_1500"}]
+    runs += [
+        {"name": heads, "network": title, "heads": heads, "miou": 0.1, "steps": 150}
+        | {"part": camvid_plan.SAME_BUDGET}
+        for heads in camvid_plan.HEADS
+    ]
+    costs = [
+        {"network": title, "heads": heads, "malloc": malloc, "p50": p50, "peak_mib": mib}
+        for malloc, heads, p50, mib in (
+            ("default", "fast", 400.0, 100.0),
+            ("default", "reference", 800.0, 100.0),
+            ("kept", "fast", 400.0, None),
+            ("kept", "reference", 600.0, None),
+        )
+    ]
+    goals = camvid_musts.of([{"runs": runs, "costs": costs}])
+    reached = [goal for goal in goals if goal.measured is not None]
+    found = [(goal.measured, goal.required, goal.met) for goal in reached]
+    assert found == [
+        (0.42, ">= 0.4", True),
+        (1, ">= 7", False),
+        (2.0, ">= 1.8", True),
+        (1.5, ">= 1.8", False),
+        (1.0, "> 1", False),
+    ]
+    assert "1500 steps of 0.4 s: 10 minutes" in goals[0].note
+    assert len(camvid_musts.of([])) == len(goals)
+    assert {goal.verdict for goal in camvid_musts.of([])} == {"not measured"}
+    assert camvid_musts.SCORES.keys() <= {run.name for run in camvid_plan.RUNS}
 
 
 def test_options_are_taken_out_of_a_command_line() -> None:

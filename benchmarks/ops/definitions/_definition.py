@@ -72,13 +72,14 @@ class Definition:
 
     Attributes:
         functions: contender -> function of the inputs and of the variant's options.
-        variants: the first is the one that quick runs take.
+        variants: the first ones are those that quick runs take.
         inputs: (draw, shape, **options) -> tensors, those with gradients first.
         elements: (shape, with backward, **options) -> elements that must move, maps once a pass.
         macs: likewise multiply-adds of matrix products or convolutions.
         differentiable: how many of the inputs get gradients; 0: there is no backward.
         layouts: layouts of the map to run.
         unchecked: contenders that compute something a little different, and what.
+        quick: how many of the variants quick runs take.
     """
 
     functions: dict[str, Callable[..., Tensor]]
@@ -89,6 +90,7 @@ class Definition:
     differentiable: int = 1
     layouts: Sequence[str] = ("contiguous", "channels_last")
     unchecked: tuple[tuple[str, str], ...] = ()
+    quick: int = 1
 
 
 def size_of(shape: Shape) -> int:

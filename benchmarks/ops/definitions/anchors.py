@@ -14,6 +14,7 @@ from ._definition import COMPILED, EAGER, OURS, SDPA, Definition, Draw, Shape, s
 SIZES = (1, 3, 6, 8)
 ANCHORS = anchor_count(SIZES)
 VARIANTS = (variant(1, 256, 96, 96), variant(1, 2048, 96, 96), variant(1, 2048, 256, 128))
+QUICK = 2  # what projections make smaller, and what a backbone gives
 
 
 def eager_pyramid_pool(x: Tensor) -> Tensor:
@@ -65,6 +66,7 @@ PYRAMID_POOL = Definition(
     inputs=lambda draw, shape: [draw.structured_map(*shape)],
     elements=_pool_elements,
     macs=lambda shape, backward: 0,
+    quick=QUICK,
 )
 
 ANCHOR_ATTENTION = Definition(
@@ -80,4 +82,5 @@ ANCHOR_ATTENTION = Definition(
     # two products, and five more in the backward
     macs=lambda shape, backward: (7 if backward else 2) * size_of(shape) * ANCHORS,
     differentiable=3,
+    quick=QUICK,
 )
