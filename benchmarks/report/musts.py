@@ -122,7 +122,7 @@ def _goals(must: Must, rows: Sequence[Row]) -> Iterator[Goal]:
         measured = True
         ratio = divide(must.value(peer), must.value(ours))
         setting = f", memory {malloc}" if malloc else ""
-        note = "" if must.memory else _note(ours, peer)
+        note = "" if must.memory else _note(ours, peer, must.needed)
         yield Goal(must.words, f"{where}{setting}", needed, ratio, None, ratio >= must.needed, note)
     if not measured:
         where += f", memory {must.malloc}" if must.malloc else ""
@@ -137,11 +137,13 @@ def _named(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     return [row for row in rows if row.name in names]
 
 
-def _note(ours: Row, peer: Row) -> str:
+def _note(ours: Row, peer: Row, needed: float) -> str:
     """How much the floor would allow."""
     if not ours.floor_ms:
         return ""
+    most = peer.p50 / ours.floor_ms
+    reach = "" if most >= needed else ": out of reach on this machine"
     return (
         f"ours {number(ours.p50)} ms, {number(ours.floor_percent)} % of the floor, at which the "
-        f"ratio is {number(peer.p50 / ours.floor_ms)}"
+        f"ratio is {number(most)}{reach}"
     )

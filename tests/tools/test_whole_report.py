@@ -293,7 +293,7 @@ def test_requirements_of_serving_are_of_deployed_networks() -> None:
 
 
 def test_requirements_of_strips_hold_in_both_formats() -> None:
-    facts = {"threads": 2, "device": "A", "direction": "forward"}
+    facts = {"threads": 2, "device": "A", "direction": "forward", "floor_ms": 2.5}
     times = {("eager", "contiguous"): 9.0, ("eager", "channels_last"): 6.0}
     times |= {("attnops", "contiguous"): 3.0, ("attnops", "channels_last"): 2.0}
     rows = [
@@ -302,6 +302,7 @@ def test_requirements_of_strips_hold_in_both_formats() -> None:
     ]
     found = [goal for goal in musts.of(rows) if goal.measured is not None]
     assert [(goal.measured, goal.met) for goal in found] == [(2.0, False), (3.0, True)]
+    assert found[0].note.endswith("at which the ratio is 2.4: out of reach on this machine")
     assert "ours in contiguous" in found[0].what and "ours in channels_last" in found[1].what
 
 

@@ -65,6 +65,11 @@ def _attention_inputs(draw: Draw, shape: Shape, **options: int) -> list[Tensor]:
     return [query * shape[1] ** -0.5, key, value]
 
 
+def _attention_macs(shape: Shape, backward: bool, kernel: int, dilation: int) -> int:
+    """Scores and their sum of values; the backward has the gradients of both factors of each."""
+    return (6 if backward else 2) * size_of(shape) * kernel**2
+
+
 def eager_gate(x: Tensor, logits: Tensor, side: int) -> Tensor:
     """The released module: resize with aligned corners, sigmoid, x + x·M."""
     gate = interpolate(logits, x.shape[2:], mode="bilinear", align_corners=True)
@@ -124,6 +129,7 @@ LOCAL_ATTENTION = Definition(
     inputs=_attention_inputs,
     # query, key, value and out; then these but out, grad and three gradients
     elements=lambda shape, backward, **_: (11 if backward else 4) * size_of(shape),
+    macs=_attention_macs,
     differentiable=3,
     unchecked=((NATTEN, "its window is shifted at the border, not padded"),),
 )
