@@ -61,7 +61,7 @@ def replace_modules(model: nn.Module, compare: bool = True) -> ReplacementReport
         >>> import attnops
         >>> from torch import nn
         >>> print(attnops.replace_modules(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())))
-        0 modules replaced, 0 left alone
+        0 modules replaced, 0 left alone (help(attnops.replace_modules) lists what it knows)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"replace_modules: expected a torch.nn.Module, got {type(model).__name__}")

@@ -67,4 +67,6 @@ class ReplacementReport:
         if self.extended:
             first += f", {len(self.extended)} extended"
         entries = (*self.replaced, *self.extended, *self.left)
+        if not entries:
+            first += " (help(attnops.replace_modules) lists what it knows)"
         return "\n".join([first, *(f"  {entry}" for entry in entries)])
