@@ -125,10 +125,13 @@ def section(op: str, results: Path) -> str:
         links = ", ".join(
             f"[{Path(path).stem}](../../{re.sub('json$', 'md', path)})" for path in paths
         )
+        kept = [row for row in rows if MALLOC[row.get("malloc", "")]]
+        once = bool(kept) and not any(row["memory_method"] for row in kept)
         parts.append(
             f"{rows[0]['dtype']}, {cpu['threads']} threads of an {cpu['model']} "
             f"({cpu['capability']}), torch {versions['torch']}, medians, each contender "
-            f"in its better memory format; MiB: peak beyond the input. All rows: {links}."
+            f"in its better memory format; MiB: peak beyond the input"
+            f"{', with glibc as it is' if once else ''}. All rows: {links}."
         )
         lines = [f"| {' | '.join(HEADER)} |", "| --- |" + " ---: |" * (len(HEADER) - 1)]
         lines += [f"| {' | '.join(cells)} |" for cells in grid(rows)]

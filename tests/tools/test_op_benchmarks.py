@@ -167,6 +167,7 @@ def test_both_settings_of_glibc_are_told_apart(monkeypatch, tmp_path) -> None:
     assert "forward, memory kept | attnops" in text and microbench.MEMORY_ONCE in text
     lines = costs.grid(map(dataclasses.asdict, rows))
     assert [line[4] for line in lines] == ["2", "3"] and "memory kept, forward" in lines[1][0]
+    assert "peak beyond the input, with glibc as it is." in costs.section("nmf", tmp_path)
     assert "| 2; memory kept: 3 |" in readme.tables(["nmf"], tmp_path)["ops"]
 
 
