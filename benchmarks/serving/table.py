@@ -1,10 +1,11 @@
 """Labels of whole networks on a CPU, against OpenVINO, onnxruntime and torch.compile.
 
     python -m attnops.benchmarks serving [--networks NAME,...] [--sizes HxW] [--dtypes ...]
-        [--malloc default,kept] [--memory] [--json FILE] [--markdown FILE]
+        [--malloc default,kept] [--memory] [--compiled DIR] [--json FILE] [--markdown FILE]
 
-Everything about one network, precision and setting of glibc takes turns in one process. Rows where
-attnops loses are printed as they are.
+Everything about one network, precision and setting of glibc takes turns in one process, which
+compiles everything anew, or takes what it finds in --compiled and leaves the rest there: then it is
+not said how long it takes to be ready. Rows where attnops loses are printed as they are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
@@ -44,6 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--threads", type=positive_integer, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each row")
     parser.add_argument("--memory", action="store_true", help="also peaks, a process a contender")
+    parser.add_argument("--compiled", type=Path, metavar="DIR", help="keeps compiled code")
     add_output_arguments(parser)
     chosen = parser.parse_args(arguments)
     networks = chosen.networks.split(",")
@@ -53,23 +59,16 @@ def main(arguments: Sequence[str]) -> int:
             parser.error(f"no {unknown[0]!r}; expected some of {', '.join(known)}")
     torch.set_num_threads(chosen.threads)
     document = Document()
-    dtypes, settings = chosen.dtypes.split(","), chosen.malloc.split(",")
-    if chosen.json and os.path.exists(chosen.json):  # rows of what is not measured now stay
-        document.rows = [
-            row
-            for row in Document.load(chosen.json).rows
-            if not (
-                row.dtype in dtypes
-                and dict(row.options)["network"] in networks
-                and dict(row.options)["malloc"] in settings
-            )
-        ]
-    for dtype in dtypes:
+    if chosen.json and os.path.exists(chosen.json):
+        document.rows = Document.load(chosen.json).rows
+    for dtype in chosen.dtypes.split(","):
         rates = measure_rates(torch.device("cpu"), getattr(torch, dtype))
         for network in networks:
             gmac = _gmac(network, chosen.size)
-            for malloc in settings:
-                for found in _measure(network, dtype, malloc, chosen):
+            for malloc in chosen.malloc.split(","):
+                rows = _measure(network, dtype, malloc, chosen)
+                document.rows = [r for r in document.rows if _of(r) != (network, dtype, malloc)]
+                for found in rows:
                     row = document.new_row(
                         TABLE,
                         found.pop("name"),
@@ -94,6 +93,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _of(row: Row) -> tuple[str, str, str]:
+    """What the rows of one process have in common."""
+    options = dict(row.options)
+    return options["network"], row.dtype, options["malloc"]
+
+
 def _gmac(network: str, sides: tuple[int, int]) -> float:
     """10^9 multiply-adds of the products in attnops' form of the network, for one image."""
     with torch.device("meta"):
@@ -108,16 +113,25 @@ def _measure(
     """Rows of one process with this setting of glibc."""
     sides = "x".join(map(str, chosen.size))
     given = [network, dtype, sides]
-    rows = _child([*given, str(chosen.seconds)], malloc, chosen.threads)
-    if chosen.memory and malloc == "default":
+    with TemporaryDirectory() as empty:
+        compiled = chosen.compiled or Path(empty)
+        run = partial(_child, malloc=malloc, threads=chosen.threads, compiled=compiled)
+        rows = run([*given, str(chosen.seconds)])
+        if chosen.memory and malloc == "default":
+            for row in rows:
+                if "p50" in row:
+                    row |= run([*given, row["name"]])
+    if chosen.compiled:
         for row in rows:
-            if "p50" in row:
-                row |= _child([*given, row["name"]], malloc, chosen.threads)
+            row.pop("ready_s", None)
     return rows
 
 
-def _child(arguments: list[str], malloc: str, threads: int) -> object:
-    given = environment(malloc) | {"OMP_NUM_THREADS": str(threads)}
+def _child(arguments: list[str], malloc: str, threads: int, compiled: Path) -> Any:
+    given = environment(malloc) | {
+        "OMP_NUM_THREADS": str(threads),
+        "TORCHINDUCTOR_CACHE_DIR": str(compiled.absolute()),
+    }
     line = [sys.executable, "-m", f"{__package__}.measure", *arguments]
     done = subprocess.run(line, env=given, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

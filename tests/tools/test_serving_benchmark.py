@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnops.benchmarks.measure.timing import Timing
-from attnops.benchmarks.report import musts
 from attnops.benchmarks.report.records import Document
-from attnops.benchmarks.serving import contenders, grids, measure, replaced, table
+from attnops.benchmarks.serving import contenders, grids, measure, table
 
 MS = {"OpenVINO": 100.0, "onnxruntime": 80.0, "attnops predict": 160.0, "attnops deploy": 40.0}
 
@@ -16,8 +14,8 @@ MS = {"OpenVINO": 100.0, "onnxruntime": 80.0, "attnops predict": 160.0, "attnops
 def test_rows_and_ratios(tmp_path, monkeypatch, capsys):
     asked = []
 
-    def child(arguments, malloc, threads):
-        asked.append((tuple(arguments), malloc, threads))
+    def child(arguments, malloc, threads, compiled):
+        asked.append((tuple(arguments), malloc, threads, compiled))
         rows = [
             {"name": name, "p20": ms, "p50": ms, "p80": ms, "repeats": 5, "ready_s": 1.5}
             | {"agreement": 0.999, "note": ""}
@@ -40,9 +38,12 @@ def test_rows_and_ratios(tmp_path, monkeypatch, capsys):
     text = (tmp_path / "s.md").read_text()
     assert "attnops predict | 160 [160, 160] | 0.5 |" in text  # a loss is shown as one
     assert "no compiler" in text and "99.90 %" in text
-    table.main([*arguments, "--malloc", "kept", *files])  # measured again, not twice there
-    rows = [row for row in Document.load(tmp_path / "s.json").rows if row.name == "OpenVINO"]
-    assert [dict(row.options)["malloc"] for row in rows] == ["default", "kept"]
+    compiled = ["--compiled", str(tmp_path / "code")]
+    table.main([*arguments, "--malloc", "kept", *compiled, *files])  # again, not twice there
+    assert asked[-1][3] == tmp_path / "code" != asked[0][3] != asked[1][3]
+    rows = Document.load(tmp_path / "s.json").rows
+    ready = {dict(row.options)["malloc"]: row.ready_s for row in rows if row.name == "OpenVINO"}
+    assert len(rows) == 10 and ready == {"default": 1.5, "kept": None}
     with pytest.raises(SystemExit):
         table.main(["--networks", "resnet"])
     capsys.readouterr()
@@ -61,19 +62,6 @@ def test_a_contender_that_fails_leaves_a_note(monkeypatch):
     assert rows["attnops predict"]["agreement"] == 1.0 and rows["attnops predict"]["p50"] > 0
     assert rows["OpenVINO"]["note"] == "not on this machine"
     assert rows["onnxruntime"]["note"].startswith("KeyError")
-
-
-def test_rows_of_a_segmentor_with_replaced_parts() -> None:
-    """Both in one process, and what is required of them."""
-    document, of = Document(), Timing.of
-    times = {"logits": (70.0, 50.0), "labels": (90.0, 60.0), replaced.STEP: (300.0, 150.0)}
-    for task, (theirs, ours) in times.items():
-        found = {replaced.THEIRS: of([theirs]), replaced.REPLACED: of([ours])}
-        replaced.add_rows(document, task, (512, 512), "kept", found)
-    assert document.rows[1].ratios == {replaced.THEIRS: 1.4}
-    found = [goal for goal in musts.of(document.rows) if goal.measured is not None]
-    assert [(goal.measured, goal.met) for goal in found] == [(1.4, True), (1.5, False), (2.0, True)]
-    assert found[2].where == "2x3x256x256 float32, memory kept"
 
 
 def test_prepared_networks_label_an_image_the_same_twice():
