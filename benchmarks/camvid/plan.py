@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HEADS = {"fast": "auto", "reference": "reference"}  # name -> attnops.use_backend
-SAME_BUDGET, SHORT = "same budget", 100  # steps of every family
+SAME_BUDGET, SHORT = "same budget", 60  # steps of every family
 LONGER = "longer"
 SEED = 1
 # After many steps the weights of rare classes cost more of the common ones than they bring.
@@ -74,8 +74,8 @@ RUNS = (
     Run("segnext_t_1500", SEGNEXT, "fast", 1500, LONGER),
     Run("segnext_lite0_12min", LITE0, "fast", 1370, LONGER),
     Run("segnext_t_long", SEGNEXT, "fast", 2500, LONGER, begins="segnext_t_1500"),
-    Run("segnext_t_longer", SEGNEXT, "fast", 2000, LONGER, "segnext_t_long", FEWER_RARE),
-    Run("segnext_lite0_long", LITE0, "fast", 4000, LONGER, begins="segnext_lite0_12min"),
+    Run("segnext_t_longer", SEGNEXT, "fast", 1500, LONGER, "segnext_t_long", FEWER_RARE),
+    Run("segnext_lite0_long", LITE0, "fast", 2500, LONGER, begins="segnext_lite0_12min"),
 )
 
 
