@@ -93,10 +93,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _of(row: Row) -> tuple[str, str, str]:
+def _of(row: Row) -> tuple[str | None, str, str | None]:
     """What the rows of one process have in common."""
     options = dict(row.options)
-    return options["network"], row.dtype, options["malloc"]
+    return options.get("network"), row.dtype, options.get("malloc")
 
 
 def _gmac(network: str, sides: tuple[int, int]) -> float:

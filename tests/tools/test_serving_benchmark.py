@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from attnops.benchmarks.measure.timing import Timing
+from attnops.benchmarks.report import musts
 from attnops.benchmarks.report.records import Document
-from attnops.benchmarks.serving import contenders, grids, measure, table
+from attnops.benchmarks.serving import contenders, grids, measure, replaced, table
 
 MS = {"OpenVINO": 100.0, "onnxruntime": 80.0, "attnops predict": 160.0, "attnops deploy": 40.0}
 
@@ -62,6 +64,19 @@ def test_a_contender_that_fails_leaves_a_note(monkeypatch):
     assert rows["attnops predict"]["agreement"] == 1.0 and rows["attnops predict"]["p50"] > 0
     assert rows["OpenVINO"]["note"] == "not on this machine"
     assert rows["onnxruntime"]["note"].startswith("KeyError")
+
+
+def test_rows_of_a_segmentor_with_replaced_parts() -> None:
+    """Both in one process, and what is required of them."""
+    document, of = Document(), Timing.of
+    times = {"logits": (70.0, 50.0), "labels": (90.0, 60.0), replaced.STEP: (300.0, 150.0)}
+    for task, (theirs, ours) in times.items():
+        found = {replaced.THEIRS: of([theirs]), replaced.REPLACED: of([ours])}
+        replaced.add_rows(document, task, (512, 512), "kept", found)
+    assert document.rows[1].ratios == {replaced.THEIRS: 1.4}
+    found = [goal for goal in musts.of(document.rows) if goal.measured is not None]
+    assert [(goal.measured, goal.met) for goal in found] == [(1.4, True), (1.5, False), (2.0, True)]
+    assert found[2].where == "2x3x256x256 float32, memory kept"
 
 
 def test_prepared_networks_label_an_image_the_same_twice():
