@@ -64,7 +64,8 @@ def _compiled(network: nn.Module, dtype: str, frozen: bool) -> Labels:
     from torch._inductor import config
 
     network = copy.deepcopy(network)
-    compiled = torch.compile(network.predict)
+    # Dynamo would take the code that it has for the other copy, but not that of other options.
+    compiled = torch.compile(network.predict, options={"freezing": frozen})
     call = _on_reference(_autocast(compiled, dtype))
 
     def run(images: Tensor) -> Tensor:

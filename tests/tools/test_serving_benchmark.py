@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from attnops.benchmarks.measure.timing import Timing
 from attnops.benchmarks.report import musts
@@ -64,6 +65,33 @@ def test_a_contender_that_fails_leaves_a_note(monkeypatch):
     assert rows["attnops predict"]["agreement"] == 1.0 and rows["attnops predict"]["p50"] > 0
     assert rows["OpenVINO"]["note"] == "not on this machine"
     assert rows["onnxruntime"]["note"].startswith("KeyError")
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(images)).argmax(1)
+
+
+@pytest.mark.slow
+def test_a_frozen_network_is_compiled_for_itself(monkeypatch) -> None:
+    """Beside the one that is not, whose code it would otherwise get."""
+    from torch._inductor import compile_fx
+
+    frozen, freeze = [], compile_fx.fw_compiler_freezing
+    monkeypatch.setattr(
+        compile_fx, "fw_compiler_freezing", lambda *a, **k: frozen.append(1) or freeze(*a, **k)
+    )
+    network, images = Tiny().eval(), torch.randn(1, 3, 16, 16)
+    makers = (contenders.compiled, contenders.frozen)
+    calls = [make(network, images, "float32") for make in makers]
+    for _ in range(2):
+        for call in calls:
+            assert torch.equal(call(images), network.predict(images))
+    assert frozen == [1]
 
 
 def test_rows_of_a_segmentor_with_replaced_parts() -> None:
