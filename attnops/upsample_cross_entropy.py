@@ -25,6 +25,7 @@ from .reference._labels import int64_labels
 
 NAME = "upsample_cross_entropy"
 REDUCTIONS = ("mean", "sum", "none")
+NONE, SUM, MEAN, MEAN_OF_ALL = range(4)  # what the op makes of the losses of pixels
 _LABELS = (
     torch.int64,
     torch.int32,
@@ -125,9 +126,17 @@ def upsample_cross_entropy(
     if weight is not None:
         _check_weight(weight, logits)
 
-    nll, statistics = _op(logits, labels, ignored, align_corners)
+    device = logits.device.type
+    keeps_float32 = device != "meta" and torch.is_autocast_enabled(device)
+    is_plain = keep_threshold is None and not smoothing and target.numel() and logits.numel()
+    if reduction != "none" and is_plain and not _has_gradient(weight):
+        reduces = SUM if reduction == "sum" else MEAN if avg_non_ignore else MEAN_OF_ALL
+        return _op(logits, labels, weight, ignored, align_corners, reduces, keeps_float32)[0]
+
+    options = (ignored, align_corners, NONE, False)
+    nll, statistics, _ = _op(logits, labels, None, *options)
     valid = labels != ignored
-    of_pixel = valid.to(nll.dtype) if weight is None else _weights_of(labels, valid, weight, nll)
+    of_pixel = valid.to(nll.dtype) if weight is None else weights_of(labels, valid, weight, nll)
     losses = nll if weight is None else nll * of_pixel
     if smoothing:
         uniform = _uniform_loss(logits, statistics, weight, align_corners)
@@ -141,9 +150,11 @@ def upsample_cross_entropy(
         loss = losses.sum()
     else:
         loss = losses.sum() / (of_pixel.sum() if avg_non_ignore else losses.numel())
-    device = logits.device.type
-    keeps_float32 = device != "meta" and torch.is_autocast_enabled(device)
     return loss if keeps_float32 else loss.to(logits.dtype)
+
+
+def _has_gradient(weight: Tensor | None) -> bool:
+    return weight is not None and weight.requires_grad and torch.is_grad_enabled()
 
 
 def _check_labels(op: str, target: Tensor) -> None:
@@ -194,7 +205,7 @@ def _check_weight(weight: Tensor, logits: Tensor) -> None:
         )
 
 
-def _weights_of(labels: Tensor, valid: Tensor, weight: Tensor, like: Tensor) -> Tensor:
+def weights_of(labels: Tensor, valid: Tensor, weight: Tensor, like: Tensor) -> Tensor:
     """The weight of every pixel's class, 0 at ignored ones, in the dtype of `like`."""
     classes = torch.where(valid, labels, 0).clamp(0, len(weight) - 1)
     return weight.to(like.dtype)[classes] * valid
@@ -264,29 +275,47 @@ def valid_weight(target: Tensor, weight: Tensor | None = None, ignore_index: int
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         raise TypeError(f"{name}: weight must be a float tensor or None, got {weight!r}")
     wide = weight.to(statistics_dtype(weight))
-    return _weights_of(labels, valid, wide, wide).sum()
+    return weights_of(labels, valid, wide, wide).sum()
 
 
-# The op itself: unweighted losses [B, H, W], and statistics [2, B, H, W] for the backward: the
-# largest logit m of every pixel and log(sum of exp(logit - m)). Their sum, the log-sum-exp, would
-# lose the digits of the smaller one. Only that sum has a gradient, so both halves of an incoming
-# gradient of the statistics are the same.
+# The op itself. With NONE: unweighted losses [B, H, W]; else their weighted sum over valid pixels
+# times `share`, a scalar in the dtype of the logits, or in that of the statistics if `wide`.
+# `share` is 1 over 1 for SUM, the summed weights of valid pixels for MEAN, the number of all pixels
+# for MEAN_OF_ALL; no number for NONE. `weight`, which has no gradient here, is of the classes.
+# Statistics [2, B, H, W] are for the backward: the largest logit m of every pixel and log(sum of
+# exp(logit - m)). Their sum, the log-sum-exp, would lose the digits of the smaller one. Only that
+# sum has a gradient, so both halves of an incoming gradient of the statistics are the same. The
+# gradient of the losses is [B, H, W], or a scalar that all valid pixels have.
 
 
 def _fake(
-    logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    align_corners: bool,
+    reduces: int,
+    wide: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     dtype = statistics_dtype(logits)
-    shape = target.shape
-    return logits.new_empty(shape, dtype=dtype), logits.new_empty((2, *shape), dtype=dtype)
+    statistics = logits.new_empty((2, *target.shape), dtype=dtype)
+    if reduces == NONE:
+        losses = logits.new_empty(target.shape, dtype=dtype)
+        return losses, statistics, logits.new_empty((0,), dtype=dtype)
+    loss = logits.new_empty((), dtype=dtype if wide else logits.dtype)
+    return loss, statistics, logits.new_empty((), dtype=dtype)
 
 
 def _backward_fake(grad: Tensor, grad_lse: Tensor | None, logits: Tensor, *args: Any) -> Tensor:
     return empty_map(logits.shape, logits, is_channels_inner(logits))
 
 
-def _prepare(logits: Tensor, target: Tensor, *options: Any) -> tuple[Any, ...]:
-    return dense(logits), target.contiguous(), *options
+def _prepare(
+    logits: Tensor, target: Tensor, weight: Tensor | None, *options: Any
+) -> tuple[Any, ...]:
+    if weight is not None:
+        weight = weight.to(statistics_dtype(logits)).contiguous()
+    return dense(logits), target.contiguous(), weight, *options
 
 
 def _prepare_backward(grad: Tensor, grad_lse: Tensor | None, *args: Any) -> tuple[Any, ...]:
@@ -297,27 +326,38 @@ def _prepare_backward(grad: Tensor, grad_lse: Tensor | None, *args: Any) -> tupl
 
 def _forward_arguments(grad: Tensor, grad_lse: Tensor | None, *args: Any) -> tuple[Any, ...]:
     logits, target, _, *options = args
-    return logits, target, *options
+    return logits, target, None, *options, NONE, False
 
 
 def _setup(inputs: tuple[Any, ...], outputs: list[Tensor]) -> tuple[tuple, tuple]:
-    logits, target, *options = inputs
-    return (logits, target, outputs[1]), tuple(options)
+    logits, target, weight, ignore_index, align_corners, reduces, _ = inputs
+    saved = logits, target, outputs[1]
+    if reduces != NONE:
+        saved += (outputs[2],) if weight is None else (outputs[2], weight)
+    return saved, (ignore_index, align_corners)
 
 
 def _gradient(
     grads: tuple[Tensor | None, ...], saved: list[Tensor], kept: tuple, call: Callable[..., Tensor]
 ) -> tuple[Tensor | None, ...]:
-    if grads[0] is None:
+    grad, grad_statistics, _ = grads
+    if grad is None:
         return ()
-    of_lse = None if grads[1] is None else grads[1][0]
-    return (call(grads[0], of_lse, *saved, *kept),)
+    logits, target, statistics, *reduced = saved
+    if reduced:
+        share, *weights = reduced
+        grad = (grad * share).to(share.dtype)
+        for weight in weights:
+            grad = grad * weights_of(target, target != kept[0], weight, share)
+    of_lse = None if grad_statistics is None else grad_statistics[0]
+    return (call(grad, of_lse, logits, target, statistics, *kept),)
 
 
 _op = Op(
     NAME,
     Direction(
-        "(Tensor logits, Tensor target, int ignore_index, bool align_corners) -> (Tensor, Tensor)",
+        "(Tensor logits, Tensor target, Tensor? weight, int ignore_index, bool align_corners,"
+        " int reduces, bool wide) -> (Tensor, Tensor, Tensor)",
         _fake,
         _prepare,
     ),

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..anchor_attention import MAX_FUSED_ANCHORS
 from .isa import settle_instruction_set
 from .library import load, register_ops
+from .score_maps import with_reductions
 
 MAX_BASES = 1024  # every thread keeps several Gram matrices, R x R
 
@@ -64,5 +65,5 @@ def register_all() -> None:
         ImportError: it cannot be loaded.
     """
     load("cpu")
-    register_ops("cpu", OPS)
+    register_ops("cpu", OPS, {"upsample_cross_entropy": with_reductions})
     settle_instruction_set()

@@ -44,8 +44,16 @@ def load(device: str) -> None:
         ) from error
 
 
-def register_ops(device: str, refusals: Mapping[str, Callable[..., str | None]]) -> None:
+def register_ops(
+    device: str,
+    refusals: Mapping[str, Callable[..., str | None]],
+    completed: Mapping[str, Callable[..., tuple[Callable, Callable]]] | None = None,
+) -> None:
     """Register the ops of the loaded library for `device`, each with its `refuse`.
+
+    Args:
+        completed: op -> (forward, backward of the library) -> those to register, where the library
+            does not do all of it.
 
     Raises:
         IncompleteBackend: the library lacks ops; the others are registered.
@@ -56,13 +64,10 @@ def register_ops(device: str, refusals: Mapping[str, Callable[..., str | None]])
         if forward is None or (backward is None and is_differentiable(op)):
             lacking.append(op)
             continue
-        register(
-            op,
-            device,
-            forward=_as_tuple(forward.default),
-            backward=None if backward is None else backward.default,
-            refuse=refuse,
-        )
+        passes = _as_tuple(forward.default), None if backward is None else backward.default
+        if completed and op in completed:
+            passes = completed[op](*passes)
+        register(op, device, forward=passes[0], backward=passes[1], refuse=refuse)
     if lacking:
         raise IncompleteBackend(
             lacking,

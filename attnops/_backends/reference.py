@@ -31,6 +31,7 @@ from .score_maps import (
     cross_entropy_forward,
     merge_backward,
     merge_forward,
+    with_reductions,
 )
 
 
@@ -290,7 +291,7 @@ def register_all() -> None:
         ("depthwise_gelu", _depthwise_gelu, _depthwise_gelu_backward),
         ("nmf", _nmf, _nmf_backward),
         ("merge_scales", merge_forward, merge_backward),
-        ("upsample_cross_entropy", cross_entropy_forward, cross_entropy_backward),
+        ("upsample_cross_entropy", *with_reductions(cross_entropy_forward, cross_entropy_backward)),
         ("upsample_argmax", argmax_forward, None),
     ):
         register(op, "reference", forward=forward, backward=backward, refuse=_refuse_nothing)

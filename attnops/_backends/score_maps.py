@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ..merge_scales import REDUCTIONS
 from ..reference._resize import on_finite_values, resize
 from ..reference.merge_scales import merge_at
 from ..reference.upsample_argmax import upsample_argmax
+from ..upsample_cross_entropy import MEAN, MEAN_OF_ALL, NONE, weights_of
 from .precision import as_leaves, gradients_of, widened
 
 
@@ -70,9 +72,11 @@ def _losses(
     return torch.where(target == ignore_index, 0, loss), torch.stack([largest, rest])
 
 
-def cross_entropy_forward(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+def cross_entropy_forward(
+    logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool
+) -> tuple[Tensor, Tensor]:
     with on_finite_values(logits):
-        return _losses(widened(logits), *args)
+        return _losses(widened(logits), target, ignore_index, align_corners)
 
 
 def cross_entropy_backward(
@@ -91,3 +95,39 @@ def cross_entropy_backward(
         # The largest logit is a constant here: the log of the rest has the gradient of the whole.
         (found,) = gradients_of(outputs, inputs, (grads[0], grads[1].expand_as(outputs[1])))
     return dense(found.to(logits.dtype), is_channels_inner(logits))
+
+
+def with_reductions(
+    forward: Callable[..., tuple[Tensor, Tensor]], backward: Callable[..., Tensor]
+) -> tuple[Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., Tensor]]:
+    """The passes of upsample_cross_entropy, of implementations that know losses of pixels alone."""
+
+    def reducing_forward(
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        ignore_index: int,
+        align_corners: bool,
+        reduces: int,
+        wide: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        losses, statistics = forward(logits, target, ignore_index, align_corners)
+        if reduces == NONE:
+            return losses, statistics, losses.new_empty((0,))
+        valid = target != ignore_index
+        of_pixel = valid.to(losses.dtype)
+        if weight is not None:
+            of_pixel = weights_of(target, valid, weight, losses)
+            losses = losses * of_pixel
+        total = of_pixel.sum() if reduces == MEAN else losses.new_ones(())
+        if reduces == MEAN_OF_ALL:
+            total = total * losses.numel()
+        loss = losses.sum() / total
+        return loss if wide else loss.to(logits.dtype), statistics, total.reciprocal()
+
+    def spreading_backward(grad: Tensor, grad_lse: Tensor | None, *args: Any) -> Tensor:
+        if grad.dim() == 0:
+            grad = grad.expand(args[1].shape).contiguous()
+        return backward(grad, grad_lse, *args)
+
+    return reducing_forward, spreading_backward

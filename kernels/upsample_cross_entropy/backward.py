@@ -50,10 +50,10 @@ FAR = tl.constexpr(3.0e38)  # no probability is left of what is compared with it
 def load_pixels(grads, place, reads, classes, options):
     """Of pixels: target, the gradients of the loss and of all logits; m, and rest in halvings."""
     p_grad, p_grad_lse, p_target, p_statistics = grads
-    ignore_index, pixels, with_lse = options
+    ignore_index, pixels, with_map, b_grad, with_lse = options
     b_target = tl.load(p_target + place, mask=reads, other=-1)
     counts = (b_target >= 0) & (b_target < classes) & (b_target != ignore_index)
-    b_true = tl.load(p_grad + place, mask=reads, other=0.0)
+    b_true = tl.load(p_grad + place, mask=reads & with_map, other=b_grad)
     b_all = b_true + tl.load(p_grad_lse + place, mask=reads & with_lse, other=0.0)
     b_true, b_all = tl.where(counts, b_true, 0.0), tl.where(counts, b_all, 0.0)
     b_m = tl.load(p_statistics + place, mask=reads, other=FAR)
@@ -196,7 +196,7 @@ def owned_units(
     return (program // (blocks * tiles)).to(tl.int64), b_unit, b_class
 
 
-@triton.jit(do_not_specialize=[*UNSPECIALIZED, "has_lse"])
+@triton.jit(do_not_specialize=[*UNSPECIALIZED, "has_map", "has_lse"])
 def cell_gradients_kernel(
     p_grad,
     p_grad_lse,
@@ -217,6 +217,7 @@ def cell_gradients_kernel(
     scale_x,
     half_x,
     ignore_index,
+    has_map,
     has_lse,
     UNITS: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -227,12 +228,13 @@ def cell_gradients_kernel(
     """sums[corner, unit, k] = sum over the pixels of a unit of the corner's weight * d[k].
 
     d[k] = (grad + grad_lse) * exp((l[k] - m) - rest) - grad * [k = target], 0 where the target is
-    no class; l, m and rest as in cross_entropy_kernel. p_grad, p_grad_lse (read with has_lse
-    alone) [B, H, W], p_statistics [2, B, H, W] float32, p_target [B, H, W] int64; p_logits
-    [B, K, h, w], or channels last with INNER. p_sums float32 [4, B, K, units], units last but one
-    with INNER: top left, top right, bottom left and bottom right corners of the h + 1 rows of
-    row_units units. At the edges of the map, where two corners are the same position, the inner one
-    of the cell, as seen from the map, has the sum of both.
+    no class; l, m and rest as in cross_entropy_kernel. p_grad [B, H, W], or a scalar for all pixels
+    without has_map; p_grad_lse [B, H, W], read with has_lse alone; p_statistics [2, B, H, W]; all
+    float32. p_target [B, H, W] int64; p_logits [B, K, h, w], or channels last with INNER. p_sums
+    float32 [4, B, K, units], units last but one with INNER: top left, top right, bottom left and
+    bottom right corners of the h + 1 rows of row_units units. At the edges of the map, where two
+    corners are the same position, the inner one of the cell, as seen from the map, has the sum of
+    both.
     Grid: B * ceil(units / UNITS) * ceil(K / (LANES * GROUP)); one program owns UNITS units of an
     item, all their rows, for a block of classes. Reads 20 bytes a pixel and block, out of the
     caches, and the logits four times; writes 16 bytes a unit and class.
@@ -246,7 +248,8 @@ def cell_gradients_kernel(
     p_item = p_logits + batch * classes * small_height * small_width
     sizes = height, width, small_height, small_width, row_units, pieces, batch
     axes = sizes, (scale_y, half_y, scale_x, half_x)
-    options = ignore_index, batches.to(tl.int64) * height * width, has_lse != 0
+    pixels = batches.to(tl.int64) * height * width
+    options = ignore_index, pixels, has_map != 0, tl.load(p_grad), has_lse != 0
     sums = walk_rows(
         *(grads, p_item, b_number, b_class, classes, axes, options),
         *(SLOTS, VECTOR, INNER, False),
@@ -320,7 +323,10 @@ def backward(
     ignore_index: int,
     align_corners: bool,
 ) -> torch.Tensor:
-    """dlogits like logits, for float32 gradients of the losses and of the log-sum-exps."""
+    """dlogits like logits, for float32 gradients of the losses and of the log-sum-exps.
+
+    grad: of every pixel, or a scalar for all.
+    """
     inner = is_channels_inner(logits)
     batch, classes, small_height, small_width = logits.shape
     height, width = target.shape[1:]
@@ -354,6 +360,7 @@ def backward(
             columns.scale,
             columns.half,
             ignore_index,
+            int(grad.dim() > 0),
             int(grad_lse is not None),
             launch=launch,
         )

@@ -1,4 +1,4 @@
-"""Triton forward of upsample_cross_entropy: losses straight from the small map.
+"""Triton forward of upsample_cross_entropy: losses straight from the small map, and their sums.
 
 A thread walks over the classes, GROUP at a time, with the pixels of a unit (_cells.py). For each
 pixel it keeps the largest logit that it met and the sum of exponentials relative to it, which it
@@ -9,12 +9,14 @@ lanes of a pixel meet at the end.
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from ..._layout import is_channels_inner
+from ...upsample_cross_entropy import MEAN, MEAN_OF_ALL, NONE, SUM
 from .._bilinear import refuse_map
 from .._cells import (
     CLASS_VECTORS,
@@ -29,15 +31,14 @@ from .._cells import (
     lane_max,
     lane_sum,
     load_columns,
-    load_scores,
     of_lanes,
     owned_units,
-    positions,
     refuse_sides,
 )
 from .._launch import TRITON_DTYPES, AotCase, Launch, on_device, refuse_tensor, run
 from .._multiples import known_multiple
 from .._rare import rarely
+from .total import add_both, reduce_losses
 
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # of float32
 
@@ -126,20 +127,14 @@ def blend(b_tl, b_tr, b_bl, b_br, b_down, b_weight, EXACT: tl.constexpr):
 
 
 @triton.jit
-def logit_at(p_score, rows, b_x, small_width, width, scale, half, pixel_step, mask):
-    """The resized score of one class a pixel."""
-    b_top, b_bottom, b_down = rows
-    b_at = positions(tl.minimum(b_x, width - 1), scale, half)
-    b_first = tl.minimum(b_at.to(tl.int32), small_width - 1)
-    b_weight = tl.minimum(b_at - b_first.to(tl.float32), 1.0)
-    b_second = tl.minimum(b_first + 1, small_width - 1)
-    b_tl = load_scores(p_score + (b_top + b_first).to(tl.int64) * pixel_step, mask)
-    b_bl = load_scores(p_score + (b_bottom + b_first).to(tl.int64) * pixel_step, mask)
-    b_tr = load_scores(p_score + (b_top + b_second).to(tl.int64) * pixel_step, mask)
-    b_br = load_scores(p_score + (b_bottom + b_second).to(tl.int64) * pixel_step, mask)
-    b_score = blend(b_tl, b_tr, b_bl, b_br, b_down, b_weight, EXACT=False)
-    b_exact = blend(b_tl, b_tr, b_bl, b_br, b_down, b_weight, EXACT=True)
-    return tl.where(b_score == b_score, b_score, b_exact)
+def logit_at(corners, b_offset, b_down, b_weight, EXACT: tl.constexpr):
+    """The resized score of one class a pixel, `b_offset` elements behind the corners."""
+    p_tl, p_tr, p_bl, p_br = corners
+    b_tl = tl.load(p_tl + b_offset).to(tl.float32)
+    b_tr = tl.load(p_tr + b_offset).to(tl.float32)
+    b_bl = tl.load(p_bl + b_offset).to(tl.float32)
+    b_br = tl.load(p_br + b_offset).to(tl.float32)
+    return blend(b_tl, b_tr, b_bl, b_br, b_down, b_weight, EXACT)
 
 
 UNSPECIALIZED = [
@@ -157,15 +152,18 @@ UNSPECIALIZED = [
     "half_x",
     "ignore_index",
 ]
+OPTIONS = ["weighted", "reduces"]
 NUMBERS = dict.fromkeys(("scale_y", "half_y", "scale_x", "half_x"), "fp32")
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit(do_not_specialize=[*UNSPECIALIZED, *OPTIONS])
 def cross_entropy_kernel(
     p_logits,
     p_target,
+    p_weight,
     p_loss,
     p_statistics,
+    p_partials,
     batches,
     classes,
     height,
@@ -179,6 +177,8 @@ def cross_entropy_kernel(
     scale_x,
     half_x,
     ignore_index,
+    weighted,
+    reduces,
     UNITS: tl.constexpr,
     SLOTS: tl.constexpr,
     LANES: tl.constexpr,
@@ -189,10 +189,13 @@ def cross_entropy_kernel(
 
     l is resize(logits) at a pixel. p_logits [B, K, h, w], or channels last with INNER; p_target
     [B, H, W] int64; p_loss [B, H, W] and p_statistics [2, B, H, W], which is m and rest, float32.
-    The loss is 0 at ignored pixels and NaN where the target is no class.
+    The loss is 0 at ignored pixels and NaN where the target is no class. With `reduces` p_loss
+    stays as it is, and p_partials [2, programs] float32 get a program's sums over valid pixels of
+    weight[target] * loss, and of weight[target]: p_weight [K] float32, or 1 unless `weighted`.
     Grid: B * ceil(H * row_units / UNITS); one program owns UNITS units of an item, each in one row,
     for all classes, with LANES threads a unit.
-    Reads the logits out of the caches, 4 / SLOTS a pixel and class, and 8 bytes a pixel; writes 12.
+    Reads the logits out of the caches, 4 / SLOTS a pixel and class, and 8 bytes a pixel; writes 12,
+    or 8 with `reduces`.
     """
     if INNER:
         classes = known_multiple(classes, VECTOR)
@@ -207,6 +210,7 @@ def cross_entropy_kernel(
     b_row, in_map = lines
     b_begin, b_end, weights = units
     b_top, b_bottom, b_down = rows
+    b_first, b_second = columns
     p_item = p_logits + batch * classes * small_height * small_width
     p_lanes = p_item + tl.arange(0, LANES * VECTOR)[None, :].to(tl.int64) * class_step
     corners = corner_pointers(p_lanes, rows, columns, pixel_step)
@@ -216,7 +220,8 @@ def cross_entropy_kernel(
     b_nan = sums[0] != sums[0]
     for t in tl.static_range(1, SLOTS):
         b_nan = b_nan | (sums[t] != sums[t])
-    if rarely(tl.max(tl.max(b_nan.to(tl.int32), axis=1), axis=0) != 0):
+    has_nan = tl.max(tl.max(b_nan.to(tl.int32), axis=1), axis=0) != 0
+    if rarely(has_nan):
         largest, sums = walk_classes(
             corners, b_down, weights, classes, class_step, LANES, VECTOR, EXACT=True
         )
@@ -228,27 +233,48 @@ def cross_entropy_kernel(
         finals += (b_m,)
         b_total = tl.sum(sums[t] * fast_exp(largest[t] - b_m), axis=1, keep_dims=True)
         totals += (b_total,)
-    area = height * width
-    b_top, b_bottom = flat(b_top, LANES), flat(b_bottom, LANES)
-    rows = b_top, b_bottom, flat(b_down, LANES)
+    area = (height * width).to(tl.int64)
+    p_target += batch * area
+    p_loss += batch * area
+    p_statistics += batch * area
+    p_rest = p_statistics + batches * area
+    b_down = flat(b_down, LANES)
+    rows = flat(b_top, LANES), flat(b_bottom, LANES), b_down
+    columns = flat(b_first, LANES), flat(b_second, LANES)
+    corners = corner_pointers(p_item, rows, columns, pixel_step)
+    b_sum = tl.zeros([UNITS * LANES], tl.float32)
+    b_weights = tl.zeros([UNITS * LANES], tl.float32)
     for r in tl.static_range((SLOTS + LANES - 1) // LANES):
         b_slot = r * LANES + tl.arange(0, LANES)[None, :]
         b_x = b_begin + b_slot
         mask = flat(in_map & (b_x < b_end) & (b_slot < SLOTS), LANES)
-        place = batch * area + flat(b_row * width + b_x, LANES)
-        b_target = tl.load(p_target + place, mask=mask, other=0)
-        is_class = (b_target >= 0) & (b_target < classes)
-        p_true = p_item + tl.where(is_class, b_target, 0) * class_step
-        b_x = flat(b_x, LANES)
-        b_true = logit_at(p_true, rows, b_x, small_width, width, scale_x, half_x, pixel_step, mask)
+        b_at = flat(b_row * width + b_x, LANES)
+        b_target = tl.load(p_target + b_at, mask=mask, other=ignore_index)
+        is_class = b_target.to(tl.uint64, bitcast=True) < classes.to(tl.uint64)
+        counts = b_target != ignore_index
+        b_class = tl.where(is_class, b_target, 0)
+        b_right = flat(slot_of_lanes(weights, r, LANES), LANES)
+        b_true = logit_at(corners, b_class * class_step, b_down, b_right, EXACT=False)
+        if rarely(has_nan):
+            b_true = logit_at(corners, b_class * class_step, b_down, b_right, EXACT=True)
         b_m = flat(slot_of_lanes(finals, r, LANES), LANES)
         b_rest = tl.log(flat(slot_of_lanes(totals, r, LANES), LANES))
         b_loss = tl.where(is_class, b_rest - (b_true - b_m), float("nan"))
-        b_loss = tl.where(b_target == ignore_index, 0.0, b_loss)
-        pixels = batches.to(tl.int64) * area
-        tl.store(p_loss + place, b_loss, mask=mask)
-        tl.store(p_statistics + place, b_m, mask=mask)
-        tl.store(p_statistics + pixels + place, b_rest, mask=mask)
+        b_loss = tl.where(counts, b_loss, 0.0)
+        tl.store(p_statistics + b_at, b_m, mask=mask)
+        tl.store(p_rest + b_at, b_rest, mask=mask)
+        if reduces == 0:
+            tl.store(p_loss + b_at, b_loss, mask=mask)
+        b_weight = tl.where(counts, 1.0, 0.0)
+        if weighted != 0:
+            b_weight = tl.load(p_weight + b_class, mask=counts, other=0.0)
+        b_sum = tl.fma(b_weight, b_loss, b_sum)
+        b_weights += b_weight
+    if reduces != 0:
+        loss, total = tl.reduce((b_sum, b_weights), 0, add_both)
+        p_partials += tl.program_id(0)
+        tl.store(p_partials, loss)
+        tl.store(p_partials + tl.num_programs(0), total)
 
 
 def tile_launch(slots: int, inner: bool, vector: int) -> Launch:
@@ -256,24 +282,42 @@ def tile_launch(slots: int, inner: bool, vector: int) -> Launch:
 
 
 def forward(
-    logits: torch.Tensor, target: torch.Tensor, ignore_index: int, align_corners: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unweighted losses [B, H, W] and statistics [2, B, H, W], both float32."""
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    ignore_index: int,
+    align_corners: bool,
+    reduces: int,
+    wide: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses, statistics [2, B, H, W] and share, as `attnops.upsample_cross_entropy` has them."""
     batch, height, width = target.shape
     classes, small_height, small_width = logits.shape[1:]
     rows = Axis.of(small_height, height, align_corners)
     columns = Axis.of(small_width, width, align_corners)
     launch = tile_launch(columns.slots, is_channels_inner(logits), class_vector(logits))
-    loss = logits.new_empty(target.shape, dtype=torch.float32)
+    programs = batch * triton.cdiv(height * columns.units, launch.constants["UNITS"])
     statistics = logits.new_empty((2, *target.shape), dtype=torch.float32)
-    with on_device(logits, target) as (logits, target):
+    if reduces == NONE:
+        loss = logits.new_empty(target.shape, dtype=torch.float32)
+        share, partials = statistics.new_empty((0,)), loss
+    else:
+        loss = logits.new_empty((), dtype=torch.float32 if wide else logits.dtype)
+        share, partials = statistics.new_empty(()), statistics.new_empty((2, programs))
+    with on_device(logits, target, statistics if weight is None else weight) as (
+        logits,
+        target,
+        given,
+    ):
         run(
             cross_entropy_kernel,
-            batch * triton.cdiv(height * columns.units, launch.constants["UNITS"]),
+            programs,
             logits,
             target,
-            loss,
+            given,
+            loss if reduces == NONE else statistics,
             statistics,
+            partials,
             batch,
             classes,
             height,
@@ -287,13 +331,22 @@ def forward(
             columns.scale,
             columns.half,
             ignore_index,
+            int(weight is not None),
+            int(reduces != NONE),
             launch=launch,
         )
-    return loss, statistics
+        if reduces != NONE:
+            divisors = {SUM: 1.0, MEAN: 0.0, MEAN_OF_ALL: float(target.numel())}
+            reduce_losses(partials, loss, share, divisors[reduces])
+    return loss, statistics, share
 
 
 def refuse(
-    logits: torch.Tensor, target: torch.Tensor, ignore_index: int, align_corners: bool
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    ignore_index: int,
+    *options: Any,
 ) -> str | None:
     """The reason why these kernels cannot run an input, None if they can."""
     if not -(2**31) <= ignore_index < 2**31:
@@ -304,7 +357,8 @@ def refuse(
 
 def aot_cases() -> list[AotCase]:
     """Every compilation that `forward` can ask for."""
-    others = {"p_target": "i64", "p_loss": "fp32", "p_statistics": "fp32"}
+    others = dict.fromkeys(("p_weight", "p_loss", "p_statistics", "p_partials"), "fp32")
+    others["p_target"] = "i64"
     return [
         AotCase(cross_entropy_kernel, {"p_logits": dtype, **others}, launch, NUMBERS)
         for dtype, slots in product(TRITON_DTYPES.values(), SLOTS)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from conftest import usable_backends
-from op_calls import CALLS, OpCall
+from op_calls import CALLS, TARGET, OpCall
 from torch import Tensor
 
 import attnops
@@ -17,15 +17,23 @@ from attnops._op import plans, tape
 
 OP = "local_attention"
 ARGMAX = OpCall("upsample_argmax", ((2, 4, 2, 3),), lambda m, x: m.upsample_argmax(x, (5, 7)))
+LOSS = OpCall(
+    "upsample_cross_entropy",
+    ((2, 4, 2, 3),),
+    lambda m, x: m.upsample_cross_entropy(x, TARGET.to(x.device)),
+)
+OTHERS = {"upsample_argmax": ARGMAX, "loss without weights": LOSS}
 SHAPE = (1, 4, 5, 7)
-EVERY = [(name, "channels_last") for name in (*CALLS, "upsample_argmax")]
+EVERY = [(name, "channels_last") for name in (*CALLS, *OTHERS)]
 EVERY += [("strip_conv", "contiguous"), ("nmf", "contiguous"), ("merge_scales max", "contiguous")]
 # Of those in Triton's interpreter, which take seconds each, the others are slow tests.
-FAST = ("anchor_attention", "upsample_gate", "upsample_cross_entropy", "upsample_argmax")
+FAST = ("anchor_attention", "upsample_gate", "upsample_cross_entropy", *OTHERS)
 CASES = [
     pytest.param(name, layout, library, marks=[pytest.mark.slow] * is_slow)
     for name, layout in EVERY
     for library in ("cpu", "triton", "cuda")
+    # The C++ library leaves sums of losses to PyTorch.
+    if library != "cpu" or (CALLS | OTHERS)[name].op != "upsample_cross_entropy"
     for is_slow in [library == "triton" and name not in FAST]
 ]
 
@@ -73,7 +81,7 @@ def results(call: OpCall, tensors: list[Tensor]) -> list[Tensor | None]:
 
 @pytest.mark.parametrize(("name", "layout", "library"), CASES)
 def test_planned_calls_give_the_same(name, layout, library, device, ran, monkeypatch):
-    call = CALLS.get(name, ARGMAX)
+    call = (CALLS | OTHERS)[name]
     if library not in usable_backends(device.type, call.op):
         pytest.skip(f"{library} does not run here")
 

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 import attnops
 from attnops import reference
+from attnops.upsample_cross_entropy import MEAN, NONE, SUM
 
 OP = "upsample_cross_entropy"
 CASES = [  # (B, K, h, w), (H, W)
@@ -74,6 +75,8 @@ def test_weights_of_classes(backend, device, reduction):
     weight = torch.rand(7, device=device) + 0.1
     options = {"reduction": reduction}
     check_op(fused(target, **options), plain(target, **options), [logits, weight])
+    target, given = target.where(target != 255, 2), (weight, 2)
+    check_op(fused(target, *given, **options), plain(target, *given, **options), [logits])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -145,7 +148,7 @@ def test_nothing_valid(backend, device, options):
 def test_threads_do_not_matter(backend, device, threads):
     logits, target = operands(device, torch.float32, (2, 11, 9, 13), (50, 61))
     check_op(fused(target), plain(target), [logits])
-    harness.check_runs_are_bit_equal(fused(target, reduction="none"), [logits])
+    harness.check_runs_are_bit_equal(fused(target), [logits])
 
 
 def test_large_logits_do_not_overflow(backend, device):
@@ -177,11 +180,14 @@ def test_no_pixels(backend, device, batch, size, options):
     assert attnops.upsample_cross_entropy(leaf, target, reduction="none").shape == target.shape
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_opcheck(backend, device, layout):
+@pytest.mark.parametrize(
+    ("layout", "reduces"), [("contiguous", NONE), ("channels_last", MEAN)], ids=str
+)
+def test_opcheck(backend, device, layout, reduces):
     logits, target = operands(device, torch.float32, (2, 4, 5, 6), (10, 12))
     leaf = in_layout(logits, layout).requires_grad_()
-    arguments = (leaf, target, 255, False)
+    weight = None if reduces == NONE else torch.rand(4, device=device)
+    arguments = (leaf, target, weight, 255, False, reduces, False)
     torch.library.opcheck(torch.ops.attnops.upsample_cross_entropy.default, arguments)
 
 
@@ -241,8 +247,10 @@ def test_a_target_that_is_no_class_is_refused_with_its_value():
 def test_a_target_that_is_no_class_gives_nan_where_it_is_not_checked(backend, device):
     logits, target = operands(device, torch.float32, *CASES[0])
     target[1, 3, 4] = 7
-    loss, _, _ = torch.ops.attnops.upsample_cross_entropy(logits, target, 255, False)
+    function = torch.ops.attnops.upsample_cross_entropy
+    loss, *_ = function(logits, target, None, 255, False, NONE, False)
     assert loss[1, 3, 4].isnan() and loss.isnan().sum() == 1
+    assert function(logits, target, None, 255, False, SUM, False)[0].isnan()
 
 
 @harness.bad_input(

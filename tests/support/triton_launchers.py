@@ -28,6 +28,7 @@ from attnops.kernels.local_attention import backward as local_attention_backward
 from attnops.kernels.local_attention import forward as local_attention
 from attnops.kernels.nmf import plan as nmf_plan
 from attnops.kernels.strip_conv import plan as strip_plan
+from attnops.kernels.upsample_cross_entropy import total as losses_total
 from attnops.kernels.upsample_gate import backward as upsample_gate_backward
 from attnops.kernels.upsample_gate import forward as upsample_gate
 
@@ -297,6 +298,20 @@ def test_score_map_launches_are_compiled_ahead(dtype, inner, launches, monkeypat
     run_with_gradients(lambda x: attnops.upsample_cross_entropy(x, target), maps[0])
     with attnops.use_backend("triton"):
         attnops.upsample_argmax(maps[0], (9, 8))
+    assert_compiled_ahead(launches)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("divisor", [0.0, 1.0, 7.0])
+def test_score_map_means_of_many_programs(dtype, divisor, launches):
+    """More partial sums than are read at a time: the last ones are there, and nothing behind."""
+    partials = torch.rand(2, 2501) - 0.25
+    losses, weights = partials.double().sum(dim=1)
+    loss, share = torch.empty((), dtype=dtype), torch.empty(())
+    losses_total.reduce_losses(partials, loss, share, divisor)
+    expected = divisor or weights.item()
+    torch.testing.assert_close(share.item(), 1 / expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss, (losses / expected).to(dtype))
     assert_compiled_ahead(launches)
 
 
