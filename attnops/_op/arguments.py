@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _TENSORS = (Tensor, torch.nn.Parameter)
+_LISTS = (tuple, list)
 _EXACT = {int, bool, str, type(None), torch.dtype}  # equal values of one type mean the same
 
 
@@ -72,8 +73,17 @@ def filled(given: Any, tensors: Sequence[Any]) -> Any:
     kind = type(given)
     if kind is Place:
         return tensors[given[0]]
-    if kind is tuple or kind is list:
-        return kind([filled(item, tensors) for item in given])
+    if kind is tuple or kind is list:  # a call for each item of a list would take too long
+        return kind(
+            [
+                tensors[item[0]]
+                if type(item) is Place
+                else filled(item, tensors)
+                if type(item) in _LISTS
+                else item
+                for item in given
+            ]
+        )
     return given
 
 

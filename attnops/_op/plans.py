@@ -171,13 +171,14 @@ def _is_watched() -> bool:
 
 def _state(device: torch.device) -> tuple[Any, ...]:
     """What else decides: who is to run, and how PyTorch is set."""
-    autocast = torch.is_autocast_enabled(device.type)
+    kind = device.type
+    autocast = torch.is_autocast_enabled(kind)
     return (
         current_backend(),
         torch.is_grad_enabled(),
         torch._C._get_deterministic_algorithms(),
         torch._C._get_fp32_precision_getter("cuda", "matmul"),
-        torch.get_autocast_dtype(device.type) if autocast else None,
+        torch.get_autocast_dtype(kind) if autocast else None,
         _current_index(device),
     )
 

@@ -5,6 +5,7 @@ The same as the gradient that is registered with the dispatcher, with less for t
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,7 +89,8 @@ class Replay:
     """The plan of a public function's call: what it has its op do, and returns of it."""
 
     def __init__(self, order: list[int], known: PlannedCall | None, tape: Any, result: Any) -> None:
-        self._order, self._known, self._tape, self._result = order, known, tape, result
+        self._pick = itemgetter(*order) if len(order) > 1 else tuple
+        self._known, self._tape, self._result = known, tape, result
 
     @classmethod
     def of(cls, call: Call, result: Any) -> Replay | None:
@@ -112,9 +114,9 @@ class Replay:
         return cls(order, known, noting.plan[0], picked)
 
     def __call__(self, call: Call) -> Any:
-        tensors = [call.tensors[n] for n in self._order]
+        tensors = self._pick(call.tensors)
         if self._known is not None:
             outputs = _Recorded.apply(self._known, *tensors)
         else:
-            outputs = self._tape(tensors, [call.addresses[n] for n in self._order])
+            outputs = self._tape(tensors, self._pick(call.addresses))
         return filled(self._result, outputs)

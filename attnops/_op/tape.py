@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_iter
 
-from .arguments import emptied, filled, template
+from .arguments import Place, emptied, filled, template
 
 _ALLOCATIONS = ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided")
 _COMPOSITE = "CompositeImplicitAutograd"
@@ -98,10 +98,15 @@ class _Copy(NamedTuple):
 
 def _view_at(at: At, tensors: Sequence[Tensor]) -> Tensor:
     like, source = at.like, tensors[at.number]
-    if at.offset == 0 and like.shape == source.shape and like.stride() == source.stride():
+    if _is_whole(at, source):
         return source
     start = source.storage_offset() + at.offset // like.element_size()
     return torch.as_strided(source, like.shape, like.stride(), start)
+
+
+def _is_whole(at: At, source: Tensor) -> bool:
+    like = at.like
+    return at.offset == 0 and like.shape == source.shape and like.stride() == source.stride()
 
 
 def _tensor_at(at: At, source: Tensor) -> Tensor:
@@ -128,12 +133,12 @@ class Tape:
         self._outputs, self._allocate = outputs, _allocator(device)
         self._interpreted = any(isinstance(step, _InterpretedLaunch) for step in launches)
 
-    def __call__(self, tensors: list[Tensor], addresses: list[int]) -> Any:
+    def __call__(self, tensors: Sequence[Tensor], addresses: Sequence[int]) -> Any:
         allocate = self._allocate
         made = [allocate(shape, strides, dtype) for shape, strides, dtype in self._made]
-        sources = [*[copy.again(tensors) for copy in self._copies], *made]
+        sources = [*[copy.again(tensors) for copy in self._copies], *made] if self._copies else made
         if self._scratch:
-            sources.append(allocate((self._scratch,), (1,), torch.uint8))
+            sources = [*sources, allocate((self._scratch,), (1,), torch.uint8)]
         if self._interpreted:
             at = [*tensors, *sources]
         else:
@@ -165,7 +170,10 @@ class Native:
     """A compiled op that does all of a call. Called like a Tape.
 
     Args:
-        arguments, outputs: templates, `given` and `made` being what goes into them.
+        copies: of the call's tensors; they are numbered behind those.
+        arguments: a template of the call's tensors, `copies` and `views`.
+        outputs: a template of `made`: numbers of tensors, the op's outputs being behind `copies`,
+            or views of them.
     """
 
     def __init__(
@@ -173,18 +181,22 @@ class Native:
         copies: list[_Copy],
         function: Callable[..., Any],
         arguments: Any,
-        given: list[At],
+        views: list[At],
         outputs: Any,
-        made: list[At],
+        made: list[int | At],
     ) -> None:
         self._copies, self._function = copies, function
-        self._arguments, self._given, self._outputs, self._made = arguments, given, outputs, made
+        self._arguments, self._views, self._outputs, self._made = arguments, views, outputs, made
 
-    def __call__(self, tensors: list[Tensor], addresses: list[int]) -> Any:
-        sources = [*tensors, *[copy.again(tensors) for copy in self._copies]]
-        given = [_view_at(at, sources) for at in self._given]
+    def __call__(self, tensors: Sequence[Tensor], addresses: Sequence[int]) -> Any:
+        sources = [*tensors]
+        if self._copies:
+            sources += [copy.again(tensors) for copy in self._copies]
+        given = sources
+        if self._views:
+            given = [*sources, *[_view_at(at, sources) for at in self._views]]
         emptied(self._function(*filled(self._arguments, given)), sources)
-        made = [_view_at(at, sources) for at in self._made]
+        made = [sources[n] if type(n) is int else _view_at(n, sources) for n in self._made]
         return filled(self._outputs, [x.detach() if x._is_view() else x for x in made])
 
 
@@ -197,6 +209,7 @@ class Recorder(TorchDispatchMode):
         self.tensors = [x.detach() for x in tensors]
         self._kept: list[Tensor] = [*self.tensors]  # no other tensor gets their ids
         self._at = {id(x): At(number, 0, x) for number, x in enumerate(self.tensors)}
+        self._sources = dict(enumerate(self.tensors))  # what addresses count from
         self._copies: list[_Copy] = []
         self._made: list[Tensor] = []
         self._launches: list[tuple[Callable[..., None], list[Any], bool]] = []
@@ -227,6 +240,7 @@ class Recorder(TorchDispatchMode):
     def _note(self, tensor: Tensor, at: At) -> None:
         self._kept.append(tensor)
         self._at[id(tensor)] = at
+        self._sources.setdefault(at.number, tensor)
 
     def _note_copy(self, source: Tensor, copy: Tensor, memory_format: torch.memory_format) -> None:
         at = self._at.get(id(source))
@@ -252,9 +266,20 @@ class Recorder(TorchDispatchMode):
         if None in known or self._native is not None or self._made:
             self.is_complete = False
             return
-        self._native = function, arguments, [*map(_without_memory, known)]
+        views, numbers = [], []
+        for at in known:
+            place = self._place(at)
+            if type(place) is not int:
+                views.append(place)
+                place = self._inputs + len(views) - 1
+            numbers.append(Place(place))
+        self._native = function, filled(arguments, numbers), views
         for n, x in enumerate(tree_iter(found)):
             self._note(x, At(self._inputs + n, 0, x))
+
+    def _place(self, at: At) -> int | At:
+        """The number alone of what is all of a tensor."""
+        return at.number if _is_whole(at, self._sources[at.number]) else _without_memory(at)
 
     @property
     def _inputs(self) -> int:
@@ -323,8 +348,8 @@ class Recorder(TorchDispatchMode):
         known = [self._at.get(id(x)) for x in made]
         if self._launches or any(at is None or at.number < self._inputs for at in known):
             return None
-        views = [*map(_without_memory, known)]
-        return Native(self._copies, *self._native, template(outputs, made), views)
+        places = [*map(self._place, known)]
+        return Native(self._copies, *self._native, template(outputs, made), places)
 
 
 def _launch(start: Callable[..., None], arguments: list[Any], takes_tensors: bool) -> Any:

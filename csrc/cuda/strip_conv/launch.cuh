@@ -3,6 +3,7 @@
 #pragma once
 
 #include <stdexcept>
+#include <vector>
 
 #include "backward_kernels.cuh"
 #include "kernels.cuh"
@@ -20,9 +21,23 @@ inline dim3 strip_grid(int64_t blocks) {
 
 }  // namespace detail
 
+// The plan of a pass. Choosing one takes a microsecond, so a thread keeps those it chose.
 template <typename T>
 StripPlan plan_strip_pass(const StripProblem& problem, StripPass pass) {
-  return plan_strip_conv(problem, pass, sizeof(T), sizeof(accumulator_t<T>));
+  struct Chosen {
+    StripProblem problem;
+    StripPass pass;
+    StripPlan plan;
+  };
+  constexpr size_t kMost = 64;
+  thread_local std::vector<Chosen> known;
+  for (const Chosen& chosen : known) {
+    if (chosen.pass == pass && chosen.problem == problem) return chosen.plan;
+  }
+  if (known.size() == kMost) known.clear();
+  known.push_back(
+      {problem, pass, plan_strip_conv(problem, pass, sizeof(T), sizeof(accumulator_t<T>))});
+  return known.back().plan;
 }
 
 // Maps in the problem's layout.

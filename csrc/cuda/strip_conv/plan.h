@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <tuple>
 #include <vector>
 
 #include "common/host_device.h"
@@ -41,6 +42,15 @@ struct StripProblem {
   bool channels_last;
   int multiprocessors;  // of the device; few tiles are made smaller to occupy them all
 };
+
+inline bool operator==(const StripProblem& a, const StripProblem& b) {
+  const auto all = [](const StripProblem& problem) {
+    return std::tie(problem.batch, problem.channels, problem.height, problem.width,
+                    problem.kernel_height, problem.kernel_width, problem.rows, problem.columns,
+                    problem.channels_last, problem.multiprocessors);
+  };
+  return all(a) == all(b);
+}
 
 inline bool strip_conv_supported(const StripProblem& problem) {
   const auto fits = [](int64_t side) { return side <= kMaxStripSide; };
