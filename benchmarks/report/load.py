@@ -56,6 +56,8 @@ def load(path: Path) -> Results:
             data = json.loads(file.read_text(encoding="utf-8"))
             if file.name == static.FILE:
                 found.static[file] = data
+            elif file.name == static.FIRST_CALLS:
+                continue  # times of compilers, of which no report speaks
             elif file.name == calibration.FILE:
                 found.calibrations[file] = data
             else:

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..report.grid import Grid, number
+from ..report.grid import Grid, markdown, number
 from .inputs import is_first, representative
+from .kernels import MODELLED
 from .launches import Driver
 from .stand_in import on_triton, passes
 
@@ -72,8 +73,8 @@ def totals(rows: Sequence[dict[str, Any]]) -> Grid:
         calls.setdefault(key, []).append(row["seconds"])
     grid.cells += [[*key, str(len(took)), number(sum(took))] for key, took in calls.items()]
     grid.notes.append(
-        "seconds of one processor of this machine, with an empty cache; what an earlier line has "
-        "compiled is not counted again"
+        "CPU seconds of Triton and ptxas on one processor, whatever else it did, with an empty "
+        "cache; what an earlier line of the op has compiled is not counted again"
     )
     return grid
 
@@ -88,6 +89,25 @@ def variants(rows: Sequence[dict[str, Any]]) -> Grid:
         sizes = [str(row["warps"]), str(row["stages"]), number(row["seconds"])]
         grid.cells.append([*names, constants, *sizes])
     return grid
+
+
+def document(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The rows with what they hold for."""
+    import triton
+
+    return {"arch": f"sm_{MODELLED}", "triton": triton.__version__, "rows": list(rows)}
+
+
+def as_markdown(found: dict[str, Any]) -> str:
+    """The document as it is committed."""
+    head = (
+        f"# First calls on {found['arch']}\n\n"
+        f"What Triton {found['triton']} compiles when an op is called for the first time, on the "
+        "op's first input, in bfloat16: later calls, and later processes, find it in Triton's "
+        "cache, and nothing is tuned at run time.\n"
+    )
+    rows = found["rows"]
+    return "\n".join([head, *(markdown(grid) for grid in (totals(rows), variants(rows)))])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -72,13 +72,18 @@ def record(
 
 
 def record_first_calls(ops: Sequence[str], folder: Path) -> list[dict[str, Any]]:
-    """Rows of `first_call`, compiled into an empty cache.
+    """Rows of `first_call`, every op compiled into an empty cache.
 
     Raises:
         subprocess.CalledProcessError: with the end of what the process printed.
     """
-    command = [sys.executable, "-m", "attnops.benchmarks.static.first_call", str(folder), *ops]
-    return _rows_by(command, folder, {"TRITON_CACHE_DIR": str(folder / "cache")})
+    rows = []
+    for op in ops:
+        place = folder / op
+        command = [sys.executable, "-m", "attnops.benchmarks.static.first_call", str(place), op]
+        rows += _rows_by(command, place, {"TRITON_CACHE_DIR": str(place / "cache")})
+        print(f"{op}: {len(rows)} variants so far", file=sys.stderr, flush=True)
+    return rows
 
 
 def record_on_stand_in(

@@ -25,7 +25,7 @@ from .gate import faults
 from .inputs import VARIANTS
 from .words import name_of
 
-FILE = "static.json"
+FILE, FIRST_CALLS = "static.json", "first-call.json"
 
 
 def _widths(found: Mapping[str, int]) -> str:
@@ -183,13 +183,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _show_first_calls(rows: Sequence[dict[str, Any]], out: Path | None) -> int:
-    from .first_call import totals, variants
+    from .first_call import as_markdown, document, totals
 
     show(totals(rows))
     if out is not None:
-        write_whole(out / "first-call.json", json.dumps(rows, indent=1) + "\n")
-        text = "\n".join(markdown(grid) for grid in (totals(rows), variants(rows)))
-        write_whole(out / "first-call.md", f"# First calls on sm_90\n\n{text}")
+        found = document(rows)
+        write_whole(out / FIRST_CALLS, json.dumps(found, indent=1) + "\n")
+        write_whole((out / FIRST_CALLS).with_suffix(".md"), as_markdown(found))
     return 0
 
 

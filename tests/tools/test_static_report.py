@@ -19,6 +19,8 @@ import attnops
 pytest.importorskip("triton")
 
 from attnops.benchmarks.ops.cases import OpCase
+from attnops.benchmarks.report.load import load
+from attnops.benchmarks.report.records import RESULTS
 from attnops.benchmarks.static import compare, costs, estimate, first_call, measure, rows, table
 from attnops.benchmarks.static.inputs import VARIANTS, representative
 from attnops.benchmarks.static.loops import Piece, pieces
@@ -184,7 +186,7 @@ def test_launchers_choose_for_the_architecture_that_is_compiled(arch, generation
     assert launch.warps == (4 if generation == 9 else 8)
 
 
-def test_first_calls_list_what_they_compile_once() -> None:
+def test_first_calls_list_what_they_compile_once(tmp_path: Path) -> None:
     launch = SimpleNamespace(constants={"TILE": 8}, warps=4, stages=2, options=dict)
     compiler = first_call.Compiler()
     for code in ("a", "b", "a"):
@@ -200,3 +202,16 @@ def test_first_calls_list_what_they_compile_once() -> None:
     assert first_call.variants(rows).cells[1] == [
         *("nmf", "b_kernel", "contiguous", "forward", "TILE=8", "4", "2", "1.5")
     ]
+    assert table._show_first_calls(rows, tmp_path) == 0
+    written = tmp_path / table.FIRST_CALLS
+    assert json.loads(written.read_text())["rows"] == rows
+    text = written.with_suffix(".md").read_text()
+    assert "| nmf | contiguous | forward | 2 | 3 |" in text and "| nmf | b_kernel |" in text
+    results = load(tmp_path)
+    assert not results.static and not results.left_out
+
+
+def test_committed_first_calls_are_of_every_op() -> None:
+    found = json.loads((RESULTS / "static-sm90" / table.FIRST_CALLS).read_text())["rows"]
+    assert {row["op"] for row in found} == set(VARIANTS)
+    assert all(row["seconds"] > 0 for row in found)
