@@ -58,6 +58,20 @@ def test_chooses_the_largest(backend, device, case, dtype, align_corners):
         assert clear.all()
 
 
+@pytest.mark.parametrize("align_corners", [False, True], ids=["", "aligned"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_regions_of_one_class(backend, device, layout, dtype, align_corners):
+    """Nearly all pixels lie between logits that agree about their class."""
+    skip_unsupported(backend, dtype)
+    regions = torch.randn(2, 19, 3, 2).repeat_interleave(4, 2).repeat_interleave(5, 3)
+    logits = (regions + 0.1 * torch.randn(2, 19, 12, 10)).to(device, dtype)
+    for size in ((96, 80), (50, 75)):
+        labels, _ = check(in_layout(logits, layout), size, align_corners)
+        flat = labels[:, 1:, 1:] == labels[:, :-1, :-1]
+        assert len(labels.unique()) > 2 and flat.float().mean() > 0.8
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(backend, device, layout):
     logits = torch.randn(2, 6, 7, 9, device=device)

@@ -90,15 +90,25 @@ class BlendedRows {
     held_[0] = held_[1] = -1;
   }
 
-  // Whether neither row of the last blend has an infinity or NaN: blends of it have none, either.
+  // Whether neither of the rows read last has an infinity or NaN: blends of them have none, either.
   bool finite() const { return finite_[last_[0]] && finite_[last_[1]]; }
+
+  // Reads the rows of the map that output row y is a blend of.
+  void read(int64_t y) {
+    const ResizeAxis& axis = map_.rows;
+    last_[0] = get(axis.first[y], axis.second[y]);
+    last_[1] = get(axis.second[y], axis.first[y]);
+  }
+
+  // Those rows [w][lanes]: i = 0 the first, i = 1 the second, and where it is held.
+  const C* source(int i) const { return rows_[last_[i]]; }
+  int place(int i) const { return last_[i]; }
 
   // [w][lanes] for output row y, to be blended horizontally; valid up to the next call.
   const C* blend(int64_t y) {
     const ResizeAxis& axis = map_.rows;
-    last_[0] = get(axis.first[y], axis.second[y]);
-    last_[1] = get(axis.second[y], axis.first[y]);
-    const C *top = rows_[last_[0]], *bottom = rows_[last_[1]];
+    read(y);
+    const C *top = source(0), *bottom = source(1);
     if (top == bottom) return top;
     const C low = static_cast<C>(axis.weight[y]), high = C(1) - low;
     for (int64_t i = 0; i < row_; i += kWidth<C>)

@@ -6,10 +6,12 @@
 // Threads take runs of output rows, and in the backward runs of rows of logits with all output rows
 // that read them, gathered in a fixed order. For an output row the two rows of logits that it reads
 // are blended to [w][classes], which the first-level cache holds; every pixel then blends two of
-// its columns and is finished: no resized map exists.
+// its columns and is finished: no resized map exists. Labels that four logits agree about are known
+// without a blend.
 //
 // host.cpp makes the tables of the resize and deals out rows; resize/class_rows.h blends rows and
-// gathers gradients; kernels.cpp finishes pixels. Here: what host and kernels share.
+// gathers gradients; labels.h finds labels, kernels.cpp losses and gradients. Here: what host and
+// kernels share.
 #pragma once
 
 #include <cstdint>

@@ -2,6 +2,7 @@
 // per instruction set.
 #include "cpu/resize/class_rows.h"
 #include "host.h"
+#include "labels.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
 namespace {
@@ -24,11 +25,6 @@ struct ClassesEntries {
   using I = typename Vec<C>::I;
   static constexpr int64_t kW = kWidth<C>;
 
-  // The logit of a lane without a class, which none of a class is below: finite, because blends of
-  // infinities are NaN. Where logits are not all finite, it becomes minus infinity.
-  static constexpr C kNothing =
-      sizeof(C) == 4 ? -static_cast<C>(__FLT_MAX__) : -static_cast<C>(__DBL_MAX__);
-
   // What a worker needs; `held` rows of gradients of logits.
   struct Worker {
     Arena arena;
@@ -40,86 +36,23 @@ struct ClassesEntries {
     Worker(const ClassesShape& s, int64_t held, void* scratch)
         : arena(scratch),
           lanes(lanes_for<C>(s.classes)),
-          rows(arena, s, kNothing),
+          rows(arena, s, kNothing<C>),
           gradients(arena, s, held),
           pixel(arena.take<C>(lanes)) {}
   };
 
   static int64_t scratch_bytes(const ClassesShape& s, int64_t held) {
-    return Worker(s, held, nullptr).arena.bytes();
-  }
-
-  // The logits of a pixel between columns a and b. kFinite: all of them are.
-  template <bool kFinite>
-  ATTNOPS_INLINE V pixel_logits(const C* a, const C* b, C left, C right, int64_t k,
-                                int64_t classes) {
-    const V v = left * load(a + k) + right * load(b + k);
-    if (kFinite || k + kW <= classes) return v;
-    C lanes[kW];
-    store(lanes, v);
-    for (int64_t i = classes - k; i < kW; ++i) lanes[i] = -C(__builtin_inf());
-    return load(lanes);
+    Arena arena(nullptr);
+    RowLabels<S>(arena, s);
+    return max64(arena.bytes(), Worker(s, held, nullptr).arena.bytes());
   }
 
   static void labels(const ClassesShape& s, const void* logits, int64_t* out, int64_t begin,
                      int64_t end, void* scratch) {
-    Worker worker(s, 0, scratch);
-    worker.rows.start(static_cast<const S*>(logits));
-    for (int64_t y = begin; y < end; ++y) {
-      const C* blend = worker.rows.blend(y);
-      int64_t* row = out + y * s.columns.outputs;
-      if (worker.rows.finite())
-        label_row<true>(s, blend, worker.lanes, row);
-      else
-        label_row<false>(s, blend, worker.lanes, row);
-    }
-  }
-
-  template <bool kFinite>
-  static void label_row(const ClassesShape& s, const C* blend, int64_t lanes, int64_t* out) {
-    I lane;
-    for (int64_t i = 0; i < kW; ++i) lane[i] = static_cast<typename Vec<C>::Int>(i);
-    const int64_t width = s.columns.outputs;
-    for (int64_t x = 0; x < width; x += kW) {
-      V best[kW] = {}, index[kW] = {};
-      const int64_t count = min64(kW, width - x);
-      for (int64_t p = 0; p < count; ++p) {
-        const C right = static_cast<C>(s.columns.weight[x + p]), left = C(1) - right;
-        const C* a = blend + s.columns.first[x + p] * lanes;
-        const C* b = blend + s.columns.second[x + p] * lanes;
-        V most = pixel_logits<kFinite>(a, b, left, right, 0, s.classes);
-        I found = lane, current = lane;
-        for (int64_t k = kW; k < lanes; k += kW) {
-          const V v = pixel_logits<kFinite>(a, b, left, right, k, s.classes);
-          current += static_cast<typename Vec<C>::Int>(kW);
-          const I better = is_better<kFinite>(v, most);
-          most = better ? v : most;
-          found = better ? current : found;
-        }
-        best[p] = most;
-        index[p] = (V)found;
-      }
-      // A lane of all pixels becomes a vector, and vectors are compared.
-      transpose_steps<C>(best);
-      transpose_steps<C>(index);
-      V most = best[0];
-      I found = (I)index[0];
-      for (int64_t i = 1; i < kW; ++i) {
-        const I other = (I)index[i];
-        const I same = ~is_better<kFinite>(most, best[i]) & (I)(other < found);
-        const I better = is_better<kFinite>(best[i], most) | same;
-        most = better ? best[i] : most;
-        found = better ? other : found;
-      }
-      for (int64_t p = 0; p < count; ++p) out[x + p] = found[p];
-    }
-  }
-
-  // NaN is larger than anything but NaN.
-  template <bool kFinite>
-  ATTNOPS_INLINE I is_better(V v, V than) {
-    const I larger = (I)(v > than);
-    return kFinite ? larger : larger | ((I)(v != v) & (I)(than == than));
+    Arena arena(scratch);
+    RowLabels<S> rows(arena, s);
+    rows.start(static_cast<const S*>(logits));
+    for (int64_t y = begin; y < end; ++y) rows.find(y, out + y * s.columns.outputs);
   }
 
   static void losses(const ClassesShape& s, const void* logits, const int64_t* target, void* loss_,
