@@ -61,9 +61,12 @@ def compile_package(program: torch.export.ExportedProgram, path: Path) -> None:
     """Compile an exported graph into the AOTInductor package `path`, which ends in .pt2."""
     import torch._inductor
 
+    from .packing import PackedConvolutions
+
+    options = OPTIONS | {"post_grad_custom_pre_pass": PackedConvolutions()}
     with torch.no_grad():
         torch._inductor.aoti_compile_and_package(
-            program, package_path=str(path), inductor_configs=OPTIONS
+            program, package_path=str(path), inductor_configs=options
         )
 
 

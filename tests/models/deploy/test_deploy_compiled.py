@@ -15,6 +15,7 @@ import pytest
 import torch
 from small_network import small_network
 from tiny_networks import FAMILIES, tiny_network
+from torch import nn
 
 from attnops.models import deploy, load_deployed
 
@@ -65,6 +66,20 @@ def test_threads_get_their_own_answers(compiled):
     with ThreadPoolExecutor(32) as pool:
         found = list(pool.map(compiled.logits, images * 16))
     assert all(torch.equal(a, b) for a, b in zip(found, wanted * 16, strict=True))
+
+
+def test_weights_are_laid_out_before_calls(compiled, capfd):
+    """oneDNN says what it runs; a reorder names the shape of what it lays out."""
+    images = torch.randn(1, 3, 72, 40)
+    with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+        compiled.logits(images)
+    lines = capfd.readouterr().out.splitlines()
+    convolutions = [line for line in lines if ",exec,cpu,convolution," in line]
+    reorders = [line.split(",") for line in lines if ",exec,cpu,reorder," in line]
+    convs = [m for m in small_network().modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
+    shapes = {"x".join(map(str, conv.weight.shape)) for conv in convs}
+    assert len(convolutions) == len(convs) - 1, "all but that of the bases"
+    assert not [line for line in reorders if shapes.intersection(line)]
 
 
 ELSEWHERE = """
