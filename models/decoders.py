@@ -162,6 +162,9 @@ class Decoder(nn.Module):
         seed: of its bases; None: drawn anew in every forward.
         dropout: rate of the Dropout2d at the end.
 
+    Attributes:
+        widths: channels of the maps that the squeeze joins.
+
     Shapes: four maps -> `[B, channels, h, w]` at the size of the second.
     """
 
@@ -175,7 +178,8 @@ class Decoder(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.squeeze = ConvNormReLU(sum(widths[1:]), channels)
+        self.widths = tuple(widths[1:])
+        self.squeeze = ConvNormReLU(sum(self.widths), channels)
         self.context = CONTEXTS[context](channels, rank, seed)
         self.align = ConvNormReLU(channels, channels)
         self.dropout = nn.Dropout2d(dropout)

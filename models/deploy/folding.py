@@ -18,6 +18,8 @@ from attnops.nn._projection import Projection
 from attnops.nn.ann import Fusion
 from attnops.nn.functional import has_fixed_statistics, is_pointwise, runs_as_built
 
+from ..decoders import Decoder
+from .decoder import FoldedDecoder, can_fold_decoder
 from .mscan import FoldedBlock, can_fold_block
 
 _CONVOLUTIONS = (torch.nn.functional.conv2d, torch.conv2d)
@@ -64,6 +66,9 @@ def _fold_blocks(network: nn.Module) -> None:
     for block in [module for module in network.modules() if type(module) is MSCABlock]:
         if can_fold_block(block):
             _replace(network, block, FoldedBlock(block))
+    for decoder in [module for module in network.modules() if type(module) is Decoder]:
+        if can_fold_decoder(decoder):
+            _replace(network, decoder, FoldedDecoder(decoder))
 
 
 def _folds_by_hand(module: nn.Module) -> bool:
