@@ -29,9 +29,10 @@ from .compilation import (
     fused_ops,
 )
 from .folding import fold
-from .inner_ops import called_directly
+from .inner_ops import direct_calls
 from .interface import Interface
 from .memory import keep_freed_memory
+from .norms import NORMS
 from .package import copy_package, read_facts, write_facts
 from .processor import emulates_bfloat16
 from .report import Report
@@ -274,11 +275,13 @@ def _compiled(maps: _Maps, interface: Interface, report: Report) -> Deployed:
     interface = replace(interface, smallest_side=least)
     program = export(maps, interface.in_channels)
     report = replace(report, compiled=True, reason="", fused_ops=fused_ops(program))
-    program, direct = called_directly(program)
+    direct = direct_calls()
+    with torch.no_grad():
+        program = program.run_decompositions(NORMS | direct)
     folder = tempfile.TemporaryDirectory(prefix="attnops-")
     package = Path(folder.name) / "network.pt2"
     compile_package(program, package)
-    write_facts(package, interface, report, direct)
+    write_facts(package, interface, report, needs_library=bool(direct))
     compiled = CompiledMaps(package)
     with torch.no_grad():
         check_agreement(compiled, maps, interface.in_channels, least, TOLERANCES[report.dtype])

@@ -28,18 +28,14 @@ def has_library() -> bool:
     return all(available[name]["cpu"] for name in DIRECT)
 
 
-def called_directly(
-    program: torch.export.ExportedProgram,
-) -> tuple[torch.export.ExportedProgram, bool]:
-    """A graph that calls the C++ library, and whether it does: not where another backend was
-    chosen, or the library is not there.
+def direct_calls() -> dict[Any, Callable[..., tuple[Tensor, ...]]]:
+    """For every op of `DIRECT` what calls the C++ library in its place; nothing where another
+    backend was chosen, or the library is not there.
     """
     if current_backend() not in ("auto", "cpu") or not has_library():
-        return program, False
+        return {}
     ops = [op for op in OPS if op.name in DIRECT]
-    table = {getattr(torch.ops.attnops, op.name).default: _direct(op) for op in ops}
-    with torch.no_grad():
-        return program.run_decompositions(table), True
+    return {getattr(torch.ops.attnops, op.name).default: _direct(op) for op in ops}
 
 
 def _direct(op: Op) -> Callable[..., tuple[Tensor, ...]]:
