@@ -156,7 +156,7 @@ class Document:
     rows: list[Row] = field(default_factory=list)
     parts: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
-    run: Run | None = field(default_factory=current)
+    run: Run | None = field(default_factory=current, compare=False)
     command: list[str] = field(default_factory=list)
     seconds: float | None = None
 
