@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..report.records import RESULTS, write_whole
-from . import costs, readme, support
+from . import costs, first_screen, readme, support
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 # What stands between the two comments is written by this command.
@@ -28,7 +28,8 @@ def pages(docs: Path = DOCS, results: Path = RESULTS) -> dict[Path, str]:
         path = docs / "ops" / f"{op}.md"
         wanted[path] = _filled(path, tables)
     path = docs.parent / "README.md"
-    wanted[path] = _filled(path, readme.tables(list(support.CALLS), results))
+    tables = readme.tables(list(support.CALLS), results) | first_screen.tables(results)
+    wanted[path] = _filled(path, tables)
     return wanted
 
 
