@@ -44,5 +44,5 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
                 axes.plot(*zip(*run["val_miou"], strict=True), marker="o", label=run["name"])
             axes.set_title("mIoU on the validation split", loc="left")
             axes.set_xlabel("step")
-            axes.legend(frameon=False)
+            axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1))
         save(figure, path)
