@@ -113,7 +113,7 @@ class RowLabels {
     const C* blend = known < width ? rows_.blend(y) : nullptr;
     if (!finite)
       find_all<false>(blend, out);
-    else if (known < width / kFewest)
+    else if (known == 0 || known < width / kFewest)  // cells are there only where some are known
       find_all<true>(blend, out);
     else
       find_others(blend, out);
