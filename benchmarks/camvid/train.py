@@ -21,17 +21,18 @@ SCALES = ("--scales", "1", "1.5", "2", "--flip")  # the longer runs also with th
 def train_missing(root: Path, runs: Path, pretrained: Path | None, workers: int) -> None:
     """Train and evaluate every run of the plan that is not done; one that was cut off goes on."""
     for run in RUNS:
-        if all(path.is_file() for path in _scores_files(runs, run)):
-            continue
+        scores = _scores_files(runs, run)
         common = ["--data.root", str(root)]
         train = ["train", "--config", run.network.recipe, "--name", run.name, *common]
         train += ["--seed_everything", str(SEED), "--data.num_workers", str(workers)]
         train += ["--trainer.default_root_dir", str(runs), "--resume", "auto"]
-        _command(run.heads, train + options_of(run, pretrained, runs))
+        if not scores[0].is_file():
+            _command(run.heads, train + options_of(run, pretrained, runs))
         checkpoint = str(checkpoint_of(runs, run.name))
         evaluate = ["eval", "--checkpoint", checkpoint, *common, "--data.split", SPLIT]
-        for path, options in zip(_scores_files(runs, run), ((), SCALES), strict=False):
-            _command(run.heads, [*evaluate, *options, "--out", str(path.parent)])
+        for path, options in zip(scores, ((), SCALES), strict=False):
+            if not path.is_file():
+                _command(run.heads, [*evaluate, *options, "--out", str(path.parent)])
 
 
 def _command(heads: str, arguments: list[str]) -> None:

@@ -51,8 +51,9 @@ def _labels(rows: list[Row]) -> str:
     if last is None:
         return "Labels of whole networks are not measured."
     ends = [";"] * (len(parts) - 1) + ["."]
-    where = f"{last.threads} threads: {last.device.strip()} (torch {last.torch})"
-    start = f"SegNeXt-T with 150 classes, deployed, labels a {SIDE}x{SIDE} image; {where}:"
+    start = f"SegNeXt-T with 150 classes, deployed, labels a {SIDE}x{SIDE} image in channels_last"
+    where = f"{last.threads} threads: {last.device.strip()}"
+    start += f"\n({where}; torch {last.torch}; all in turn in one process, glibc as it is):"
     return "\n".join([start, *(f"{part}{end}" for part, end in zip(parts, ends, strict=True))])
 
 

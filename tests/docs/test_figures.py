@@ -46,7 +46,9 @@ def test_figures_of_the_first_screen(tmp_path) -> None:
     document.save(tmp_path / "x.json")
     found = first_screen.tables(tmp_path)
     assert "float32 **50 ms**, OpenVINO 140 ms." in found["labels"]
-    assert "image; 2 threads: Processor" in found["labels"] and "onnxruntime" not in found["labels"]
+    assert (
+        "(2 threads: Processor; torch" in found["labels"] and "onnxruntime" not in found["labels"]
+    )
     assert found["blocks"].splitlines()[2:] == [
         "| **attnops APNB, the paper's equations** | 10 ms | 4 MiB |"
     ]

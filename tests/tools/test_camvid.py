@@ -77,3 +77,21 @@ def test_tables_of_finished_runs(tmp_path, capsys):
     (found, *_) = train.collect(tmp_path / "runs")
     assert found["loss"] == [[10, 2.5], [20, 1.25]] and found["val_miou"] == [[20, 0.125]]
     capsys.readouterr()
+
+
+def test_only_what_is_missing_runs(monkeypatch, tmp_path) -> None:
+    commands = []
+    monkeypatch.setattr(train, "_command", lambda heads, line: commands.append(line))
+    for run in plan.RUNS:
+        finish(tmp_path, run, 0.5)
+    train.train_missing(tmp_path, tmp_path, None, workers=1)
+    assert commands == []
+    longer = next(run for run in plan.RUNS if run.part == plan.LONGER)
+    whole, scales = train._scores_files(tmp_path, longer)
+    scales.unlink()
+    train.train_missing(tmp_path, tmp_path, None, workers=1)
+    assert [line[0] for line in commands] == ["eval"] and "--flip" in commands[0]
+    whole.unlink()
+    commands.clear()
+    train.train_missing(tmp_path, tmp_path, None, workers=1)
+    assert [line[0] for line in commands] == ["train", "eval", "eval"]
