@@ -12,9 +12,15 @@ PART = "camvid"  # of a result document
 
 
 def grids(part: dict[str, Any]) -> list[Grid]:
-    """The same budget, the longer runs, and the classes of these."""
+    """The same budget, the longer runs, the classes of these, and labels after deployment."""
     runs, costs = part["runs"], part["costs"]
-    return [table for table in (_same(runs, costs), _longer(runs), _classes(runs)) if table.cells]
+    tables = (
+        _same(runs, costs),
+        _longer(runs),
+        _classes(runs),
+        _deployed(part.get("deployed", [])),
+    )
+    return [table for table in tables if table.cells]
 
 
 def _same(runs: list[dict[str, Any]], costs: list[dict[str, Any]]) -> Grid:
@@ -89,6 +95,26 @@ def _classes(runs: list[dict[str, Any]]) -> Grid:
     cells = [(name, *(_figure(run["iou"][name]) for run in longer)) for name in names]
     header = ["class", *(f"{run['network']}, {run['name'].rpartition('_')[2]}" for run in longer)]
     return Grid("IoU of every class", header, cells)
+
+
+def _deployed(rows: list[dict[str, Any]]) -> Grid:
+    cells = [
+        (
+            row["network"],
+            row["run"],
+            row["dtype"],
+            f"{100 * row['equal']:.3f} %",
+            f"{row['logits_error']:.1e}",
+            str(row["images"]),
+        )
+        for row in rows
+    ]
+    notes = [
+        "`models.deploy`, compiled, against `predict` in float32 on images of the test split, with "
+        "the trained weights. Logits: largest difference over the largest value.",
+    ]
+    header = ["network", "run", "precision", "equal labels", "logits differ", "images"]
+    return Grid("Labels of deployed networks", header, cells, notes)
 
 
 def _figure(value: float | None) -> str:

@@ -3,8 +3,9 @@
     python -m attnops.benchmarks camvid --root DATA --runs DIR [--pretrained FILE] [--out DIR]
 
 Trains what is not yet in --runs (hours on a small CPU; a run that was cut off goes on), evaluates
-on the test split, then measures a training step of both kinds of heads in turn (a quiet machine
-matters only for that). --out receives camvid.json, camvid.md and camvid.png.
+on the test split, measures a training step of both kinds of heads in turn (a quiet machine matters
+only for that), then counts the labels that deployment for a CPU changes. --out receives
+camvid.json, camvid.md and camvid.png.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from ..report.records import Document, write_whole
 from . import train
 from .grids import PART, grids
 
+PARTS = ("train", "cost", "deployed", "report")
+
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("attnops bench camvid", description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, required=True, help="CamVid in SegNet's layout")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--pretrained", type=Path, help="timm's weights of tf_efficientnet_lite0")
-    parser.add_argument("--only", choices=("train", "cost", "report"), help="one part of it")
+    parser.add_argument("--only", choices=PARTS, help="one part of it")
     parser.add_argument("--workers", type=positive_integer, default=2, help="that load images")
     parser.add_argument("--threads", type=positive_integer, help="CPU threads")
     parser.add_argument("--seconds", type=float, default=10.0, help="of steps, for each row")
@@ -40,15 +43,22 @@ def main(arguments: Sequence[str]) -> int:
         train.train_missing(chosen.root, chosen.runs, chosen.pretrained, chosen.workers)
     document = Document()
     kept = chosen.out / "camvid.json" if chosen.out else None
-    costs = []
+    costs, labels = [], []
+    if kept is not None and kept.is_file():  # those of the last run, with its environment
+        last = Document.load(kept)
+        costs, labels = last.parts[PART]["costs"], last.parts[PART].get("deployed", [])
+        if chosen.only != "cost":
+            document = last
     if chosen.only in (None, "cost"):
         from . import cost
 
         costs = cost.measure(chosen.root, chosen.pretrained, chosen.seconds)
-    elif kept is not None and kept.is_file():  # those of the last run, with its environment
-        document = Document.load(kept)
-        costs = document.parts[PART]["costs"]
-    document.parts[PART] = {"runs": train.collect(chosen.runs), "costs": costs}
+    if chosen.only in (None, "deployed"):
+        from . import deployed
+
+        labels = deployed.measure(chosen.root, chosen.runs)
+    runs = train.collect(chosen.runs)
+    document.parts[PART] = {"runs": runs, "costs": costs, "deployed": labels}
     for table in grids(document.parts[PART]):
         show(table)
     if chosen.out:

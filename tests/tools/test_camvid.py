@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 pytest.importorskip("lightning")
 
-from attnops.benchmarks.camvid import grids, plan, table, train
+from attnops.benchmarks.camvid import deployed, grids, plan, table, train
 from attnops.benchmarks.measure.glibc import SETTINGS
 from attnops.benchmarks.report.records import Document
+from attnops.models import create_model, deploy
 from attnops.training.recipes import list_recipes
 
 
@@ -61,7 +63,9 @@ def test_tables_of_finished_runs(tmp_path, capsys):
     ]
     out = tmp_path / "out"
     document = Document()
-    document.parts[grids.PART] = {"runs": [], "costs": costs}
+    labels = {"network": "N", "run": "r", "dtype": "float32", "equal": 0.5, "logits_error": 2e-5}
+    labels = [labels | {"images": 32}]
+    document.parts[grids.PART] = {"runs": [], "costs": costs, "deployed": labels}
     document.save(out / "camvid.json")
     arguments = ["--root", "x", "--runs", tmp_path / "runs", "--only", "report", "--out", out]
     assert table.main(list(map(str, arguments))) == 0
@@ -72,6 +76,7 @@ def test_tables_of_finished_runs(tmp_path, capsys):
     )
     assert "| SegNeXt-T | fast | 1500 + 2500 | 0.625 | 0.800 | 0.688 |" in text
     assert "| SegNeXt-T | fast | 1500 + 2500 + 1500 | 0.750 |" in text
+    assert "| N | r | float32 | 50.000 % | 2.0e-05 | 32 |" in text
     assert "| sky | 0.900 |" in text and "| car | - |" in text
     assert (out / "camvid.png").stat().st_size > 10_000
     (found, *_) = train.collect(tmp_path / "runs")
@@ -95,3 +100,39 @@ def test_only_what_is_missing_runs(monkeypatch, tmp_path) -> None:
     commands.clear()
     train.train_missing(tmp_path, tmp_path, None, workers=1)
     assert [line[0] for line in commands] == ["train", "eval", "eval"]
+
+
+def test_the_longest_run_of_every_network_is_deployed(tmp_path) -> None:
+    for name in ("segnext_t_fast", "segnext_t_reference", "segnext_t_1500", "ann_lite0_reference"):
+        plan.folder_of(tmp_path, name).mkdir()
+        plan.checkpoint_of(tmp_path, name).touch()
+    assert [run.name for run in deployed.trained(tmp_path)] == ["segnext_t_1500"]
+
+
+def test_labels_of_a_deployed_checkpoint(tmp_path, monkeypatch) -> None:
+    """The share of equal labels, with a deployment that changes those of one image in two."""
+    network = create_model("segnext_t", num_classes=11)
+    images = torch.randint(256, (4, 3, 64, 96), dtype=torch.uint8)
+    monkeypatch.setattr(deployed, "load_trained", lambda path: (network, None))
+    split = {"test": [(image, None) for image in images]}
+    data = type("Data", (), {"split": lambda self, name: split[name]})()
+    monkeypatch.setattr(deployed, "open_data", lambda root: data)
+
+    def broken(model, dtype, compile, seed):
+        made = deploy(model, dtype=dtype, compile=False, seed=seed, keep_memory=False)
+
+        class Half:
+            calls = 0
+
+            def __call__(self, image):
+                self.calls += 1
+                return made(image) if self.calls % 2 else torch.full((1, 64, 96), 11)
+
+            logits = staticmethod(made.logits)
+
+        return Half()
+
+    monkeypatch.setattr(deployed, "deploy", broken)
+    row = deployed.compare(tmp_path, "float32", tmp_path, 32)
+    assert row["images"] == 4 and row["equal"] == pytest.approx(0.5, abs=1e-3)
+    assert 0 <= row["logits_error"] < 1e-4
