@@ -50,10 +50,11 @@ def export(maps: nn.Module, in_channels: int) -> torch.export.ExportedProgram:
 
 
 def fused_ops(program: torch.export.ExportedProgram) -> dict[str, int]:
-    """How often each op of attnops is called in a graph and those inside it."""
+    """How often each op of attnops or of its C++ library is called in a graph and those inside."""
+    ours = ("attnops", "attnops_cpu")
     graphs = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
     targets = [node.target for graph in graphs for node in graph.graph.nodes]
-    ops = (t for t in targets if isinstance(t, torch._ops.OpOverload) and t.namespace == "attnops")
+    ops = (t for t in targets if isinstance(t, torch._ops.OpOverload) and t.namespace in ours)
     return dict(Counter(op._opname for op in ops))
 
 

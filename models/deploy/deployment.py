@@ -28,6 +28,7 @@ from .compilation import (
     export,
     fused_ops,
 )
+from .feed_forward import ResidualFeedForward
 from .folding import fold
 from .inner_ops import direct_calls
 from .interface import Interface
@@ -228,6 +229,9 @@ class _Maps(nn.Module):
     def finish(self) -> None:
         """Lay out the weights, of which convolutions have those of their dtype."""
         self.to(memory_format=torch.channels_last)
+        for module in list(self.modules()):
+            if isinstance(module, ResidualFeedForward):
+                module.lay_out(torch.bfloat16 if self.half else torch.float32)
         for module in self.modules():
             if self.half and type(module) is nn.Conv2d:
                 module.to(torch.bfloat16)

@@ -1,7 +1,9 @@
 """Calls of the C++ kernels without the ops of attnops around them.
 
 An op of attnops chooses its implementation in Python whenever it runs. In a compiled network there
-is nothing to choose: those that a network runs dozens of times go to the C++ library directly.
+is nothing to choose: those that a network runs dozens of times go to the C++ library directly. One
+of the library's is no op of attnops, because only weights that never change again can be laid out
+for it: the feed-forward network of SegNeXt (`ResidualFeedForward`).
 """
 
 from __future__ import annotations
@@ -17,25 +19,43 @@ from attnops._choice import current_backend
 from attnops._op import OPS, Op
 
 DIRECT = ("depthwise_gelu", "nmf", "strip_conv")
+FEED_FORWARD = "feed_forward"
 
 _library = torch.library.Library("attnops_cpu", "FRAGMENT")
 _known: set[str] = set()
 
 
 def has_library() -> bool:
-    """Whether the C++ library with `DIRECT` is loaded."""
+    """Whether the C++ library with `DIRECT` and `FEED_FORWARD` is loaded."""
     available = attnops.backends()
-    return all(available[name]["cpu"] for name in DIRECT)
+    inner = torch.ops.attnops_cpu
+    return all(available[name]["cpu"] for name in DIRECT) and hasattr(inner, FEED_FORWARD)
+
+
+def runs_inner_ops() -> bool:
+    """Whether that library is there, and no other backend was chosen."""
+    return current_backend() in ("auto", "cpu") and has_library()
 
 
 def direct_calls() -> dict[Any, Callable[..., tuple[Tensor, ...]]]:
     """For every op of `DIRECT` what calls the C++ library in its place; nothing where another
     backend was chosen, or the library is not there.
     """
-    if current_backend() not in ("auto", "cpu") or not has_library():
+    if not runs_inner_ops():
         return {}
     ops = [op for op in OPS if op.name in DIRECT]
     return {getattr(torch.ops.attnops, op.name).default: _direct(op) for op in ops}
+
+
+def declare_feed_forward() -> None:
+    """Tell compilers what `attnops_cpu::feed_forward` gives."""
+    if FEED_FORWARD not in _known:
+        torch.library.register_fake(f"attnops_cpu::{FEED_FORWARD}", _like_first, lib=_library)
+        _known.add(FEED_FORWARD)
+
+
+def _like_first(x: Tensor, *weights: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
 
 
 def _direct(op: Op) -> Callable[..., tuple[Tensor, ...]]:

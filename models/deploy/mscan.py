@@ -17,6 +17,8 @@ from attnops.nn.functional import (
 )
 from attnops.nn.mscan import ConvolutionalAttention, ConvolutionalFeedForward
 
+from .feed_forward import ResidualFeedForward
+
 
 def can_fold_block(block: MSCABlock) -> bool:
     """Whether `block` and the parts that folding changes are as they were built."""
@@ -54,15 +56,15 @@ class FoldedBlock(nn.Module):
         self.project_out = _fold_after(attention.project_out, scale, scale * shift)
         kept = (1.0 + scale * factor).to(block.scale1.dtype)
         self.register_buffer("kept", kept[:, None, None].clone())
-        self.feed_forward = block.feed_forward
-        _fold_before(self.feed_forward.expand, *_affine(block.norm2))
-        _fold_after(self.feed_forward.contract, block.scale2.detach().double(), 0.0)
+        _fold_before(block.feed_forward.expand, *_affine(block.norm2))
+        _fold_after(block.feed_forward.contract, block.scale2.detach().double(), 0.0)
+        self.feed_forward = ResidualFeedForward(block.feed_forward)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.gate(gelu(convolve(self.project_in, x)))
         x = torch.addcmul(convolve(self.project_out, hidden), self.kept, x)
-        return x + self.feed_forward(x)
+        return self.feed_forward(x)
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ class Report:
         folded: of them, those that became part of a convolution.
         compiled: whether the network runs as compiled code.
         reason: why it does not.
-        fused_ops: calls of attnops' ops in one evaluation.
+        fused_ops: calls of ops, of attnops or of deployments alone, in one evaluation.
         memory_kept: whether the process keeps freed memory (`keep_freed_memory`).
     """
 

@@ -50,6 +50,15 @@ Isa current_isa() {
   return isa;
 }
 
+bool multiplies_bfloat16() {
+#if defined(__x86_64__) && defined(ATTNOPS_HAVE_AVX512)
+  static const bool has = __builtin_cpu_supports("avx512bf16");
+  return has && current_isa() == Isa::kAvx512;
+#else
+  return false;
+#endif
+}
+
 const char* isa_name(Isa isa) {
   return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "baseline";
 }

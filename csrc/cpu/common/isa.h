@@ -14,6 +14,9 @@ Isa current_isa();
 
 const char* isa_name(Isa isa);
 
+// Whether the current set is AVX-512 on a processor that also has AVX512_BF16.
+bool multiplies_bfloat16();
+
 // The compiled sets, oldest first, as the inside of a JSON list: "baseline", "avx2".
 const char* compiled_isas();
 

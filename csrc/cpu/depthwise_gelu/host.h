@@ -10,8 +10,8 @@
 // ring. Forward reads x once and writes out once; backward reads x and grad and writes dx, rows
 // between units twice.
 //
-// host.cpp cuts and adds up the sums of units in order; contiguous.h and channels_last.h convolve
-// in either layout; gelu.h and gelu_table.h are the function; kernels.cpp holds the steps of a
+// host.cpp cuts and adds up the sums of units in order; contiguous.h and depthwise/channels_last.h
+// convolve in either layout; depthwise/gelu.h is the function; kernels.cpp holds the steps of a
 // unit.
 #pragma once
 

@@ -1,8 +1,8 @@
 // The steps of a unit of depthwise_gelu in either layout; compiled once per instruction set.
-#include "channels_last.h"
 #include "contiguous.h"
 #include "cpu/common/arena.h"
-#include "gelu.h"
+#include "cpu/depthwise/channels_last.h"
+#include "cpu/depthwise/gelu.h"
 #include "host.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
@@ -133,7 +133,7 @@ class ChannelsLast {
       see(source, y);
       S* target = out + (unit.item * s_.maps.height + y) * width * channels;
       convolve_channels_last(
-          kernel, SeenRows<S>{seen_, channels, width},
+          kernel, SeenRows<S>{seen_, channels, width}, 0, width,
           channels, [&](int64_t at, int64_t c, int64_t lanes, V z) __attribute__((always_inline)) {
             store_lanes(target + at * channels + c, gelu_lanes<C>(z + load(bias + c)), lanes);
           });
@@ -157,7 +157,7 @@ class ChannelsLast {
         C* row = ring_row(next);
         const S* incoming = grad + item + next * width * channels;
         convolve_channels_last(
-            kernel, SeenRows<S>{seen_, channels, width}, unit.channels,
+            kernel, SeenRows<S>{seen_, channels, width}, 0, width, unit.channels,
             [&](int64_t at, int64_t c, int64_t lanes, V z) __attribute__((always_inline)) {
               const V g = load_lanes(incoming + at * channels + c, lanes);
               // Lanes past the channels are zero, as their g is.
@@ -170,7 +170,7 @@ class ChannelsLast {
       }
       S* target = dx + item + y * width * channels;
       convolve_channels_last(
-          turned, SeenRows<C>{ring_rows_, pixel_, width}, unit.channels,
+          turned, SeenRows<C>{ring_rows_, pixel_, width}, 0, width, unit.channels,
           [&](int64_t at, int64_t c, int64_t lanes, V v) __attribute__((always_inline)) {
             store_lanes(target + at * channels + c, v, lanes);
           });

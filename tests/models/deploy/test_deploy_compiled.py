@@ -52,7 +52,7 @@ def test_one_compilation_serves_every_size(compiled):
     check_as_uncompiled(compiled, small_network(), "float32")
     report = compiled.report()
     assert report.compiled and report.folded == report.norms == 3
-    assert report.fused_ops == {"strip_conv": 1, "depthwise_gelu": 1, "nmf": 1}
+    assert report.fused_ops == {"strip_conv": 1, "feed_forward": 1, "nmf": 1}
     with pytest.raises(ValueError, match="at least 32x32"):
         compiled(torch.zeros(1, 3, 32, 31))
     raw = torch.randint(256, (2, 3, 48, 40), dtype=torch.uint8)
@@ -78,7 +78,7 @@ def test_weights_are_laid_out_before_calls(compiled, capfd):
     reorders = [line.split(",") for line in lines if ",exec,cpu,reorder," in line]
     convs = [m for m in small_network().modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
     shapes = {"x".join(map(str, conv.weight.shape)) for conv in convs}
-    assert len(convolutions) == len(convs) - 1, "all but that of the bases"
+    assert len(convolutions) == len(convs) - 3, "all but those of the bases and the feed-forward"
     assert not [line for line in reorders if shapes.intersection(line)]
 
 

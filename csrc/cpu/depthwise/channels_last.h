@@ -91,22 +91,24 @@ ATTNOPS_INLINE void convolve_channels(const ChannelsLastKernel<Compute<T>>& kern
   if (c < channels) convolve_vector<T, kSize, kCount, false>(kernel, in, x, c, channels - c, emit);
 }
 
-// A row of results: emit(x, c, lanes, vector). taps are padded to whole vectors.
+// Results [begin, end) of a row: emit(x, c, lanes, vector). taps are padded to whole vectors.
 template <class T, class Emit>
 static void convolve_channels_last(const ChannelsLastKernel<Compute<T>>& kernel,
-                                   const SeenRows<T>& in, int64_t channels, const Emit& emit) {
+                                   const SeenRows<T>& in, int64_t begin, int64_t end,
+                                   int64_t channels, const Emit& emit) {
   const bool is_3x3 = kernel.height == 3 && kernel.width == 3;
   const int64_t side = kernel.width / 2;
-  int64_t x = 0;
-  while (x < in.width) {
-    const bool inner = x >= side && x + kColumnBlock + side <= in.width;
+  int64_t x = begin;
+  while (x < end) {
+    const bool whole = x + kColumnBlock <= end;
+    const bool inner = whole && x >= side && x + kColumnBlock + side <= in.width;
     if (inner && is_3x3)
       convolve_channels<T, 3, kColumnBlock>(kernel, in, x, channels, emit);
-    else if (!is_3x3 && x + kColumnBlock <= in.width)
+    else if (whole && !is_3x3)
       convolve_channels<T, 0, kColumnBlock>(kernel, in, x, channels, emit);
     else
       convolve_channels<T, 0, 1>(kernel, in, x, channels, emit);
-    x += (inner || !is_3x3) && x + kColumnBlock <= in.width ? kColumnBlock : 1;
+    x += (is_3x3 ? inner : whole) ? kColumnBlock : 1;
   }
 }
 

@@ -1,0 +1,138 @@
+// Products of pixels with weights in panels: C[m, n] = sum_k A[m, k] B[n, k].
+//
+// A stands in rows of `stride` elements, rows padded to whole blocks of kRows. B stands as host.h
+// says: column k of a panel begins at k * 16 elements in float, and so does a pair of columns
+// [k, k + 2) in bfloat16.
+#pragma once
+
+#include "cpu/common/gemm.h"
+#include "host.h"
+
+namespace attnops::cpu::ATTNOPS_ISA {
+
+template <int kUsed>
+ATTNOPS_INLINE void multiply_panels(Block<float, kUsed>& block, const float* a, int64_t stride,
+                                    const float* const (&b)[kUsed], int64_t depth) {
+  for (int64_t k = 0; k < depth; ++k) {
+    VecF right[kUsed];
+#pragma GCC unroll 4
+    for (int j = 0; j < kUsed; ++j) right[j] = load(b[j] + k * kPanelRows);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const float left = a[i * stride + k];
+#pragma GCC unroll 4
+      for (int j = 0; j < kUsed; ++j) block.v[i][j] += left * right[j];
+    }
+  }
+}
+
+// A word holds two columns of a row, which become float by a shift and by a mask.
+template <int kUsed>
+ATTNOPS_INLINE void multiply_panels(Block<float, kUsed>& block, const float* a, int64_t stride,
+                                    const BFloat16* const (&b)[kUsed], int64_t depth) {
+  for (int64_t k = 0; k < depth; k += 2) {
+    VecF even[kUsed], odd[kUsed];
+#pragma GCC unroll 4
+    for (int j = 0; j < kUsed; ++j) {
+      WordLanes pair;
+      memcpy(&pair, b[j] + k * kPanelRows, sizeof(pair));
+      even[j] = (VecF)(pair << 16);
+      odd[j] = (VecF)(pair & 0xffff0000u);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const float left = a[i * stride + k], next = a[i * stride + k + 1];
+#pragma GCC unroll 4
+      for (int j = 0; j < kUsed; ++j) {
+        block.v[i][j] += left * even[j];
+        block.v[i][j] += next * odd[j];
+      }
+    }
+  }
+}
+
+#if defined(__AVX512F__)
+// The instructions of AVX512_BF16 are written out, because the rest of this file has to run without
+// them. A word of A, two columns, meets those of 16 rows of a panel.
+template <int kUsed>
+ATTNOPS_INLINE void multiply_panels(Block<float, kUsed>& block, const BFloat16* a, int64_t stride,
+                                    const BFloat16* const (&b)[kUsed], int64_t depth) {
+  for (int64_t k = 0; k < depth; k += 2) {
+    WordLanes right[kUsed];
+#pragma GCC unroll 4
+    for (int j = 0; j < kUsed; ++j) memcpy(&right[j], b[j] + k * kPanelRows, sizeof(right[j]));
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      uint32_t pair;
+      memcpy(&pair, a + i * stride + k, sizeof(pair));
+      const WordLanes left = WordLanes{} + pair;
+#pragma GCC unroll 4
+      for (int j = 0; j < kUsed; ++j)
+        asm("vdpbf16ps %2, %1, %0" : "+v"(block.v[i][j]) : "v"(left), "v"(right[j]));
+    }
+  }
+}
+
+ATTNOPS_INLINE void store_factor(BFloat16* p, VecF v) {
+  HalfLanes rounded;
+  asm("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(v));
+  memcpy(p, &rounded, sizeof(rounded));
+}
+#endif
+
+ATTNOPS_INLINE void store_factor(float* p, VecF v) { store(p, v); }
+
+// Rows [m, m + kRows), of which `rows` are there, and kUsed vectors of columns from `vector` on.
+template <int kUsed, class A, class B, class Emit>
+static void multiply_panel_block(const A* a, int64_t stride, const B* b, int64_t m, int64_t rows,
+                                 int64_t vector, int64_t depth, const Emit& emit) {
+  constexpr int64_t kW = kWidth<float>, kPair = sizeof(float) / sizeof(B);
+  const B* columns[kUsed];
+#pragma GCC unroll 4
+  for (int j = 0; j < kUsed; ++j) {
+    const int64_t n = (vector + j) * kW;
+    columns[j] = b + n / kPanelRows * kPanelRows * depth + n % kPanelRows * kPair;
+  }
+  Block<float, kUsed> block = {};
+  multiply_panels<kUsed>(block, a + m * stride, stride, columns, depth);
+  // By way of memory: a loop over some of the rows would keep the block there all the time.
+  float sums[kRows][kUsed * kW];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kUsed; ++j) store(sums[i] + j * kW, block.v[i][j]);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < kUsed; ++j) emit(m + i, (vector + j) * kW, load(sums[i] + j * kW));
+}
+
+// emit(m, n, vector) for all `rows` x `columns`. A block of rows is finished across all columns
+// before the next one starts, or with kColumnsOuter the other way round.
+template <bool kColumnsOuter, class A, class B, class Emit>
+static void multiply_pixels(const A* a, int64_t stride, const B* b, int64_t rows, int64_t columns,
+                            int64_t depth, const Emit& emit) {
+  const int64_t vectors = columns / kWidth<float>;
+  // Four are two and two, which is faster than three and one.
+  const auto used_from = [&](int64_t vector) -> int64_t {
+    const int64_t left = vectors - vector;
+    return left == 4 || left < kVectors ? min64(left, 2) : kVectors;
+  };
+  const auto run = [&](int64_t m, int64_t vector, int64_t used) {
+    const int64_t there = min64(kRows, rows - m);
+    if (kVectors >= 3 && used == 3)
+      multiply_panel_block<kVectors>(a, stride, b, m, there, vector, depth, emit);
+    else if (used == 2)
+      multiply_panel_block<2>(a, stride, b, m, there, vector, depth, emit);
+    else
+      multiply_panel_block<1>(a, stride, b, m, there, vector, depth, emit);
+  };
+  if (kColumnsOuter) {
+    for (int64_t vector = 0; vector < vectors; vector += used_from(vector))
+      for (int64_t m = 0; m < rows; m += kRows) run(m, vector, used_from(vector));
+  } else {
+    for (int64_t m = 0; m < rows; m += kRows)
+      for (int64_t vector = 0; vector < vectors; vector += used_from(vector))
+        run(m, vector, used_from(vector));
+  }
+}
+
+}  // namespace attnops::cpu::ATTNOPS_ISA
