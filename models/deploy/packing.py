@@ -1,19 +1,25 @@
-"""Weights of convolutions in the layout that oneDNN wants, whatever the size of the images.
+"""Weights of convolutions in the layout in which they are multiplied, whatever the images' size.
 
 Inductor lays weights out when it compiles for one size; for sizes that are free it leaves that to
 every call. The layout hardly depends on the size: laid out for the one that a graph was exported
 with, the weights are as they have to be for nearly all others too, and where they are not, oneDNN
-lays them out anew, as without this.
+lays them out anew, as without this. 3x3 convolutions of stride 1 leave oneDNN for `winograd`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import attrgetter
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+from .winograd import has_winograd, in_panels, winograd_op
+
+MAP = (2, 64, 68)  # batch and sides of a map whose sizes a graph does not tell
+LEAST_CHANNELS = 32  # on either side, for which Winograd's algorithm pays
 
 
 class PackedConvolutions(CustomGraphPass):
@@ -28,18 +34,16 @@ class PackedConvolutions(CustomGraphPass):
             value = _constant(graph, weight)
             if value is None or value.is_mkldnn:
                 continue
+            if _suits_winograd(node, value):
+                _use_winograd(graph, node, value)
+                continue
             packed = torch.ops.mkldnn._reorder_convolution_weight(
-                value, padding, stride, dilation, groups, _hints(x.meta["val"].shape)
+                value, padding, stride, dilation, groups, _hints(x, value.shape[1] * groups)
             )
-            name = f"packed_{node.name}"
-            setattr(graph.owning_module, name, packed)
-            with graph.inserting_before(node):
-                constant = graph.create_node("get_attr", name)
-            constant.meta["val"] = weight.meta["val"]
-            node.update_arg(1, constant)
+            _add_constant(graph, node, packed, weight.meta)
 
     def uuid(self) -> bytes:
-        return get_hash_for_files((__file__,))
+        return get_hash_for_files((__file__, str(Path(__file__).with_name("winograd.py"))))
 
 
 def _constant(graph: torch.fx.Graph, node: torch.fx.Node) -> Tensor | None:
@@ -47,5 +51,71 @@ def _constant(graph: torch.fx.Graph, node: torch.fx.Node) -> Tensor | None:
     return attrgetter(node.target)(graph.owning_module) if node.op == "get_attr" else None
 
 
-def _hints(sizes: Sequence[int | torch.SymInt]) -> list[int]:
+def _add_constant(graph: torch.fx.Graph, node: torch.fx.Node, value: Tensor, meta: dict) -> None:
+    """Make `value` the weight of a convolution."""
+    name = f"packed_{node.name}"
+    setattr(graph.owning_module, name, value)
+    with graph.inserting_before(node):
+        constant = graph.create_node("get_attr", name)
+    constant.meta.update(meta)
+    node.update_arg(1, constant)
+
+
+def _hints(x: torch.fx.Node, channels: int) -> list[int]:
+    """Sizes of a map that a graph is tuned for."""
+    if "val" not in x.meta:  # inserted by a pass of Inductor's
+        return [MAP[0], channels, *MAP[1:]]
+    sizes: Sequence[int | torch.SymInt] = x.meta["val"].shape
     return [size if isinstance(size, int) else int(size.node.hint) for size in sizes]
+
+
+def _suits_winograd(node: torch.fx.Node, weight: Tensor) -> bool:
+    padding, stride, dilation, groups, attribute = node.args[3:8]
+    outputs, channels = weight.shape[:2]
+    return (
+        has_winograd(weight.dtype)
+        and tuple(weight.shape[2:]) == (3, 3)
+        and set(stride) == {1}
+        and groups == 1
+        and len({*padding, *dilation}) == 1
+        and attribute == "none"
+        and channels % 16 == 0
+        and min(outputs, channels) >= LEAST_CHANNELS
+    )
+
+
+def _use_winograd(graph: torch.fx.Graph, node: torch.fx.Node, weight: Tensor) -> None:
+    """Put the C++ library's convolution in place of oneDNN's, with the ReLU that takes its result.
+
+    The library adds the bias in float32.
+    """
+    x, _, bias, _, _, dilation = node.args[:6]
+    taking = list(node.users)
+    relu = len(taking) == 1 and taking[0].target is torch.ops.aten.relu.default
+    _add_constant(graph, node, in_panels(weight), {})
+    constant = node.args[1]
+    constant.meta["val"] = _fake_of(graph, constant)
+    with graph.inserting_before(node):
+        if bias is not None:
+            value = _constant(graph, bias).float()
+            name = f"bias_{node.name}"
+            setattr(graph.owning_module, name, value)
+            bias = graph.create_node("get_attr", name)
+            bias.meta["val"] = _fake_of(graph, bias)
+        arguments = (x, constant, bias, weight.shape[0], dilation[0], relu)
+        result = graph.call_function(winograd_op(), arguments)
+    replaced = taking[0] if relu else node
+    result.meta.update(replaced.meta)
+    replaced.replace_all_uses_with(result)
+    if relu:
+        graph.erase_node(replaced)
+    graph.erase_node(node)
+
+
+def _fake_of(graph: torch.fx.Graph, node: torch.fx.Node) -> Tensor:
+    """A constant as the compiler sees it."""
+    from torch._guards import detect_fake_mode
+
+    mode = detect_fake_mode([n.meta["val"] for n in graph.nodes if "val" in n.meta])
+    value = _constant(graph, node)
+    return value if mode is None else mode.from_tensor(value, static_shapes=True)

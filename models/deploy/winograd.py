@@ -1,0 +1,66 @@
+"""3x3 convolutions of a compiled network by Winograd's algorithm, in the C++ library.
+
+oneDNN computes them directly. Winograd's F(2x2, 3x3) takes 16 products where that takes 36, with
+rounding errors of the same size, for weights of 16/9 the memory (csrc/cpu/winograd/host.h).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .processor import instruction_sets
+
+PANEL = 48  # outputs whose weights lie side by side
+# Rows of G, which turns three weights into those of four parts.
+TRANSFORM = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+
+_library = torch.library.Library("attnops_cpu", "FRAGMENT")
+_known: list[bool] = []
+
+
+@cache
+def has_winograd(dtype: torch.dtype) -> bool:
+    """Whether the C++ library is there and multiplies in `dtype`, faster than oneDNN does."""
+    if not hasattr(torch.ops.attnops_cpu, "winograd"):
+        return False
+    if dtype == torch.bfloat16 and "amx_bf16" in instruction_sets():
+        return False
+    x = torch.zeros(1, 1, 2, 16, dtype=dtype).permute(0, 3, 1, 2)
+    try:
+        winograd_op()(x, in_panels(x.new_zeros(2, 16, 3, 3)), None, 2, 1, False)
+    except RuntimeError:  # another dtype, or bfloat16 on another processor
+        return False
+    return True
+
+
+def winograd_op() -> torch._ops.OpOverload:
+    """The op of the library: (x, panels, bias, outputs, dilation, relu) -> map, channels_last."""
+    if not _known:
+        torch.library.register_fake("attnops_cpu::winograd", _fake, lib=_library)
+        _known.append(True)
+    return torch.ops.attnops_cpu.winograd.default
+
+
+def _fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int, dilation: int, relu: bool
+) -> Tensor:
+    batch, _, height, width = x.shape
+    return x.new_empty((batch, height, width, outputs)).permute(0, 3, 1, 2)
+
+
+def in_panels(weight: Tensor) -> Tensor:
+    """The weights of the 16 parts of weights `[O, C, 3, 3]`, rounded to their dtype once.
+
+    Shapes: `[16, ⌈O/48⌉, C, 48]`, in bfloat16 `[16, ⌈O/48⌉, C/2, 48, 2]`; outputs past O are zero.
+    """
+    outputs, channels = weight.shape[:2]
+    transform = torch.tensor(TRANSFORM, dtype=torch.float64)
+    parts = torch.einsum("ai,ocij,bj->abco", transform, weight.double(), transform)
+    parts = parts.reshape(16, channels, outputs).to(weight.dtype)
+    parts = torch.nn.functional.pad(parts, (0, -outputs % PANEL)).unflatten(2, (-1, PANEL))
+    if weight.dtype == torch.bfloat16:
+        return parts.unflatten(1, (-1, 2)).permute(0, 3, 1, 4, 2).contiguous()
+    return parts.permute(0, 2, 1, 3).contiguous()

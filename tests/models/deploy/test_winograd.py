@@ -1,0 +1,169 @@
+"""Winograd's convolution in the C++ library, and how graphs come to call it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+from attnops.models.deploy.packing import PackedConvolutions
+from attnops.models.deploy.winograd import has_winograd, in_panels, winograd_op
+
+pytestmark = pytest.mark.skipif(
+    not has_winograd(torch.float32), reason="the CPU library is not built"
+)
+
+DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if has_winograd(dtype)]
+# B, C, O, H, W, dilation: sides odd, even, shorter than the dilation; outputs in and past a panel
+SHAPES = (
+    (1, 16, 48, 5, 7, 1),
+    (2, 32, 50, 13, 8, 2),
+    (1, 64, 96, 9, 17, 4),
+    (2, 48, 34, 1, 3, 1),
+    (3, 16, 16, 4, 1, 6),
+    (1, 544, 150, 6, 11, 1),
+)
+
+
+def drawn(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """A map, channels_last, weights and a bias."""
+    batch, channels, outputs, height, width, _ = shape
+    x = torch.randn(batch, height, width, channels).permute(0, 3, 1, 2).to(dtype)
+    weight = (torch.randn(outputs, channels, 3, 3) / (9 * channels) ** 0.5).to(dtype)
+    return x, weight, torch.randn(outputs)
+
+
+def check(found: Tensor, plain: Tensor, exact: Tensor) -> None:
+    """At most twice the error of PyTorch's own.
+
+    Three times in bfloat16, where PyTorch rounds the result alone, and this the 16 parts too.
+    """
+    assert found.dtype == plain.dtype and found.shape == plain.shape
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    factor = 2 if found.dtype == torch.float32 else 3
+    assert (found - exact).norm() <= factor * (plain - exact).norm() + 1e-7 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_the_convolution(shape, dtype):
+    x, weight, bias = drawn(shape, dtype)
+    outputs, dilation = shape[2], shape[5]
+    where = {"padding": dilation, "dilation": dilation}
+    for shift, relu in ((bias, True), (None, False)):
+        found = winograd_op()(x, in_panels(weight), shift, outputs, dilation, relu)
+        rough = None if shift is None else shift.to(dtype)
+        wide = None if shift is None else shift.double()
+        plain = conv2d(x, weight, rough, **where)
+        exact = conv2d(x.double(), weight.double(), wide, **where)
+        check(found, plain.relu() if relu else plain, exact.relu() if relu else exact)
+
+
+def test_threads_and_runs_change_nothing():
+    """Runs are cut by the number of threads; what is more than one run, too."""
+    x, weight, bias = drawn((2, 32, 40, 33, 35, 2), torch.float32)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(winograd_op()(x, in_panels(weight), bias, 40, 2, True))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    exact = conv2d(x.double(), weight.double(), bias.double(), padding=2, dilation=2).relu()
+    assert (results[0] - exact).norm() <= 1e-6 * exact.norm()
+
+
+def test_a_value_that_is_no_number_stays_in_its_neighbourhood():
+    x, weight, bias = drawn((1, 16, 16, 12, 12, 1), torch.float32)
+    x[0, 3, 5, 6] = float("nan")
+    found = winograd_op()(x, in_panels(weight), bias, 16, 1, True)[0, 0].isnan()
+    expected = conv2d(x, weight, bias, padding=1).relu()[0, 0].isnan()
+    assert found[expected].all(), "ReLU keeps it"
+    assert not found[:, :4].any() and not found[:, 10:].any() and not found[:2].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(1, 24, 4, 4)}, "C a multiple of 16"),
+        ({"x": torch.zeros(1, 32, 4, 4)}, "contiguous channels"),
+        ({"x": torch.zeros(1, 4, 4, 32).permute(0, 3, 1, 2).double()}, "float32, or bfloat16"),
+        ({"weight": torch.zeros(3)}, "in panels"),
+    ],
+)
+def test_what_it_cannot_take_is_refused(change, message):
+    x, weight, _ = drawn((1, 32, 16, 4, 4, 1), torch.float32)
+    given = {"x": x, "weight": in_panels(weight)} | change
+    with pytest.raises(RuntimeError, match=message):
+        winograd_op()(given["x"], given["weight"], None, 16, 1, False)
+
+
+def test_the_compiler_knows_what_comes_out():
+    x, weight, bias = drawn((2, 32, 50, 5, 8, 2), torch.float32)
+    arguments = (x, in_panels(weight), bias, 50, 2, True)
+    torch.library.opcheck(winograd_op(), arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def convolutions(*options: tuple[nn.Conv2d, bool], dtype: torch.dtype) -> torch.fx.GraphModule:
+    """A chain of oneDNN's convolutions, with ReLU or without, as the compiler's passes see it."""
+    graph, root = torch.fx.Graph(), nn.Module()
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.empty(1, options[0][0].in_channels, 9, 11, dtype=dtype)
+    for i, (conv, relu) in enumerate(options):
+        for name in ("weight", "bias"):
+            setattr(root, f"{name}{i}", getattr(conv, name).detach().to(dtype))
+        weight, bias = (graph.get_attr(f"{name}{i}") for name in ("weight", "bias"))
+        numbers = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+        x = graph.call_function(
+            torch.ops.mkldnn._convolution_pointwise.default,
+            (x, weight, bias, *numbers, "none", [], ""),
+        )
+        if relu:
+            x = graph.call_function(torch.ops.aten.relu.default, (x,))
+    graph.output(x)
+    return torch.fx.GraphModule(root, graph)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_graphs_call_it_where_it_is_defined(dtype):
+    """Seven convolutions, of which two can: padded as they are dilated, stride 1, one group."""
+    options = (
+        (nn.Conv2d(32, 48, 3, padding=2, dilation=2), True),
+        (nn.Conv2d(48, 32, 3, padding=1), False),
+        (nn.Conv2d(32, 32, 3, padding=1, stride=2), True),
+        (nn.Conv2d(32, 64, 3, padding=2), True),
+        (nn.Conv2d(64, 64, 3, padding=1, groups=2), True),
+        (nn.Conv2d(64, 32, 5, padding=1), True),
+        (nn.Conv2d(32, 16, 3, padding=1), True),
+    )
+    module = convolutions(*options, dtype=dtype)
+    x = torch.randn(1, 32, 9, 11, dtype=dtype).to(memory_format=torch.channels_last)
+    before = module(x)
+    PackedConvolutions()(module.graph)
+    module.recompile()
+    ours = [node for node in module.graph.nodes if node.target is winograd_op()]
+    assert [(n.args[3], n.args[4], n.args[5]) for n in ours] == [(48, 2, True), (32, 1, False)]
+    relus = [n for n in module.graph.nodes if n.target is torch.ops.aten.relu.default]
+    assert len(relus) == len(options) - 2
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    assert (module(x) - before).norm() <= tolerance * before.norm()
+
+
+@pytest.mark.parametrize("isa", ["avx2", pytest.param("baseline", marks=pytest.mark.slow)])
+def test_older_processors(isa):
+    tests = ["-k", "it_is_the_convolution or threads_and_runs", "-p", "no:cacheprovider"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *tests, __file__],
+        env={**os.environ, "ATTNOPS_ISA": isa, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-3000:]
