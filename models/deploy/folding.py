@@ -18,7 +18,9 @@ from attnops.nn._projection import Projection
 from attnops.nn.ann import Fusion
 from attnops.nn.functional import has_fixed_statistics, is_pointwise, runs_as_built
 
+from ..ann import ANN
 from ..decoders import Decoder
+from .ann import can_fold_fusion, fold_fusion
 from .decoder import FoldedDecoder, can_fold_decoder
 from .mscan import FoldedBlock, can_fold_block
 
@@ -38,7 +40,8 @@ def fold(network: nn.Module, images: Tensor) -> Folded:
     A BatchNorm goes into a convolution where the convolution's result goes into it and nowhere
     else. That is seen in an evaluation of `images`, so it holds for any network; the blocks of
     SegNeXt and ANN, whose norms do not stand behind their convolutions or are applied by hand, are
-    known. Modules with hooks, and what is parametrised, stay as they are.
+    known. ANN's 1x1 convolution of 2048 channels goes into the one behind it. Modules with hooks,
+    and what is parametrised, stay as they are.
 
     Args:
         network: changed.
@@ -55,6 +58,9 @@ def fold(network: nn.Module, images: Tensor) -> Folded:
                 module.bn = nn.Identity()
             else:
                 _replace(network, module, nn.Sequential(module.conv, nn.ReLU()))
+    for module in network.modules():
+        if type(module) is ANN and can_fold_fusion(module):
+            fold_fusion(module)
     return Folded(norms, norms - _norms(network))
 
 
