@@ -58,6 +58,21 @@ def fused_ops(program: torch.export.ExportedProgram) -> dict[str, int]:
     return dict(Counter(op._opname for op in ops))
 
 
+def drop_checks(program: torch.export.ExportedProgram) -> None:
+    """Take the checks of dtypes out of a graph, and what is computed for them alone.
+
+    They hold by construction; what they look at would be computed, though nothing comes of it, and
+    Inductor stumbles over convolutions that nobody else takes.
+    """
+    modules = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    check = torch.ops.aten._assert_tensor_metadata.default
+    for module in modules:
+        for node in module.graph.find_nodes(op="call_function", target=check):
+            module.graph.erase_node(node)
+        module.graph.eliminate_dead_code()
+        module.recompile()
+
+
 def compile_package(program: torch.export.ExportedProgram, path: Path) -> None:
     """Compile an exported graph into the AOTInductor package `path`, which ends in .pt2."""
     import torch._inductor
@@ -96,6 +111,7 @@ def check_agreement(
     in_channels: int,
     smallest_side: int,
     tolerance: float,
+    norm: float,
 ) -> None:
     """Compiled and uncompiled maps are the same at some sizes, sides even and odd.
 
@@ -107,7 +123,8 @@ def check_agreement(
         plain: images -> maps.
         in_channels: of the images.
         smallest_side: that they can have.
-        tolerance: of the largest difference, relative to the largest value.
+        tolerance: of the difference's norm, relative to the norm of the maps.
+        norm: which, 2 or infinity: single values differ much where noise adds up over a network.
 
     Raises:
         RuntimeError: they differ.
@@ -119,7 +136,7 @@ def check_agreement(
         images = images.sin().view(batch, *size, in_channels).permute(0, 3, 1, 2)
         found, wanted = compiled(images), plain(images)
         fits = found.shape == wanted.shape
-        if not fits or (found - wanted).abs().max() > tolerance * wanted.abs().max():
+        if not fits or (found - wanted).norm(norm) > tolerance * wanted.norm(norm):
             raise RuntimeError(
                 f"the compiled network gives other maps than the uncompiled one for images of "
                 f"{size[0]}x{size[1]}; please report it, and deploy with compile=False"

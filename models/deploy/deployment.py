@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import tempfile
 import warnings
@@ -25,6 +26,7 @@ from .compilation import (
     check_agreement,
     check_compiler,
     compile_package,
+    drop_checks,
     export,
     fused_ops,
 )
@@ -38,8 +40,9 @@ from .package import copy_package, read_facts, write_facts
 from .processor import emulates_bfloat16
 from .report import Report
 
-# dtype -> largest difference of the maps of the compiled network, relative to their largest value
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
+# dtype -> norm of the compiled network's difference, relative to that of the maps, and which norm.
+# Roundings to bfloat16 in 50 layers differ by up to 0.03 of the maps, in single values by far more.
+TOLERANCES = {"float32": (1e-4, math.inf), "bfloat16": (0.08, 2)}
 TRIAL_SIDE = 128  # of the image that the network is watched with, if it is large enough
 
 
@@ -282,11 +285,12 @@ def _compiled(maps: _Maps, interface: Interface, report: Report) -> Deployed:
     direct = direct_calls()
     with torch.no_grad():
         program = program.run_decompositions(NORMS | direct)
+    drop_checks(program)
     folder = tempfile.TemporaryDirectory(prefix="attnops-")
     package = Path(folder.name) / "network.pt2"
     compile_package(program, package)
     write_facts(package, interface, report, needs_library=bool(direct))
     compiled = CompiledMaps(package)
     with torch.no_grad():
-        check_agreement(compiled, maps, interface.in_channels, least, TOLERANCES[report.dtype])
+        check_agreement(compiled, maps, interface.in_channels, least, *TOLERANCES[report.dtype])
     return Deployed(compiled, interface, report, package, folder)

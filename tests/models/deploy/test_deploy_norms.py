@@ -1,4 +1,4 @@
-"""Norms as deployments compile them, and SegNeXt's decoder as it is folded."""
+"""Norms as deployments compile them, what they leave out, and SegNeXt's folded decoder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn.functional import group_norm, layer_norm
 
 from attnops.models.decoders import Decoder
 from attnops.models.deploy import norms
+from attnops.models.deploy.compilation import drop_checks
 from attnops.models.deploy.decoder import FoldedDecoder, can_fold_decoder
 
 SIZES = ((2, 12, 7, 9), (1, 24, 1, 33), (3, 6, 16, 1))
@@ -78,6 +79,30 @@ def test_norms_of_maps_are_replaced_in_graphs():
     x = torch.randn(3, 8, 5, 7)
     with torch.no_grad():
         torch.testing.assert_close(program.module()(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+class Unused(nn.Module):
+    """Convolves, and once more for nothing but a cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+            self.unused(x).float()
+            return self.used(x).float()
+
+
+def test_what_only_checks_look_at_is_not_computed():
+    x = torch.randn(1, 3, 6, 5)
+    program = torch.export.export(Unused().eval(), (x,)).run_decompositions({})
+    wanted = program.module()(x)
+    drop_checks(program)
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert sum("convolution" in target or "conv2d" in target for target in targets) == 1
+    assert not any("_assert_tensor_metadata" in target for target in targets)
+    assert torch.equal(program.module()(x), wanted)
 
 
 def decoder(context: str) -> tuple[Decoder, list[Tensor]]:
