@@ -65,6 +65,7 @@ def outputs(plan: Plan) -> dict[str, bool]:
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     return {
         "lib/libattnops_cpu.so": not plan.no_cpu,
+        "lib/libattnops_pool.so": not plan.no_cpu,
         "lib/libattnops_cuda.so": not plan.no_cuda,
         f"_C{suffix}": not plan.no_introspection,
     }

@@ -100,6 +100,17 @@ class _Writer:
         link = ["-Wl,-z,defs", *self.torch_link("torch_cpu")]
         self.library("libattnops_cpu.so", objects, link)
 
+    def pool(self) -> None:
+        """Against PyTorch's C++ headers: its stable ABI has no allocators."""
+        warnings = ["-Wall", "-Wextra"]
+        flags = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", *warnings]
+        flags += [f"-I{ROOT / 'csrc'}", "-isystem", str(self.plan.torch.include)]
+        objects = [
+            self.edge(f"{name}.o", "cxx", [source], flags)
+            for name, source in self.sources("pool").items()
+        ]
+        self.library("libattnops_pool.so", objects, ["-Wl,-z,defs", *self.torch_link("c10")])
+
     def cuda(self) -> None:
         plan = self.plan
         flags = [*self.common(), "-DUSE_CUDA", "-isystem", str(plan.torch.include)]
@@ -150,6 +161,7 @@ def ninja_text(plan: Plan) -> str:
     writer.rules()
     if not plan.no_cpu:
         writer.cpu()
+        writer.pool()
     if not plan.no_cuda:
         writer.cuda()
     if not plan.no_introspection:

@@ -57,7 +57,8 @@ class Plan:
 
     @property
     def libraries(self) -> list[str]:
-        return [n for n, reason in (("cpu", self.no_cpu), ("cuda", self.no_cuda)) if not reason]
+        reasons = (("cpu", self.no_cpu), ("pool", self.no_cpu), ("cuda", self.no_cuda))
+        return [name for name, reason in reasons if not reason]
 
     @property
     def cpp_jobs(self) -> int:

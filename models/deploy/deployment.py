@@ -39,6 +39,7 @@ from .norms import NORMS
 from .package import copy_package, read_facts, write_facts
 from .processor import emulates_bfloat16
 from .report import Report
+from .working_memory import for_result, for_work, keep_for
 
 # dtype -> norm of the compiled network's difference, relative to that of the maps, and which norm.
 # Roundings to bfloat16 in 50 layers differ by up to 0.03 of the maps, in single values by far more.
@@ -50,7 +51,9 @@ class Deployed:
     """A network for labelling on a CPU, made by `deploy` or `load_deployed`.
 
     Calls may come from several threads at once, with images of any size and batch. They record no
-    gradients, and autocast around them changes nothing.
+    gradients, and autocast around them changes nothing. The memory that they work in is kept for
+    the next calls, of whichever deployment: what none of the last four needed is given back, and
+    all of it when the last deployment is collected.
 
     Args:
         maps: images as `Interface.prepared` gives them -> maps `[B, K, h, w]`.
@@ -70,6 +73,7 @@ class Deployed:
     ) -> None:
         self._maps, self._interface, self._report = maps, interface, report
         self._package, self._folder = package, folder
+        self._keeps_memory = keep_for(self)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Labels `[B, H, W]`, int64, of images `[B, C, H, W]`.
@@ -82,15 +86,17 @@ class Deployed:
             TypeError: images of another dtype, or no tensor.
             ValueError: images of another shape, too small for the network, or not on the CPU.
         """
-        with torch.no_grad():
+        with torch.no_grad(), for_work():
             maps = self._small(images)
-            return upsample_argmax(maps, images.shape[2:], self._interface.align_corners)
+            with for_result():
+                return upsample_argmax(maps, images.shape[2:], self._interface.align_corners)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits `[B, K, H, W]`, float32, of images as the call takes them."""
-        with torch.no_grad():
+        with torch.no_grad(), for_work():
             maps, corners = self._small(images), self._interface.align_corners
-            return interpolate(maps, images.shape[2:], mode="bilinear", align_corners=corners)
+            with for_result():
+                return interpolate(maps, images.shape[2:], mode="bilinear", align_corners=corners)
 
     def _small(self, images: Tensor) -> Tensor:
         prepared = self._interface.prepared(images)
@@ -101,7 +107,7 @@ class Deployed:
 
     def report(self) -> Report:
         """What was folded, fused and compiled; printed, it reads as text."""
-        return self._report
+        return replace(self._report, working_memory_kept=self._keeps_memory)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one file for `load_deployed`, which needs no compiler.
@@ -149,7 +155,8 @@ def deploy(
         compile: True; False; or "auto": where there is a C++ compiler and the network can be
             compiled, else not, with a warning.
         keep_memory: also have the C library keep freed memory (`keep_freed_memory`): a setting of
-            the whole process, for its life.
+            the whole process, for its life. Deployments keep the memory that they work in anyway;
+            this serves what is allocated around them, and where attnops' C++ library is missing.
         seed: of the bases of Hamburgers that would draw them anew in every call.
 
     Raises:

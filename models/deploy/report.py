@@ -18,6 +18,7 @@ class Report:
         reason: why it does not.
         fused_ops: calls of ops, of attnops or of deployments alone, in one evaluation.
         memory_kept: whether the process keeps freed memory (`keep_freed_memory`).
+        working_memory_kept: whether deployments keep the memory that they work in.
     """
 
     network: str
@@ -28,6 +29,7 @@ class Report:
     reason: str = ""
     fused_ops: dict[str, int] = field(default_factory=dict)
     memory_kept: bool = False
+    working_memory_kept: bool = False
 
     def __str__(self) -> str:
         form = "compiled by AOTInductor" if self.compiled else f"not compiled: {self.reason}"
@@ -36,6 +38,11 @@ class Report:
             f"{self.network} in {self.dtype}, {form}",
             f"BatchNorms folded into convolutions: {self.folded} of {self.norms}",
             f"fused ops: {ops}",
-            f"freed memory: {'kept' if self.memory_kept else 'as malloc has it'}",
+            f"working memory: {_kept(self.working_memory_kept)}",
+            f"freed memory: {_kept(self.memory_kept)}",
         ]
         return "\n".join(lines)
+
+
+def _kept(kept: bool) -> str:
+    return "kept" if kept else "as malloc has it"

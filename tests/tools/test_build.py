@@ -349,6 +349,8 @@ class TestPlan:
         order = list(made.isas)
         assert isas and isas == sorted(isas, key=order.index)
         assert link.index("cpu/common/build_info.o") < link.index("/kernels.")
+        (link,) = (line for line in lines if line.startswith("build libattnops_pool.so"))
+        assert link.split()[3:] == ["pool/allocator.o", "pool/pool.o"]
 
 
 class TestBackend:
