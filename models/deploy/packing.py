@@ -19,7 +19,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from .winograd import has_winograd, in_panels, winograd_op
 
 MAP = (2, 64, 68)  # batch and sides of a map whose sizes a graph does not tell
-LEAST_CHANNELS = 32  # on either side, for which Winograd's algorithm pays
+LEAST_CHANNELS = 64  # of a group, on either side, for which Winograd's algorithm pays
 
 
 class PackedConvolutions(CustomGraphPass):
@@ -76,11 +76,10 @@ def _suits_winograd(node: torch.fx.Node, weight: Tensor) -> bool:
         has_winograd(weight.dtype)
         and tuple(weight.shape[2:]) == (3, 3)
         and set(stride) == {1}
-        and groups == 1
         and len({*padding, *dilation}) == 1
         and attribute == "none"
         and channels % 16 == 0
-        and min(outputs, channels) >= LEAST_CHANNELS
+        and min(outputs // groups, channels) >= LEAST_CHANNELS
     )
 
 
@@ -89,10 +88,10 @@ def _use_winograd(graph: torch.fx.Graph, node: torch.fx.Node, weight: Tensor) ->
 
     The library adds the bias in float32.
     """
-    x, _, bias, _, _, dilation = node.args[:6]
+    x, _, bias, _, _, dilation, groups = node.args[:7]
     taking = list(node.users)
     relu = len(taking) == 1 and taking[0].target is torch.ops.aten.relu.default
-    _add_constant(graph, node, in_panels(weight), {})
+    _add_constant(graph, node, in_panels(weight, groups), {})
     constant = node.args[1]
     constant.meta["val"] = _fake_of(graph, constant)
     with graph.inserting_before(node):
@@ -102,7 +101,7 @@ def _use_winograd(graph: torch.fx.Graph, node: torch.fx.Node, weight: Tensor) ->
             setattr(graph.owning_module, name, value)
             bias = graph.create_node("get_attr", name)
             bias.meta["val"] = _fake_of(graph, bias)
-        arguments = (x, constant, bias, weight.shape[0], dilation[0], relu)
+        arguments = (x, constant, bias, weight.shape[0], groups, dilation[0], relu)
         result = graph.call_function(winograd_op(), arguments)
     replaced = taking[0] if relu else node
     result.meta.update(replaced.meta)

@@ -30,14 +30,14 @@ def has_winograd(dtype: torch.dtype) -> bool:
         return False
     x = torch.zeros(1, 1, 2, 16, dtype=dtype).permute(0, 3, 1, 2)
     try:
-        winograd_op()(x, in_panels(x.new_zeros(2, 16, 3, 3)), None, 2, 1, False)
+        winograd_op()(x, in_panels(x.new_zeros(2, 16, 3, 3)), None, 2, 1, 1, False)
     except RuntimeError:  # another dtype, or bfloat16 on another processor
         return False
     return True
 
 
 def winograd_op() -> torch._ops.OpOverload:
-    """The op of the library: (x, panels, bias, outputs, dilation, relu) -> map, channels_last."""
+    """The op of the library: map, panels, bias, outputs, groups, dilation, relu -> map."""
     if not _known:
         torch.library.register_fake("attnops_cpu::winograd", _fake, lib=_library)
         _known.append(True)
@@ -45,22 +45,30 @@ def winograd_op() -> torch._ops.OpOverload:
 
 
 def _fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int, dilation: int, relu: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    outputs: int,
+    groups: int,
+    dilation: int,
+    relu: bool,
 ) -> Tensor:
     batch, _, height, width = x.shape
     return x.new_empty((batch, height, width, outputs)).permute(0, 3, 1, 2)
 
 
-def in_panels(weight: Tensor) -> Tensor:
+def in_panels(weight: Tensor, groups: int = 1) -> Tensor:
     """The weights of the 16 parts of weights `[O, C, 3, 3]`, rounded to their dtype once.
 
-    Shapes: `[16, ⌈O/48⌉, C, 48]`, in bfloat16 `[16, ⌈O/48⌉, C/2, 48, 2]`; outputs past O are zero.
+    Shapes: `[16, P, C, 48]`, in bfloat16 `[16, P, C/2, 48, 2]`, of P = groups · ⌈O/groups/48⌉
+        panels; outputs past a group's are zero.
     """
-    outputs, channels = weight.shape[:2]
+    channels = weight.shape[1]
     transform = torch.tensor(TRANSFORM, dtype=torch.float64)
     parts = torch.einsum("ai,ocij,bj->abco", transform, weight.double(), transform)
-    parts = parts.reshape(16, channels, outputs).to(weight.dtype)
-    parts = torch.nn.functional.pad(parts, (0, -outputs % PANEL)).unflatten(2, (-1, PANEL))
+    parts = parts.reshape(16, channels, groups, -1).to(weight.dtype)
+    parts = torch.nn.functional.pad(parts, (0, -parts.shape[3] % PANEL))
+    parts = parts.reshape(16, channels, -1, PANEL)
     if weight.dtype == torch.bfloat16:
         return parts.unflatten(1, (-1, 2)).permute(0, 3, 1, 4, 2).contiguous()
     return parts.permute(0, 2, 1, 3).contiguous()

@@ -34,14 +34,14 @@ void append_starts(int64_t side, int64_t dilation, std::vector<int64_t>& starts)
 }
 
 Tensor winograd(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t outputs,
-                int64_t dilation, bool relu) {
-  constexpr int64_t kTiles = 96;  // of a run
+                int64_t groups, int64_t dilation, bool relu) {
   const bool is_float = x.scalar_type() == ScalarType::Float;
   const WinogradKernels* kernels = is_float ? &float_kernels() : bfloat16_kernels();
   STD_TORCH_CHECK(is_float || (x.scalar_type() == ScalarType::BFloat16 && kernels != nullptr),
                   "winograd: expected float32, or bfloat16 on a processor with AVX512_BF16");
-  STD_TORCH_CHECK(x.dim() == 4 && x.size(1) % 16 == 0 && x.size(1) > 0 && outputs > 1,
-                  "winograd: expected maps [B, C, H, W] with C a multiple of 16");
+  STD_TORCH_CHECK(x.dim() == 4 && x.numel() > 0 && groups > 0 && x.size(1) % (16 * groups) == 0 &&
+                      outputs > 1 && outputs % groups == 0,
+                  "winograd: expected maps [B, C, H, W], a group with C a multiple of 16");
   const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
   const bool is_dense = (width == 1 || x.stride(3) == channels) &&
                         (height == 1 || x.stride(2) == width * channels) &&
@@ -52,16 +52,19 @@ Tensor winograd(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t out
   const int64_t rows = static_cast<int64_t>(starts.size());
   append_starts(width, dilation, starts);
   const int64_t columns = static_cast<int64_t>(starts.size()) - rows;
-  const WinogradShape shape{channels, outputs, height,        width, dilation,
-                            rows,     columns, starts.data(), relu};
-  STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type() && weight.is_contiguous() &&
-                      weight.numel() == kWinogradParts * shape.panels() * kWinogradPanel * channels,
-                  "winograd: expected weights of the maps' dtype in panels");
+  const WinogradShape shape{channels, outputs, groups,  height,        width,
+                            dilation, rows,    columns, starts.data(), relu};
+  STD_TORCH_CHECK(
+      weight.scalar_type() == x.scalar_type() && weight.is_contiguous() &&
+          weight.numel() == kWinogradParts * shape.padded_outputs() * shape.group_channels(),
+      "winograd: expected weights of the maps' dtype in panels");
 
   Tensor out = empty_map(x, outputs, height, width, true);
   const int64_t total = x.size(0) * rows * columns, tiles = rows * columns;
   const int64_t workers = std::min(thread_count(), (total + 7) / 8);
-  const int64_t bytes = (kernels->scratch_bytes(shape, kTiles) + 63) / 64 * 64;
+  // Of a run: the weights of many channels are read from memory for each.
+  const int64_t most = channels < 128 ? 96 : 192;
+  const int64_t bytes = (kernels->scratch_bytes(shape, most) + 63) / 64 * 64;
   const Scratch scratch(workers * bytes);
   const Items from(x), to(out);
   const float* shift = bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr;
@@ -71,7 +74,7 @@ Tensor winograd(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t out
     while (at < end) {
       const int64_t item = at / tiles, first = at % tiles;
       // Runs of about one size, the last one too.
-      const int64_t left = std::min(end - at, tiles - first), runs = (left + kTiles - 1) / kTiles;
+      const int64_t left = std::min(end - at, tiles - first), runs = (left + most - 1) / most;
       const int64_t count = std::min(left, ((left + runs - 1) / runs + 7) / 8 * 8);
       kernels->run(shape, from[item], weight.const_data_ptr(), shift, first, first + count,
                    to[item], scratch.at(worker * bytes));
@@ -81,9 +84,10 @@ Tensor winograd(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t out
   return out;
 }
 // x [B, C, H, W] with contiguous channels, weights in panels, bias [outputs] float32.
-ATTNOPS_REGISTER(cpu, CPU, winograd,
-                 "(Tensor x, Tensor weight, Tensor? bias, int outputs, int dilation, bool relu) -> "
-                 "Tensor")
+ATTNOPS_REGISTER(
+    cpu, CPU, winograd,
+    "(Tensor x, Tensor weight, Tensor? bias, int outputs, int groups, int dilation, bool relu) -> "
+    "Tensor")
 
 }  // namespace
 }  // namespace attnops::cpu

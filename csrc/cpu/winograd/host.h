@@ -31,13 +31,16 @@ constexpr int64_t kWinogradPanel = 48;
 constexpr int64_t kWinogradParts = 16;  // of a tile
 
 // Tile (i, j) has its first result at row starts[i], column starts[rows + j], of a map whose pixels
-// are contiguous in the channels. channels: a multiple of 16.
+// are contiguous in the channels, of which a group has a multiple of 16.
 struct WinogradShape {
-  int64_t channels, outputs, height, width, dilation, rows, columns;
+  int64_t channels, outputs, groups, height, width, dilation, rows, columns;
   const int64_t* starts;
   bool relu;
 
-  int64_t panels() const { return (outputs + kWinogradPanel - 1) / kWinogradPanel; }
+  int64_t group_channels() const { return channels / groups; }
+  int64_t group_outputs() const { return outputs / groups; }
+  int64_t group_panels() const { return (group_outputs() + kWinogradPanel - 1) / kWinogradPanel; }
+  int64_t padded_outputs() const { return groups * group_panels() * kWinogradPanel; }
 };
 
 // Entry points of one instruction set and one element type, float or bfloat16 (where the processor

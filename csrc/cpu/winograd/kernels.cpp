@@ -57,7 +57,7 @@ class Run {
       : s_(s),
         rows_(round_up(tiles, kRows)),
         stride_(odd_lines<S>(s.channels)),
-        sums_stride_(odd_lines<float>(s.panels() * kWinogradPanel)),
+        sums_stride_(odd_lines<float>(s.padded_outputs())),
         zeros_(arena.take<S>(s.channels)),
         parts_(arena.take<S>(kWinogradParts * rows_ * stride_)),
         sums_(arena.take<float>(kWinogradParts * rows_ * sums_stride_)) {}
@@ -68,12 +68,15 @@ class Run {
     for (int64_t tile = first; tile < last; ++tile) spread(x, tile, tile - first);
     const int64_t used = last - first, rows = round_up(used, kRows);
     const int64_t rest = (rows - used) * stride_ * static_cast<int64_t>(sizeof(S));
-    const int64_t panels = s_.panels(), weights = panels * kWinogradPanel * s_.channels;
+    const int64_t depth = s_.group_channels(), panels = s_.group_panels();
+    const int64_t columns = panels * kWinogradPanel;
     for (int64_t part = 0; part < kWinogradParts; ++part) {
       S* left = parts_ + part * rows_ * stride_;
       memset(left + used * stride_, 0, static_cast<size_t>(rest));
-      multiply_tiles(left, stride_, weight + part * weights, s_.channels, panels, rows,
-                     sums_ + part * rows_ * sums_stride_, sums_stride_);
+      for (int64_t group = 0; group < s_.groups; ++group)
+        multiply_tiles(left + group * depth, stride_,
+                       weight + (part * s_.groups + group) * columns * depth, depth, panels, rows,
+                       sums_ + part * rows_ * sums_stride_ + group * columns, sums_stride_);
     }
     for (int64_t tile = first; tile < last; ++tile) gather(bias, tile, tile - first, out);
   }
@@ -108,9 +111,16 @@ class Run {
   // A tile's results from the 16 sums.
   void gather(const float* bias, int64_t tile, int64_t row, S* out) {
     const int64_t y = s_.starts[tile / s_.columns], x = s_.starts[s_.rows + tile % s_.columns];
-    const float* from = sums_ + row * sums_stride_;
-    for (int64_t c = 0; c < s_.outputs; c += kWidth<float>) {
-      const int64_t lanes = s_.outputs - c;
+    const int64_t outputs = s_.group_outputs(), columns = s_.group_panels() * kWinogradPanel;
+    for (int64_t group = 0; group < s_.groups; ++group)
+      gather_group(sums_ + row * sums_stride_ + group * columns,
+                   bias == nullptr ? nullptr : bias + group * outputs, y, x, out + group * outputs);
+  }
+
+  void gather_group(const float* from, const float* bias, int64_t y, int64_t x, S* out) {
+    const int64_t outputs = s_.group_outputs();
+    for (int64_t c = 0; c < outputs; c += kWidth<float>) {
+      const int64_t lanes = outputs - c;
       VecF m[4][4], results[2][2];
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i)

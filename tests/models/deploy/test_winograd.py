@@ -19,22 +19,23 @@ pytestmark = pytest.mark.skipif(
 )
 
 DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if has_winograd(dtype)]
-# B, C, O, H, W, dilation: sides odd, even, shorter than the dilation; outputs in and past a panel
+# B, C, O, groups, H, W, dilation: sides odd, even, shorter than the dilation; outputs past a panel
 SHAPES = (
-    (1, 16, 48, 5, 7, 1),
-    (2, 32, 50, 13, 8, 2),
-    (1, 64, 96, 9, 17, 4),
-    (2, 48, 34, 1, 3, 1),
-    (3, 16, 16, 4, 1, 6),
-    (1, 544, 150, 6, 11, 1),
+    (1, 16, 48, 1, 5, 7, 1),
+    (2, 32, 50, 2, 13, 8, 2),
+    (1, 64, 96, 1, 9, 17, 4),
+    (2, 48, 34, 1, 1, 3, 1),
+    (3, 48, 150, 3, 4, 1, 6),
+    (1, 544, 150, 1, 6, 11, 1),
 )
 
 
 def drawn(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """A map, channels_last, weights and a bias."""
-    batch, channels, outputs, height, width, _ = shape
+    batch, channels, outputs, groups, height, width, _ = shape
     x = torch.randn(batch, height, width, channels).permute(0, 3, 1, 2).to(dtype)
-    weight = (torch.randn(outputs, channels, 3, 3) / (9 * channels) ** 0.5).to(dtype)
+    weight = torch.randn(outputs, channels // groups, 3, 3) * (groups / (9 * channels)) ** 0.5
+    weight = weight.to(dtype)
     return x, weight, torch.randn(outputs)
 
 
@@ -53,10 +54,10 @@ def check(found: Tensor, plain: Tensor, exact: Tensor) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_the_convolution(shape, dtype):
     x, weight, bias = drawn(shape, dtype)
-    outputs, dilation = shape[2], shape[5]
-    where = {"padding": dilation, "dilation": dilation}
+    outputs, groups, dilation = shape[2], shape[3], shape[6]
+    where = {"padding": dilation, "dilation": dilation, "groups": groups}
     for shift, relu in ((bias, True), (None, False)):
-        found = winograd_op()(x, in_panels(weight), shift, outputs, dilation, relu)
+        found = winograd_op()(x, in_panels(weight, groups), shift, outputs, groups, dilation, relu)
         rough = None if shift is None else shift.to(dtype)
         wide = None if shift is None else shift.double()
         plain = conv2d(x, weight, rough, **where)
@@ -66,13 +67,13 @@ def test_it_is_the_convolution(shape, dtype):
 
 def test_threads_and_runs_change_nothing():
     """Runs are cut by the number of threads; what is more than one run, too."""
-    x, weight, bias = drawn((2, 32, 40, 33, 35, 2), torch.float32)
+    x, weight, bias = drawn((2, 32, 40, 1, 33, 35, 2), torch.float32)
     threads = torch.get_num_threads()
     results = []
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            results.append(winograd_op()(x, in_panels(weight), bias, 40, 2, True))
+            results.append(winograd_op()(x, in_panels(weight), bias, 40, 1, 2, True))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
@@ -81,9 +82,9 @@ def test_threads_and_runs_change_nothing():
 
 
 def test_a_value_that_is_no_number_stays_in_its_neighbourhood():
-    x, weight, bias = drawn((1, 16, 16, 12, 12, 1), torch.float32)
+    x, weight, bias = drawn((1, 16, 16, 1, 12, 12, 1), torch.float32)
     x[0, 3, 5, 6] = float("nan")
-    found = winograd_op()(x, in_panels(weight), bias, 16, 1, True)[0, 0].isnan()
+    found = winograd_op()(x, in_panels(weight), bias, 16, 1, 1, True)[0, 0].isnan()
     expected = conv2d(x, weight, bias, padding=1).relu()[0, 0].isnan()
     assert found[expected].all(), "ReLU keeps it"
     assert not found[:, :4].any() and not found[:, 10:].any() and not found[:2].any()
@@ -99,15 +100,15 @@ def test_a_value_that_is_no_number_stays_in_its_neighbourhood():
     ],
 )
 def test_what_it_cannot_take_is_refused(change, message):
-    x, weight, _ = drawn((1, 32, 16, 4, 4, 1), torch.float32)
+    x, weight, _ = drawn((1, 32, 16, 1, 4, 4, 1), torch.float32)
     given = {"x": x, "weight": in_panels(weight)} | change
     with pytest.raises(RuntimeError, match=message):
-        winograd_op()(given["x"], given["weight"], None, 16, 1, False)
+        winograd_op()(given["x"], given["weight"], None, 16, 1, 1, False)
 
 
 def test_the_compiler_knows_what_comes_out():
-    x, weight, bias = drawn((2, 32, 50, 5, 8, 2), torch.float32)
-    arguments = (x, in_panels(weight), bias, 50, 2, True)
+    x, weight, bias = drawn((2, 32, 50, 1, 5, 8, 2), torch.float32)
+    arguments = (x, in_panels(weight), bias, 50, 1, 2, True)
     torch.library.opcheck(winograd_op(), arguments, test_utils=("test_schema", "test_faketensor"))
 
 
@@ -134,25 +135,27 @@ def convolutions(*options: tuple[nn.Conv2d, bool], dtype: torch.dtype) -> torch.
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_graphs_call_it_where_it_is_defined(dtype):
-    """Seven convolutions, of which two can: padded as they are dilated, stride 1, one group."""
+    """Eight convolutions, of which three can: padded as they are dilated, of stride 1."""
     options = (
-        (nn.Conv2d(32, 48, 3, padding=2, dilation=2), True),
-        (nn.Conv2d(48, 32, 3, padding=1), False),
-        (nn.Conv2d(32, 32, 3, padding=1, stride=2), True),
-        (nn.Conv2d(32, 64, 3, padding=2), True),
-        (nn.Conv2d(64, 64, 3, padding=1, groups=2), True),
-        (nn.Conv2d(64, 32, 5, padding=1), True),
-        (nn.Conv2d(32, 16, 3, padding=1), True),
+        (nn.Conv2d(64, 80, 3, padding=2, dilation=2), True),
+        (nn.Conv2d(80, 64, 3, padding=1), False),
+        (nn.Conv2d(64, 64, 3, padding=1, stride=2), True),
+        (nn.Conv2d(64, 128, 3, padding=2), True),
+        (nn.Conv2d(128, 128, 3, padding=1, groups=2), True),
+        (nn.Conv2d(128, 128, 3, padding=1, groups=4), True),
+        (nn.Conv2d(128, 64, 5, padding=1), True),
+        (nn.Conv2d(64, 16, 3, padding=1), True),
     )
     module = convolutions(*options, dtype=dtype)
-    x = torch.randn(1, 32, 9, 11, dtype=dtype).to(memory_format=torch.channels_last)
+    x = torch.randn(1, 64, 9, 11, dtype=dtype).to(memory_format=torch.channels_last)
     before = module(x)
     PackedConvolutions()(module.graph)
     module.recompile()
     ours = [node for node in module.graph.nodes if node.target is winograd_op()]
-    assert [(n.args[3], n.args[4], n.args[5]) for n in ours] == [(48, 2, True), (32, 1, False)]
+    found = [node.args[3:] for node in ours]
+    assert found == [(80, 1, 2, True), (64, 1, 1, False), (128, 2, 1, True)]
     relus = [n for n in module.graph.nodes if n.target is torch.ops.aten.relu.default]
-    assert len(relus) == len(options) - 2
+    assert len(relus) == len(options) - 3
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
     assert (module(x) - before).norm() <= tolerance * before.norm()
 
