@@ -22,12 +22,16 @@ class FeedForwardCall {
                   const Tensor& inner, const Tensor& outer, Tensor& out)
       : shape_{x.size(2), x.size(3), x.size(1), inner.size(1), multiplies_bfloat16()},
         kernels_(kernels_for(dtype_of(expand))),
+        inner_(inner.numel() * static_cast<int64_t>(sizeof(float))),
         weights_{expand.const_data_ptr(), contract.const_data_ptr(),
-                 static_cast<const float*>(inner.const_data_ptr()),
+                 reinterpret_cast<const float*>(inner_.at(0)),
                  static_cast<const float*>(outer.const_data_ptr())},
         batch_(x.size(0)),
         x_(static_cast<const float*>(x.const_data_ptr())),
-        out_(static_cast<float*>(out.mutable_data_ptr())) {}
+        out_(static_cast<float*>(out.mutable_data_ptr())) {
+    memcpy(inner_.at(0), inner.const_data_ptr(),
+           static_cast<size_t>(inner.numel()) * sizeof(float));
+  }
 
   void run() const {
     constexpr int64_t kFewestRows = 4;  // of a run: less, and rows between runs cost more than maps
@@ -119,6 +123,7 @@ class FeedForwardCall {
 
   const FeedForwardShape shape_;
   const FeedForwardKernels& kernels_;
+  const Scratch inner_;  // a copy at whole cache lines: it is read for every vector of the map
   const FeedForwardWeights weights_;
   const int64_t batch_;
   const float* x_;

@@ -95,7 +95,14 @@ static void multiply_panel_block(const A* a, int64_t stride, const B* b, int64_t
   }
   Block<float, kUsed> block = {};
   multiply_panels<kUsed>(block, a + m * stride, stride, columns, depth);
-  // By way of memory: a loop over some of the rows would keep the block there all the time.
+  if (rows >= kRows) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < kUsed; ++j) emit(m + i, (vector + j) * kW, block.v[i][j]);
+    return;
+  }
+  // Some rows go by way of memory: a loop over them would keep the block there all the time.
   float sums[kRows][kUsed * kW];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
