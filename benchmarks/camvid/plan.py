@@ -9,8 +9,6 @@ HEADS = {"fast": "auto", "reference": "reference"}  # name -> attnops.use_backen
 SAME_BUDGET, SHORT = "same budget", 60  # steps of every family
 LONGER = "longer"
 SEED = 1
-# After many steps the weights of rare classes cost more of the common ones than they bring.
-FEWER_RARE = ("--model.loss.balance", "0.25")
 # More and larger scales, a rate that stays up, and weights averaged over the last steps.
 STEADY = (
     *("--data.scale_range", "[0.75,2.25]"),
@@ -80,7 +78,6 @@ RUNS = (
     Run("segnext_t_1500", SEGNEXT, "fast", 1500, LONGER),
     Run("segnext_lite0_12min", LITE0, "fast", 1370, LONGER),
     Run("segnext_t_long", SEGNEXT, "fast", 2500, LONGER, begins="segnext_t_1500"),
-    Run("segnext_t_longer", SEGNEXT, "fast", 1500, LONGER, "segnext_t_long", FEWER_RARE),
     Run("segnext_lite0_long", LITE0, "fast", 2500, LONGER, begins="segnext_lite0_12min"),
     Run("segnext_lite0_longer", LITE0, "fast", 2600, LONGER, "segnext_lite0_long", STEADY),
 )
