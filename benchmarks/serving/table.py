@@ -1,11 +1,13 @@
 """Labels of whole networks on a CPU, against OpenVINO, onnxruntime and torch.compile.
 
     python -m attnops.benchmarks serving [--networks NAME,...] [--sizes HxW] [--dtypes ...]
-        [--malloc default,kept] [--memory] [--compiled DIR] [--json FILE] [--markdown FILE]
+        [--malloc default,kept] [--memory | --peaks] [--compiled DIR] [--json FILE]
+        [--markdown FILE]
 
 Everything about one network, precision and setting of glibc takes turns in one process, which
-compiles everything anew, or takes what it finds in --compiled and leaves the rest there: then it is
-not said how long it takes to be ready. Rows where attnops loses are printed as they are.
+compiles everything anew, or takes what it finds in --compiled and leaves the rest there: where it
+found some, it is not said how long it takes to be ready. --peaks measures memory alone, beside the
+times that are in --json. Rows where attnops loses are printed as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,7 +49,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--malloc", default="default,kept", help="settings of glibc")
     parser.add_argument("--threads", type=positive_integer, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each row")
-    parser.add_argument("--memory", action="store_true", help="also peaks, a process a contender")
+    peaks = parser.add_mutually_exclusive_group()
+    peaks.add_argument("--memory", action="store_true", help="also peaks, a process a contender")
+    peaks.add_argument("--peaks", action="store_true", help="peaks of what is in --json, no times")
     parser.add_argument("--compiled", type=Path, metavar="DIR", help="keeps compiled code")
     add_output_arguments(parser)
     chosen = parser.parse_args(arguments)
@@ -61,6 +64,20 @@ def main(arguments: Sequence[str]) -> int:
     document = Document()
     if chosen.json and os.path.exists(chosen.json):
         document.rows = Document.load(chosen.json).rows
+    if chosen.peaks:
+        _add_peaks(document.rows, networks, chosen)
+    else:
+        _add_times(document, networks, chosen)
+    if chosen.json:
+        document.save(chosen.json)
+    for table in grids(document.rows):
+        show(table)
+    if chosen.markdown:
+        write_whole(chosen.markdown, "\n".join(map(markdown, grids(document.rows))))
+    return 0
+
+
+def _add_times(document: Document, networks: Sequence[str], chosen: argparse.Namespace) -> None:
     for dtype in chosen.dtypes.split(","):
         rates = measure_rates(torch.device("cpu"), getattr(torch, dtype))
         for network in networks:
@@ -86,11 +103,16 @@ def main(arguments: Sequence[str]) -> int:
                 _put_ratios(document.rows)
                 if chosen.json:
                     document.save(chosen.json)
-    for table in grids(document.rows):
-        show(table)
-    if chosen.markdown:
-        write_whole(chosen.markdown, "\n".join(map(markdown, grids(document.rows))))
-    return 0
+
+
+def _add_peaks(rows: list[Row], networks: Sequence[str], chosen: argparse.Namespace) -> None:
+    """Peaks of what was timed in the default setting of glibc, for which alone they are asked."""
+    for row in rows:
+        network, dtype, malloc = _of(row)
+        wanted = network in networks and dtype in chosen.dtypes.split(",") and malloc == "default"
+        if row.table == TABLE and wanted and row.p50 and row.shape[2:] == [*chosen.size]:
+            found = _run(network, dtype, malloc, chosen, [row.name])
+            row.peak_mib = found["peak_mib"]
 
 
 def _of(row: Row) -> tuple[str | None, str, str | None]:
@@ -111,20 +133,27 @@ def _measure(
     network: str, dtype: str, malloc: str, chosen: argparse.Namespace
 ) -> list[dict[str, object]]:
     """Rows of one process with this setting of glibc."""
-    sides = "x".join(map(str, chosen.size))
-    given = [network, dtype, sides]
+    folder = chosen.compiled and chosen.compiled / f"{network}-{dtype}"
+    found_some = folder is not None and folder.is_dir()
     with TemporaryDirectory() as empty:
-        compiled = chosen.compiled or Path(empty)
-        run = partial(_child, malloc=malloc, threads=chosen.threads, compiled=compiled)
-        rows = run([*given, str(chosen.seconds)])
+        given = argparse.Namespace(**vars(chosen) | {"compiled": chosen.compiled or Path(empty)})
+        rows = _run(network, dtype, malloc, given, [str(chosen.seconds)])
         if chosen.memory and malloc == "default":
             for row in rows:
                 if "p50" in row:
-                    row |= run([*given, row["name"]])
-    if chosen.compiled:
+                    row |= _run(network, dtype, malloc, given, [row["name"]])
+    if found_some:
         for row in rows:
             row.pop("ready_s", None)
     return rows
+
+
+def _run(network: str, dtype: str, malloc: str, chosen: argparse.Namespace, task: list[str]) -> Any:
+    """What `measure` finds in a process of its own, which takes compiled code and leaves some."""
+    sides = "x".join(map(str, chosen.size))
+    with TemporaryDirectory() as empty:
+        compiled = (chosen.compiled or Path(empty)) / f"{network}-{dtype}"
+        return _child([network, dtype, sides, *task], malloc, chosen.threads, compiled)
 
 
 def _child(arguments: list[str], malloc: str, threads: int, compiled: Path) -> Any:

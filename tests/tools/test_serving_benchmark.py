@@ -45,10 +45,26 @@ def test_rows_and_ratios(tmp_path, monkeypatch, capsys):
     assert "no compiler" in text and "99.90 %" in text
     compiled = ["--compiled", str(tmp_path / "code")]
     table.main([*arguments, "--malloc", "kept", *compiled, *files])  # again, not twice there
-    assert asked[-1][3] == tmp_path / "code" != asked[0][3] != asked[1][3]
+    assert asked[-1][3] == tmp_path / "code/segnext_t-float32" != asked[0][3] != asked[1][3]
+    ready = {r.ready_s for r in Document.load(tmp_path / "s.json").rows if r.name == "OpenVINO"}
+    assert ready == {1.5}  # nothing was there yet
+    asked[-1][3].mkdir(parents=True)
+    table.main([*arguments, "--malloc", "kept", *compiled, *files])
     rows = Document.load(tmp_path / "s.json").rows
     ready = {dict(row.options)["malloc"]: row.ready_s for row in rows if row.name == "OpenVINO"}
     assert len(rows) == 10 and ready == {"default": 1.5, "kept": None}
+    asked.clear()
+
+    def peak(arguments, *_):
+        asked.append(arguments)
+        return {"peak_mib": len(asked)}
+
+    monkeypatch.setattr(table, "_child", peak)
+    table.main([*arguments, "--peaks", *compiled, *files])
+    assert [given[-1] for given in asked] == list(MS)  # what was timed, with glibc as it is
+    found = Document.load(tmp_path / "s.json").rows
+    peaks = [(row.p50, row.peak_mib) for row in found if row.peak_mib]
+    assert peaks == [(ms, index + 1) for index, ms in enumerate(MS.values())] and len(found) == 10
     with pytest.raises(SystemExit):
         table.main(["--networks", "resnet"])
     capsys.readouterr()
