@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .inner_ops import runs_inner_ops
+
 HINT = (2, 512, 544)  # batch and sides that the code is tuned for; it takes all
 SMALLEST_SIDE = 32  # smaller maps may have a side of 1, which compilers take for something else
 RUNNERS = 8  # calls that run at the same time; more wait
@@ -79,7 +81,7 @@ def compile_package(program: torch.export.ExportedProgram, path: Path) -> None:
 
     from .packing import PackedConvolutions
 
-    options = OPTIONS | {"post_grad_custom_pre_pass": PackedConvolutions()}
+    options = OPTIONS | {"post_grad_custom_pre_pass": PackedConvolutions(runs_inner_ops())}
     with torch.no_grad():
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(path), inductor_configs=options

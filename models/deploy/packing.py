@@ -23,7 +23,14 @@ LEAST_CHANNELS = 64  # of a group, on either side, for which Winograd's algorith
 
 
 class PackedConvolutions(CustomGraphPass):
-    """Lays out the constant weights of a graph's oneDNN convolutions."""
+    """Lays out the constant weights of a graph's oneDNN convolutions.
+
+    Args:
+        winograd: whether some may go to the C++ library.
+    """
+
+    def __init__(self, winograd: bool) -> None:
+        self.winograd = winograd
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         if not torch.backends.mkldnn.is_available():
@@ -34,7 +41,7 @@ class PackedConvolutions(CustomGraphPass):
             value = _constant(graph, weight)
             if value is None or value.is_mkldnn:
                 continue
-            if _suits_winograd(node, value):
+            if self.winograd and _suits_winograd(node, value):
                 _use_winograd(graph, node, value)
                 continue
             packed = torch.ops.mkldnn._reorder_convolution_weight(
@@ -43,7 +50,8 @@ class PackedConvolutions(CustomGraphPass):
             _add_constant(graph, node, packed, weight.meta)
 
     def uuid(self) -> bytes:
-        return get_hash_for_files((__file__, str(Path(__file__).with_name("winograd.py"))))
+        files = (__file__, str(Path(__file__).with_name("winograd.py")))
+        return get_hash_for_files(files, str(self.winograd))
 
 
 def _constant(graph: torch.fx.Graph, node: torch.fx.Node) -> Tensor | None:

@@ -149,7 +149,10 @@ def test_graphs_call_it_where_it_is_defined(dtype):
     module = convolutions(*options, dtype=dtype)
     x = torch.randn(1, 64, 9, 11, dtype=dtype).to(memory_format=torch.channels_last)
     before = module(x)
-    PackedConvolutions()(module.graph)
+    PackedConvolutions(False)(module.graph)
+    assert not [node for node in module.graph.nodes if node.target is winograd_op()]
+    module = convolutions(*options, dtype=dtype)
+    PackedConvolutions(True)(module.graph)
     module.recompile()
     ours = [node for node in module.graph.nodes if node.target is winograd_op()]
     found = [node.args[3:] for node in ours]
