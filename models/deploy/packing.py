@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from .winograd import has_winograd, in_panels, winograd_op
+from .winograd import has_winograd, in_panels, share_of_products, winograd_op
 
 MAP = (2, 64, 68)  # batch and sides of a map whose sizes a graph does not tell
 LEAST_CHANNELS = 64  # of a group, on either side, for which Winograd's algorithm pays
+LARGEST_SHARE = 0.85  # of the products of a direct convolution
 
 
 class PackedConvolutions(CustomGraphPass):
@@ -78,8 +79,9 @@ def _hints(x: torch.fx.Node, channels: int) -> list[int]:
 
 
 def _suits_winograd(node: torch.fx.Node, weight: Tensor) -> bool:
-    padding, stride, dilation, groups, attribute = node.args[3:8]
+    x, _, _, padding, stride, dilation, groups, attribute = node.args[:8]
     outputs, channels = weight.shape[:2]
+    sides = _hints(x, channels)[2:]
     return (
         has_winograd(weight.dtype)
         and tuple(weight.shape[2:]) == (3, 3)
@@ -88,6 +90,7 @@ def _suits_winograd(node: torch.fx.Node, weight: Tensor) -> bool:
         and attribute == "none"
         and channels % 16 == 0
         and min(outputs // groups, channels) >= LEAST_CHANNELS
+        and share_of_products(sides, dilation[0]) <= LARGEST_SHARE
     )
 
 

@@ -6,6 +6,7 @@ rounding errors of the same size, for weights of 16/9 the memory (csrc/cpu/winog
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -55,6 +56,20 @@ def _fake(
 ) -> Tensor:
     batch, _, height, width = x.shape
     return x.new_empty((batch, height, width, outputs)).permute(0, 3, 1, 2)
+
+
+def share_of_products(sides: Sequence[int], dilation: int) -> float:
+    """Products on maps of these sides, over those of a direct convolution.
+
+    Of `dilation` grids each has tiles of its own, of which the last one may be half empty; a direct
+    convolution leaves out what the border makes zero.
+    """
+    share = 1.0
+    for side in sides:
+        lengths = [-(-(side - first) // dilation) for first in range(min(side, dilation))]
+        tiles = sum((length + 1) // 2 for length in lengths)
+        share *= 4 * tiles / (side + 2 * max(0, side - dilation))
+    return share
 
 
 def in_panels(weight: Tensor, groups: int = 1) -> Tensor:

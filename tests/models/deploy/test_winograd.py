@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from attnops.models.deploy.packing import PackedConvolutions
-from attnops.models.deploy.winograd import has_winograd, in_panels, winograd_op
+from attnops.models.deploy.winograd import (
+    has_winograd,
+    in_panels,
+    share_of_products,
+    winograd_op,
+)
 
 pytestmark = pytest.mark.skipif(
     not has_winograd(torch.float32), reason="the CPU library is not built"
@@ -132,10 +137,17 @@ def convolutions(*options: tuple[nn.Conv2d, bool], dtype: torch.dtype) -> torch.
     return torch.fx.GraphModule(root, graph)
 
 
+def test_far_neighbours_leave_tiles_empty():
+    """16 products for four results of nine; of grids of two rows a direct one has four of six."""
+    assert share_of_products((64, 64), 1) == pytest.approx(4 / 9, rel=0.03)
+    assert share_of_products((64, 64), 32) == pytest.approx(1.0)
+    assert share_of_products((65,), 36) == pytest.approx(4 * 36 / (65 + 2 * 29))
+
+
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_graphs_call_it_where_it_is_defined(dtype):
-    """Eight convolutions, of which three can: padded as they are dilated, of stride 1."""
+    """Nine convolutions, of which three can: padded as they are dilated, of stride 1, near."""
     options = (
         (nn.Conv2d(64, 80, 3, padding=2, dilation=2), True),
         (nn.Conv2d(80, 64, 3, padding=1), False),
@@ -144,6 +156,7 @@ def test_graphs_call_it_where_it_is_defined(dtype):
         (nn.Conv2d(128, 128, 3, padding=1, groups=2), True),
         (nn.Conv2d(128, 128, 3, padding=1, groups=4), True),
         (nn.Conv2d(128, 64, 5, padding=1), True),
+        (nn.Conv2d(64, 64, 3, padding=31, dilation=31), True),
         (nn.Conv2d(64, 16, 3, padding=1), True),
     )
     module = convolutions(*options, dtype=dtype)
