@@ -19,7 +19,8 @@ import torch
 
 import attnops
 
-NONE, WORK, RESULT = 0, 1, 2  # Purpose of csrc/pool/pool.h
+LIBRARY = Path(attnops.__file__).parent / "lib" / "libattnops_pool.so"
+WORK, RESULT = 1, 2  # Purpose of csrc/pool/pool.h; 0: none
 FIRST, LAST = (
     211,
     214,
@@ -32,7 +33,7 @@ _owners: set[int] = set()
 def _pool() -> ctypes.CDLL | None:
     """The library, its allocator installed; None: it is not there, or for another PyTorch."""
     try:
-        library = ctypes.CDLL(str(Path(attnops.__file__).parent / "lib" / "libattnops_pool.so"))
+        library = ctypes.CDLL(str(LIBRARY))
     except OSError:
         return None
     major, minor = (int(x) for x in torch.__version__.split(".")[:2])
