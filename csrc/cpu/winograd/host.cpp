@@ -65,7 +65,9 @@ Tensor winograd(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t out
   // Of a run: the weights of many channels are read from memory for each.
   const int64_t most = channels < 128 ? 96 : 192;
   const int64_t bytes = (kernels->scratch_bytes(shape, most) + 63) / 64 * 64;
-  const Scratch scratch(workers * bytes);
+  // A tensor, because deployments keep the memory of tensors.
+  const Tensor scratch = new_output(x, {workers * bytes / static_cast<int64_t>(x.element_size())});
+  char* const memory = static_cast<char*>(scratch.mutable_data_ptr());
   const Items from(x), to(out);
   const float* shift = bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr;
   for_each_worker(workers, [&](int64_t worker) {
@@ -77,7 +79,7 @@ Tensor winograd(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t out
       const int64_t left = std::min(end - at, tiles - first), runs = (left + most - 1) / most;
       const int64_t count = std::min(left, ((left + runs - 1) / runs + 7) / 8 * 8);
       kernels->run(shape, from[item], weight.const_data_ptr(), shift, first, first + count,
-                   to[item], scratch.at(worker * bytes));
+                   to[item], memory + worker * bytes);
       at += count;
     }
   });
