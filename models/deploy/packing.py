@@ -37,13 +37,14 @@ class PackedConvolutions(CustomGraphPass):
         if not torch.backends.mkldnn.is_available():
             return
         convolution = torch.ops.mkldnn._convolution_pointwise.default
+        shared: dict[str, torch.fx.Node] = {}
         for node in graph.find_nodes(op="call_function", target=convolution):
             x, weight, _, padding, stride, dilation, groups = node.args[:7]
             value = _constant(graph, weight)
             if value is None or value.is_mkldnn:
                 continue
             if self.winograd and _suits_winograd(node, value):
-                _use_winograd(graph, node, value)
+                _use_winograd(graph, node, value, shared)
                 continue
             packed = torch.ops.mkldnn._reorder_convolution_weight(
                 value, padding, stride, dilation, groups, _hints(x, value.shape[1] * groups)
@@ -94,25 +95,32 @@ def _suits_winograd(node: torch.fx.Node, weight: Tensor) -> bool:
     )
 
 
-def _use_winograd(graph: torch.fx.Graph, node: torch.fx.Node, weight: Tensor) -> None:
+def _use_winograd(
+    graph: torch.fx.Graph,
+    node: torch.fx.Node,
+    value: Tensor,
+    shared: dict[str, torch.fx.Node],
+) -> None:
     """Put the C++ library's convolution in place of oneDNN's, with the ReLU that takes its result.
 
     The library adds the bias in float32.
+
+    Args:
+        value: of the weight.
+        shared: what was made of weights and biases, which several convolutions may have.
     """
-    x, _, bias, _, _, dilation, groups = node.args[:7]
+    x, weight, bias, _, _, dilation, groups = node.args[:7]
     taking = list(node.users)
     relu = len(taking) == 1 and taking[0].target is torch.ops.aten.relu.default
-    _add_constant(graph, node, in_panels(weight, groups), {})
-    constant = node.args[1]
-    constant.meta["val"] = _fake_of(graph, constant)
+    if weight.target not in shared:
+        panels = in_panels(value, groups)
+        shared[weight.target] = _constant_before(graph, node, "panels", panels)
+    if bias is not None and bias.target not in shared:
+        wide = _constant(graph, bias).float()
+        shared[bias.target] = _constant_before(graph, node, "bias", wide)
+    shift = None if bias is None else shared[bias.target]
+    arguments = (x, shared[weight.target], shift, value.shape[0], groups, dilation[0], relu)
     with graph.inserting_before(node):
-        if bias is not None:
-            value = _constant(graph, bias).float()
-            name = f"bias_{node.name}"
-            setattr(graph.owning_module, name, value)
-            bias = graph.create_node("get_attr", name)
-            bias.meta["val"] = _fake_of(graph, bias)
-        arguments = (x, constant, bias, weight.shape[0], groups, dilation[0], relu)
         result = graph.call_function(winograd_op(), arguments)
     replaced = taking[0] if relu else node
     result.meta.update(replaced.meta)
@@ -120,6 +128,17 @@ def _use_winograd(graph: torch.fx.Graph, node: torch.fx.Node, weight: Tensor) ->
     if relu:
         graph.erase_node(replaced)
     graph.erase_node(node)
+
+
+def _constant_before(
+    graph: torch.fx.Graph, node: torch.fx.Node, kind: str, value: Tensor
+) -> torch.fx.Node:
+    name = f"{kind}_{node.name}"
+    setattr(graph.owning_module, name, value)
+    with graph.inserting_before(node):
+        constant = graph.create_node("get_attr", name)
+    constant.meta["val"] = _fake_of(graph, constant)
+    return constant
 
 
 def _fake_of(graph: torch.fx.Graph, node: torch.fx.Node) -> Tensor:

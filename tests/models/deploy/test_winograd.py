@@ -176,6 +176,23 @@ def test_graphs_call_it_where_it_is_defined(dtype):
     assert (module(x) - before).norm() <= tolerance * before.norm()
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN")
+def test_convolutions_of_one_weight_share_its_panels():
+    conv = nn.Conv2d(64, 64, 3, padding=1)
+    module = convolutions((conv, True), (conv, True), dtype=torch.float32)
+    first, second = module.graph.find_nodes(
+        op="call_function", target=torch.ops.mkldnn._convolution_pointwise.default
+    )
+    second.args = (second.args[0], *first.args[1:3], *second.args[3:])
+    x = torch.randn(1, 64, 9, 11).to(memory_format=torch.channels_last)
+    before = module(x)
+    PackedConvolutions(True)(module.graph)
+    module.recompile()
+    ours = [node for node in module.graph.nodes if node.target is winograd_op()]
+    assert len(ours) == 2 and ours[0].args[1:3] == ours[1].args[1:3]
+    assert (module(x) - before).norm() <= 1e-5 * before.norm()
+
+
 @pytest.mark.parametrize("isa", ["avx2", pytest.param("baseline", marks=pytest.mark.slow)])
 def test_older_processors(isa):
     tests = ["-k", "it_is_the_convolution or threads_and_runs", "-p", "no:cacheprovider"]
