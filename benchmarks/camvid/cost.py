@@ -29,13 +29,16 @@ from ..measure.timing import time_cpu
 from .plan import HEADS, NETWORKS, SEED, Network
 
 BATCHES = 4  # that the timed steps go round
+PROCESSES = 3  # that peaks are measured in; the least counts, as chance only adds to it
 WARM_UP_SIDE = 128  # GALD takes no less than 111
 
 
-def measure(root: Path, pretrained: Path | None, seconds: float) -> list[dict[str, Any]]:
+def measure(
+    root: Path, pretrained: Path | None, seconds: float, networks: Sequence[Network] = NETWORKS
+) -> list[dict[str, Any]]:
     """A row for every network, heads and setting of glibc, each setting in a process of its own."""
     found = []
-    for network in NETWORKS:
+    for network in networks:
         for setting in SETTINGS:
             line = [sys.executable, "-m", __name__, network.recipe, "--root", str(root)]
             line += ["--seconds", str(seconds)]
@@ -128,8 +131,10 @@ def main(arguments: Sequence[str]) -> int:
         if chosen.memory:
             try:
                 arguments = dict(zip(("root", "pretrained"), given, strict=True))
-                use = measure_cpu(memory_case, 300, recipe=chosen.recipe, heads=heads, **arguments)
-                row |= {"peak_mib": use.above_inputs / MIB, "memory_method": use.method}
+                arguments |= {"recipe": chosen.recipe, "heads": heads}
+                uses = [measure_cpu(memory_case, 300, **arguments) for _ in range(PROCESSES)]
+                least = min(use.above_inputs for use in uses)
+                row |= {"peak_mib": least / MIB, "memory_method": uses[0].method}
             except MemoryUnknown as error:
                 row["note"] = f"memory: {error}"
         rows.append(row)

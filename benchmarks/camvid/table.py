@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from ..report.grid import markdown, show
 from ..report.records import Document, write_whole
 from . import train
 from .grids import PART, grids
+from .plan import NETWORKS
 
 PARTS = ("train", "cost", "deployed", "report")
 
@@ -32,6 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--pretrained", type=Path, help="timm's weights of tf_efficientnet_lite0")
     parser.add_argument("--only", choices=PARTS, help="one part of it")
+    names = [network.stem for network in NETWORKS]
+    parser.add_argument("--cost-of", choices=names, nargs="+", help="these alone, beside others'")
     parser.add_argument("--workers", type=positive_integer, default=2, help="that load images")
     parser.add_argument("--threads", type=positive_integer, help="CPU threads")
     parser.add_argument("--seconds", type=float, default=10.0, help="of steps, for each row")
@@ -47,12 +51,15 @@ def main(arguments: Sequence[str]) -> int:
     if kept is not None and kept.is_file():  # those of the last run, with its environment
         last = Document.load(kept)
         costs, labels = last.parts[PART]["costs"], last.parts[PART].get("deployed", [])
-        if chosen.only != "cost":
+        if chosen.only != "cost" or chosen.cost_of:
             document = last
     if chosen.only in (None, "cost"):
         from . import cost
 
-        costs = cost.measure(chosen.root, chosen.pretrained, chosen.seconds)
+        networks = [n for n in NETWORKS if n.stem in (chosen.cost_of or names)]
+        costs = _renewed(
+            costs, cost.measure(chosen.root, chosen.pretrained, chosen.seconds, networks)
+        )
     if chosen.only in (None, "deployed"):
         from . import deployed
 
@@ -64,6 +71,14 @@ def main(arguments: Sequence[str]) -> int:
     if chosen.out:
         _write(document, chosen.out)
     return 0
+
+
+def _renewed(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The new rows and, of networks that have none, the old ones, in the order of the plan."""
+    titles = [network.title for network in NETWORKS]
+    measured = {row["network"] for row in new}
+    kept = [row for row in old if row["network"] not in measured]
+    return sorted([*kept, *new], key=lambda row: titles.index(row["network"]))
 
 
 def _write(document: Document, out: Path) -> None:

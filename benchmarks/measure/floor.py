@@ -59,9 +59,9 @@ def measure_copy(device: torch.device, moved: int) -> float:
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     """Copy bandwidth (a tensor far larger than the caches) and rate of a large matrix product.
 
-    On a CPU the product is made by the BLAS and as a 1x1 convolution: which of the two has the
-    better kernels differs from processor to processor, and the faster one counts. The fastest
-    fifth of the repeats counts: a floor is what the device can do undisturbed.
+    On a CPU the product is made by the BLAS and as convolutions, 1x1 and 3x3, whose weights are
+    laid out before: which has the best kernels differs from processor to processor, and the fastest
+    counts. Of the repeats the fastest fifth counts: a floor is what the device can do undisturbed.
     """
     on_gpu = device.type == "cuda"
     moved = (1024 if on_gpu else 256) * 2**20
@@ -70,13 +70,28 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     del source
     side = 8192 if on_gpu else 1536
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    multiplied = _time(device, partial(torch.mm, a, b, out=torch.empty_like(a))).p20
+    times = [_time(device, partial(torch.mm, a, b, out=torch.empty_like(a))).p20 / side**3]
     if not on_gpu:
-        image = a.t().reshape(1, side, side // 32, 32).contiguous(memory_format=torch.channels_last)
-        convolve = partial(torch.conv2d, image, b[:, :, None, None])
-        multiplied = min(multiplied, _time(device, convolve).p20)
+        times += [_convolution_ms(kernel, dtype) for kernel in (1, 3)]
     return Rates(
         dtype=str(dtype).removeprefix("torch."),
         copy_gb_s=2 * moved / copied.p20 / 1e6,
-        matmul_gflop_s=2 * side**3 / multiplied / 1e6,
+        matmul_gflop_s=2 / min(times) / 1e6,
     )
+
+
+@torch.no_grad()
+def _convolution_ms(kernel: int, dtype: torch.dtype) -> float:
+    """Milliseconds a multiply-add of a large convolution by oneDNN."""
+    channels, height, width = 768, 64, 64
+    conv = torch.nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=False).to(dtype)
+    conv = conv.eval().to(memory_format=torch.channels_last)
+    image = torch.randn(1, channels, height, width).to(dtype, memory_format=torch.channels_last)
+    call = partial(conv, image)
+    if torch.backends.mkldnn.is_available():
+        weight = torch.ops.mkldnn._reorder_convolution_weight(
+            conv.weight, conv.padding, conv.stride, conv.dilation, 1, list(image.shape)
+        )
+        more = (conv.padding, conv.stride, conv.dilation, 1, "none", [], "")
+        call = partial(torch.ops.mkldnn._convolution_pointwise, image, weight, None, *more)
+    return _time(torch.device("cpu"), call).p20 / (height * width * channels**2 * kernel**2)

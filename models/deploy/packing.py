@@ -119,8 +119,9 @@ def _use_winograd(
         wide = _constant(graph, bias).float()
         shared[bias.target] = _constant_before(graph, node, "bias", wide)
     shift = None if bias is None else shared[bias.target]
-    arguments = (x, shared[weight.target], shift, value.shape[0], groups, dilation[0], relu)
     with graph.inserting_before(node):
+        x = _in_channels_last(graph, x)
+        arguments = (x, shared[weight.target], shift, value.shape[0], groups, dilation[0], relu)
         result = graph.call_function(winograd_op(), arguments)
     replaced = taking[0] if relu else node
     result.meta.update(replaced.meta)
@@ -128,6 +129,18 @@ def _use_winograd(
     if relu:
         graph.erase_node(replaced)
     graph.erase_node(node)
+
+
+def _in_channels_last(graph: torch.fx.Graph, x: torch.fx.Node) -> torch.fx.Node:
+    """A map as the library takes it: what makes others may choose their format when compiled."""
+    convolution = torch.ops.mkldnn._convolution_pointwise.default
+    if x.target in (torch.ops.aten.relu.default, convolution, winograd_op()):
+        return x
+    formatted = {"memory_format": torch.channels_last}
+    made = graph.call_function(torch.ops.aten.clone.default, (x,), formatted)
+    if "val" in x.meta:
+        made.meta["val"] = x.meta["val"].clone(**formatted)
+    return made
 
 
 def _constant_before(

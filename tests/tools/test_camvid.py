@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("lightning")
 
-from attnops.benchmarks.camvid import deployed, grids, plan, table, train
+from attnops.benchmarks.camvid import cost, deployed, grids, plan, table, train
 from attnops.benchmarks.measure.glibc import SETTINGS
 from attnops.benchmarks.report.records import Document
 from attnops.models import create_model, deploy
@@ -81,6 +81,33 @@ def test_tables_of_finished_runs(tmp_path, capsys):
     assert (out / "camvid.png").stat().st_size > 10_000
     (found, *_) = train.collect(tmp_path / "runs")
     assert found["loss"] == [[10, 2.5], [20, 1.25]] and found["val_miou"] == [[20, 0.125]]
+    capsys.readouterr()
+
+
+def test_costs_of_one_network_beside_the_others(tmp_path, monkeypatch, capsys) -> None:
+    def rows(ms, *networks):
+        return [
+            {"network": n.title, "heads": heads, "malloc": malloc, "p50": ms}
+            for n in networks
+            for malloc in SETTINGS
+            for heads in plan.HEADS
+        ]
+
+    asked = []
+
+    def measure(root, pretrained, seconds, networks):
+        asked.append([n.stem for n in networks])
+        return rows(250.0, *networks)
+
+    monkeypatch.setattr(cost, "measure", measure)
+    document = Document()
+    document.parts[grids.PART] = {"runs": [], "costs": rows(500.0, *plan.NETWORKS[:3])}
+    document.save(tmp_path / "camvid.json")
+    arguments = ["--root", "x", "--runs", tmp_path, "--only", "cost", "--out", tmp_path]
+    assert table.main([*map(str, arguments), "--cost-of", "galdv1_lite0"]) == 0
+    assert asked == [["galdv1_lite0"]]
+    costs = Document.load(tmp_path / "camvid.json").parts[grids.PART]["costs"]
+    assert [row["p50"] for row in costs] == 4 * [500.0] + 4 * [250.0] + 4 * [500.0]
     capsys.readouterr()
 
 

@@ -177,6 +177,24 @@ def test_graphs_call_it_where_it_is_defined(dtype):
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN")
+@pytest.mark.parametrize("before", [torch.ops.aten.tanh.default, None], ids=["tanh", "input"])
+def test_maps_of_any_format_are_brought_into_channels_last(before):
+    """What pooling and concatenation write is in a format of the compiler's choice."""
+    module = convolutions((nn.Conv2d(64, 64, 3, padding=1), True), dtype=torch.float32)
+    if before is not None:
+        (x, *_) = module.graph.nodes
+        with module.graph.inserting_after(x):
+            node = module.graph.call_function(before, (x,))
+        x.replace_all_uses_with(node, lambda user: user is not node)
+        module.recompile()
+    x = torch.randn(1, 64, 9, 11)
+    wanted = module(x.to(memory_format=torch.channels_last))
+    PackedConvolutions(True)(module.graph)
+    module.recompile()
+    assert (module(x) - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN")
 def test_convolutions_of_one_weight_share_its_panels():
     conv = nn.Conv2d(64, 64, 3, padding=1)
     module = convolutions((conv, True), (conv, True), dtype=torch.float32)
