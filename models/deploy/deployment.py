@@ -290,7 +290,7 @@ def _compiled(maps: _Maps, interface: Interface, report: Report) -> Deployed:
     interface = replace(interface, smallest_side=least)
     program = export(maps, interface.in_channels)
     report = replace(report, compiled=True, reason="", fused_ops=fused_ops(program))
-    direct = direct_calls()
+    direct = direct_calls(half=maps.half)
     with torch.no_grad():
         program = program.run_decompositions(NORMS | direct)
     drop_checks(program)

@@ -3,7 +3,8 @@
 An op of attnops chooses its implementation in Python whenever it runs. In a compiled network there
 is nothing to choose: those that a network runs dozens of times go to the C++ library directly. One
 of the library's is no op of attnops, because only weights that never change again can be laid out
-for it: the feed-forward network of SegNeXt (`ResidualFeedForward`).
+for it: the feed-forward network of SegNeXt (`ResidualFeedForward`). Another is the factorisation of
+maps in bfloat16 with factors in float32, of which attnops has no gradients.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ from torch import Tensor
 
 import attnops
 from attnops._choice import current_backend
+from attnops._layout import dense
 from attnops._op import OPS, Op
 
 DIRECT = ("depthwise_gelu", "nmf", "strip_conv")
 FEED_FORWARD = "feed_forward"
+MIXED_NMF = "mixed_nmf"
 
 _library = torch.library.Library("attnops_cpu", "FRAGMENT")
 _known: set[str] = set()
 
 
 def has_library() -> bool:
-    """Whether the C++ library with `DIRECT` and `FEED_FORWARD` is loaded."""
+    """Whether the C++ library with these ops is loaded."""
     available = attnops.backends()
-    inner = torch.ops.attnops_cpu
-    return all(available[name]["cpu"] for name in DIRECT) and hasattr(inner, FEED_FORWARD)
+    own = all(hasattr(torch.ops.attnops_cpu, name) for name in (FEED_FORWARD, MIXED_NMF))
+    return own and all(available[name]["cpu"] for name in DIRECT)
 
 
 def runs_inner_ops() -> bool:
@@ -37,21 +40,31 @@ def runs_inner_ops() -> bool:
     return current_backend() in ("auto", "cpu") and has_library()
 
 
-def direct_calls() -> dict[Any, Callable[..., tuple[Tensor, ...]]]:
+def direct_calls(half: bool) -> dict[Any, Callable[..., tuple[Tensor, ...]]]:
     """For every op of `DIRECT` what calls the C++ library in its place; nothing where another
     backend was chosen, or the library is not there.
+
+    Args:
+        half: whether maps are bfloat16, also those that were widened for an op.
     """
     if not runs_inner_ops():
         return {}
     ops = [op for op in OPS if op.name in DIRECT]
-    return {getattr(torch.ops.attnops, op.name).default: _direct(op) for op in ops}
+    calls = {op.name: _direct(op) for op in ops}
+    if half:
+        calls["nmf"] = _mixed_nmf()
+    return {getattr(torch.ops.attnops, name).default: call for name, call in calls.items()}
 
 
 def declare_feed_forward() -> None:
     """Tell compilers what `attnops_cpu::feed_forward` gives."""
-    if FEED_FORWARD not in _known:
-        torch.library.register_fake(f"attnops_cpu::{FEED_FORWARD}", _like_first, lib=_library)
-        _known.add(FEED_FORWARD)
+    _declare(FEED_FORWARD, _like_first)
+
+
+def _declare(name: str, fake: Callable[..., Any]) -> None:
+    if name not in _known:
+        torch.library.register_fake(f"attnops_cpu::{name}", fake, lib=_library)
+        _known.add(name)
 
 
 def _like_first(x: Tensor, *weights: Tensor) -> Tensor:
@@ -62,11 +75,8 @@ def _direct(op: Op) -> Callable[..., tuple[Tensor, ...]]:
     """What `op` does on the CPU, its trace included, of which nobody reads more than the dtype."""
     inner = getattr(torch.ops.attnops_cpu, op.name).default
     single = len(inner._schema.returns) == 1
-    if op.name not in _known:
-        fake = op._forward.fake
-        made = (lambda *args: fake(*args)[0]) if single else fake
-        torch.library.register_fake(f"attnops_cpu::{op.name}", made, lib=_library)
-        _known.add(op.name)
+    fake = op._forward.fake
+    _declare(op.name, (lambda *args: fake(*args)[0]) if single else fake)
 
     def run(*args: Any) -> tuple[Tensor, ...]:
         outputs = inner(*op._forward.prepare(*args))
@@ -76,3 +86,20 @@ def _direct(op: Op) -> Callable[..., tuple[Tensor, ...]]:
         return (*outputs, args[0].new_empty((0,), dtype=torch.uint8))
 
     return run
+
+
+def _mixed_nmf() -> Callable[..., tuple[Tensor, ...]]:
+    """What `nmf` without gradients does of maps that are rounded to bfloat16."""
+    _declare(MIXED_NMF, _factors)
+
+    def run(x: Tensor, bases: Tensor, steps: int, inv_t: float, eps: float, *options: Any) -> Any:
+        half, wide = dense(x.bfloat16()), bases.float().contiguous()
+        factors = torch.ops.attnops_cpu.mixed_nmf(half, wide, steps, inv_t, eps)
+        past, trace = wide.new_empty((0,)), x.new_empty((0,), dtype=torch.uint8)
+        return *(factor.to(bases.dtype) for factor in factors), past, past, trace
+
+    return run
+
+
+def _factors(x: Tensor, bases: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(bases), bases.new_empty((x.shape[0], x.shape[2], bases.shape[2]))

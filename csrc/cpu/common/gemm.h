@@ -10,9 +10,21 @@
 //      kRowStride 0 stands for a row stride known at run time only: a matrix taken as it is.
 #pragma once
 
-#include "vec.h"
+#include "bfloat16.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
+
+// The type in which products of elements are added up.
+template <class E>
+struct SumOf {
+  using type = E;
+};
+template <>
+struct SumOf<Pair> {
+  using type = float;
+};
+template <class E>
+using Sum = typename SumOf<E>::type;
 
 // Accumulators fill the register file: 24 of 32 (AVX-512), 12 of 16 (AVX2); without fused
 // multiply-add a product needs a register of its own, so the baseline keeps 8 of 16.
@@ -23,16 +35,16 @@ constexpr int kRows = 6, kVectors = 2;
 #else
 constexpr int kRows = 4, kVectors = 2;
 #endif
-template <class C>
-constexpr int kColumns = kVectors * kWidth<C>;
+template <class E>
+constexpr int kColumns = kVectors * kWidth<Sum<E>>;
 
 // Products are added up in chains of about this many terms, then the chains: one chain of 512
 // anchors would round three times as badly as the BLAS does.
 constexpr int64_t kChain = 128;
 
-template <class C>
+template <class E>
 struct Left {
-  const C* data;
+  const E* data;
   int64_t block_stride;    // elements from one block of kRows rows to the next
   int64_t run, jump;       // `run` values of k per panel, then `jump` elements onwards
   int64_t row_stride = 0;  // where kRowStride is 0
@@ -49,32 +61,46 @@ struct Block {
   typename Vec<C>::V v[kRows][kUsed];
 };
 
-template <class C, int kUsed, int kRowStride, int kDepthStride>
-ATTNOPS_INLINE void multiply(Block<C, kUsed>& block, const C* a, int64_t run, int64_t jump,
-                             const C* b, int64_t depth, int64_t row_stride = kRowStride) {
+template <class C>
+ATTNOPS_INLINE void add_product(typename Vec<C>::V& sum, C left, typename Vec<C>::V right) {
+  sum += left * right;
+}
+#if defined(__AVX512F__)
+template <class>
+ATTNOPS_INLINE void add_product(VecF& sum, Pair left, WordLanes right) {
+  add_pair_products(sum, spread(left), right);
+}
+#endif
+
+template <class E, int kUsed, int kRowStride, int kDepthStride>
+ATTNOPS_INLINE void multiply(Block<Sum<E>, kUsed>& block, const E* a, int64_t run, int64_t jump,
+                             const E* b, int64_t depth, int64_t row_stride = kRowStride) {
   for (int64_t first = 0; first < depth; first += run, a += jump) {
     const int64_t count = min64(run, depth - first);
-    const C* row = a;
-    for (int64_t k = 0; k < count; ++k, row += kDepthStride, b += kColumns<C>) {
-      typename Vec<C>::V right[kUsed];
+    const E* row = a;
+    for (int64_t k = 0; k < count; ++k, row += kDepthStride, b += kColumns<E>) {
+      decltype(load(b)) right[kUsed];
 #pragma GCC unroll 4
-      for (int j = 0; j < kUsed; ++j) right[j] = load(b + j * kWidth<C>);
+      for (int j = 0; j < kUsed; ++j) right[j] = load(b + j * kWidth<Sum<E>>);
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
-        const C left = row[i * row_stride];
+        const E left = row[i * row_stride];
 #pragma GCC unroll 4
-        for (int j = 0; j < kUsed; ++j) block.v[i][j] += left * right[j];
+        for (int j = 0; j < kUsed; ++j) add_product<E>(block.v[i][j], left, right[j]);
       }
     }
   }
 }
 
 // One block of an internal product; with add it continues the sums that stand in c.
-template <class C, int kUsed, int kRowStride, int kDepthStride>
-static void multiply_block(const C* a, int64_t run, int64_t jump, const C* b, int64_t depth, C* c,
-                           bool add) {
+template <class E, int kUsed, int kRowStride, int kDepthStride>
+static void multiply_block(const E* a, int64_t run, int64_t jump, const E* b, int64_t depth,
+                           Sum<E>* c, bool add) {
+  using C = Sum<E>;
   Block<C, kUsed> block = {};
-  multiply<C, kUsed, kRowStride, kDepthStride>(block, a, run, jump, b, depth);
+  multiply<E, kUsed, kRowStride, kDepthStride>(block, a, run, jump, b, depth);
+  // Unrolled, as everywhere: a loop over rows would keep the block in memory.
+#pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < kUsed; ++j) {
@@ -85,23 +111,24 @@ static void multiply_block(const C* a, int64_t run, int64_t jump, const C* b, in
 
 // Internal product: c (+)= a b for `rows` x `columns`. The panel of b stays in the first-level
 // cache while blocks of a stream past it.
-template <class C, int kRowStride, int kDepthStride>
-static void multiply_panels(Left<C> a, Panels<const C> b, Panels<C> c, int64_t rows,
+template <class E, int kRowStride, int kDepthStride>
+static void multiply_panels(Left<E> a, Panels<const E> b, Panels<Sum<E>> c, int64_t rows,
                             int64_t columns, int64_t depth, bool add) {
-  for (int64_t n = 0; n < columns; n += kColumns<C>) {
-    const int64_t panel = n / kColumns<C>;
-    const int64_t vectors = (columns - n + kWidth<C> - 1) / kWidth<C>;
+  constexpr int64_t kW = kWidth<Sum<E>>;
+  for (int64_t n = 0; n < columns; n += kColumns<E>) {
+    const int64_t panel = n / kColumns<E>;
+    const int64_t vectors = (columns - n + kW - 1) / kW;
     for (int64_t m = 0; m < rows; m += kRows) {
-      const C* left = a.data + m / kRows * a.block_stride;
-      const C* right = b.data + panel * b.stride;
-      C* out = c.data + panel * c.stride + m * kColumns<C>;
+      const E* left = a.data + m / kRows * a.block_stride;
+      const E* right = b.data + panel * b.stride;
+      Sum<E>* out = c.data + panel * c.stride + m * kColumns<E>;
       if (kVectors >= 3 && vectors >= 3)
-        multiply_block<C, kVectors, kRowStride, kDepthStride>(left, a.run, a.jump, right, depth,
+        multiply_block<E, kVectors, kRowStride, kDepthStride>(left, a.run, a.jump, right, depth,
                                                               out, add);
       else if (vectors >= 2)
-        multiply_block<C, 2, kRowStride, kDepthStride>(left, a.run, a.jump, right, depth, out, add);
+        multiply_block<E, 2, kRowStride, kDepthStride>(left, a.run, a.jump, right, depth, out, add);
       else
-        multiply_block<C, 1, kRowStride, kDepthStride>(left, a.run, a.jump, right, depth, out, add);
+        multiply_block<E, 1, kRowStride, kDepthStride>(left, a.run, a.jump, right, depth, out, add);
     }
   }
 }
@@ -123,6 +150,7 @@ static void multiply_block_out(const Left<Compute<S>>& operand, const Compute<S>
     Block<C, kUsed> link = {};
     multiply<C, kUsed, kRowStride, kDepthStride>(link, left, run, jump, b + k * kColumns<C>,
                                                  min64(chain, depth - k), left_stride);
+#pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
       for (int j = 0; j < kUsed; ++j) block.v[i][j] += link.v[i][j];
@@ -134,9 +162,15 @@ static void multiply_block_out(const Left<Compute<S>>& operand, const Compute<S>
       for (int j = 0; j < kUsed; ++j) store(out + i * row_stride + j * kWidth<C>, block.v[i][j]);
     return;
   }
+  // Some rows or columns go by way of memory.
+  C sums[kRows][kUsed * kWidth<C>];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kUsed; ++j) store(sums[i] + j * kWidth<C>, block.v[i][j]);
   for (int i = 0; i < min64(rows, kRows); ++i)
     for (int j = 0; j < kUsed; ++j)
-      store_partial(out + i * row_stride + j * kWidth<C>, block.v[i][j],
+      store_partial(out + i * row_stride + j * kWidth<C>, load(sums[i] + j * kWidth<C>),
                     min64(kWidth<C>, columns - j * kWidth<C>));
 }
 

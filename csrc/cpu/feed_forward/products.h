@@ -52,8 +52,7 @@ ATTNOPS_INLINE void multiply_panels(Block<float, kUsed>& block, const float* a, 
 }
 
 #if defined(__AVX512F__)
-// The instructions of AVX512_BF16 are written out, because the rest of this file has to run without
-// them. A word of A, two columns, meets those of 16 rows of a panel.
+// A word of A, two columns, meets those of 16 rows of a panel.
 template <int kUsed>
 ATTNOPS_INLINE void multiply_panels(Block<float, kUsed>& block, const BFloat16* a, int64_t stride,
                                     const BFloat16* const (&b)[kUsed], int64_t depth) {
@@ -63,20 +62,18 @@ ATTNOPS_INLINE void multiply_panels(Block<float, kUsed>& block, const BFloat16* 
     for (int j = 0; j < kUsed; ++j) memcpy(&right[j], b[j] + k * kPanelRows, sizeof(right[j]));
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      uint32_t pair;
+      Pair pair;
       memcpy(&pair, a + i * stride + k, sizeof(pair));
-      const WordLanes left = WordLanes{} + pair;
+      const WordLanes left = spread(pair);
 #pragma GCC unroll 4
-      for (int j = 0; j < kUsed; ++j)
-        asm("vdpbf16ps %2, %1, %0" : "+v"(block.v[i][j]) : "v"(left), "v"(right[j]));
+      for (int j = 0; j < kUsed; ++j) add_pair_products(block.v[i][j], left, right[j]);
     }
   }
 }
 
 ATTNOPS_INLINE void store_factor(BFloat16* p, VecF v) {
-  HalfLanes rounded;
-  asm("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(v));
-  memcpy(p, &rounded, sizeof(rounded));
+  const HalfLanes lanes = rounded(v);
+  memcpy(p, &lanes, sizeof(lanes));
 }
 #endif
 

@@ -201,7 +201,7 @@ static void coef_backward(const NmfShape& shape, const NmfShare& share,
   for (int64_t n = share.first; n < share.last; n += kTile) {
     const int64_t count = min64(kTile, share.last - n);
     const bool add = n > share.first;
-    const C* tile = memory.template tile<S>(shape, n, count);
+    const C* tile = memory.template tile<WideTiles<S>>(shape, n, count);
     rows_to_panels(static_cast<const C*>(step.coef) + n * rank, count, rank, coef);
     rows_to_panels(static_cast<const C*>(step.next) + n * rank, count, rank, next);
     C* state = static_cast<C*>(step.state) + n * rank;

@@ -44,18 +44,50 @@ static void start(const NmfShape& shape, const NmfShare& share, const S* bases, 
   }
 }
 
+// Tiles of x, of S, in the type of arithmetic, and their products with the factors.
 template <class S>
-static void update_coef(const NmfShape& shape, const NmfShare& share, const NmfCoefStep& step) {
+class WideTiles {
+ public:
   using C = Compute<S>;
+
+  static int64_t scratch(const NmfLayout<C>&) { return 0; }
+  static void pack(const NmfShape& shape, const void* x, int64_t first, int64_t count, int64_t rows,
+                   C* tile) {
+    pack_tile(shape, static_cast<const S*>(x), first, count, rows, tile);
+  }
+
+  WideTiles(const NmfShape& shape, const NmfMemory<C>& memory, bool /*for_softmax*/)
+      : shape_(shape), memory_(memory) {}
+
+  void take(int64_t n, int64_t count) {
+    tile_ = memory_.template tile<WideTiles>(shape_, n, count);
+  }
+  void to_positions(Panels<C> out, int64_t count) const {
+    tile_to_positions(tile_, shape_.channels, memory_.rows_at(0), out, count, shape_.rank, false);
+  }
+  void to_channels(Panels<C> coef, Panels<C> out, int64_t count, bool add) const {
+    tile_to_channels(tile_, shape_.channels, coef, out, count, shape_.rank, add);
+  }
+
+ private:
+  const NmfShape& shape_;
+  const NmfMemory<C>& memory_;
+  const C* tile_ = nullptr;
+};
+
+// F: element type of the factors.
+template <class F, class Tiles>
+static void update_coef(const NmfShape& shape, const NmfShare& share, const NmfCoefStep& step) {
+  using C = Compute<F>;
   const NmfMemory<C> memory(shape, share, false);
+  Tiles tiles(shape, memory, step.from == nullptr);
   const int64_t rank = shape.rank;
-  const Panels<C> bases = memory.rows_at(0);
   const Panels<C> gram = memory.sum_squares(memory.layout.bases_gram, 0);
   const Panels<C> p = memory.buffer(0), q = memory.buffer(1), coef = memory.buffer(2);
   for (int64_t n = share.first; n < share.last; n += kTile) {
     const int64_t count = min64(kTile, share.last - n);
-    const C* tile = memory.template tile<S>(shape, n, count);
-    tile_to_positions(tile, shape.channels, bases, p, count, rank, false);
+    tiles.take(n, count);
+    tiles.to_positions(p, count);
     if (step.from) {
       rows_to_panels(static_cast<const C*>(step.from) + n * rank, count, rank, coef);
     } else {
@@ -65,10 +97,10 @@ static void update_coef(const NmfShape& shape, const NmfShare& share, const NmfC
     multiply_matrices(coef, gram, q, count, rank, rank, false);
     update_rows(coef, p, q, count, rank, static_cast<C>(shape.eps));
     if (step.to) panels_to_rows(coef, count, rank, static_cast<C*>(step.to) + n * rank);
-    if (step.out) panels_to_rows(coef, count, rank, static_cast<S*>(step.out) + n * rank);
+    if (step.out) panels_to_rows(coef, count, rank, static_cast<F*>(step.out) + n * rank);
     if (step.last) continue;
     const bool add = n > share.first;
-    tile_to_channels(tile, shape.channels, coef, memory.partial_rows(0), count, rank, add);
+    tiles.to_channels(coef, memory.partial_rows(0), count, add);
     add_gram(coef, coef, memory.turned_buffer(3), memory.partial_square(memory.layout.coef_gram),
              count, rank, add);
   }

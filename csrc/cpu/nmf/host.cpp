@@ -20,24 +20,30 @@ Tensor new_history(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef 
                        : new_output(like, sizes);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> nmf(Tensor x, Tensor bases, int64_t steps, double inv_t,
-                                               double eps, bool /*one_step*/, int64_t record) {
-  const NmfShape shape = nmf_shape(x, bases, inv_t, eps);
-  const NmfKernels& kernels = nmf_kernels_for(dtype_of(x));
+using Factors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+// Kernels for tensors of one dtype.
+const NmfKernels& kernels_of(const Tensor& x, const Tensor& bases) {
+  STD_TORCH_CHECK(x.scalar_type() == bases.scalar_type(), "nmf: expected tensors of one dtype");
+  return nmf_kernels_for(dtype_of(x));
+}
+
+Factors factorise(const Tensor& x, const Tensor& bases, const NmfShape& shape,
+                  const NmfKernels& kernels, int64_t steps, int64_t record) {
   const int64_t batch = x.size(0), rank = shape.rank;
   Tensor out = new_output(bases, {batch, shape.channels, rank});
   Tensor coef = new_output(bases, {batch, shape.positions, rank});
   const bool all = record == kRecordAll, nothing = record == kRecordNothing;
-  Tensor past_bases = nothing ? new_history(x, {0})
-                              : new_history(x, {all ? steps : 1, batch, shape.channels, rank});
-  Tensor past_coef = nothing ? new_history(x, {0})
-                             : new_history(x, {all ? steps + 2 : 1, batch, shape.positions, rank});
+  Tensor past_bases = nothing ? new_history(bases, {0})
+                              : new_history(bases, {all ? steps : 1, batch, shape.channels, rank});
+  Tensor past_coef = nothing ? new_history(bases, {0})
+                             : new_history(bases, {all ? steps + 2 : 1, batch, shape.positions, rank});
   const NmfItems initial(bases), outs(out), coefs(coef);
   const NmfItems bases_kept(past_bases, true), coefs_kept(past_coef, true);
 
   NmfGroup group(x, kernels, shape, false, steps + 1);
-  const int64_t coef_bytes = shape.positions * rank * wide_bytes(x);
-  const bool holds = nothing && is_half(x);
+  const int64_t coef_bytes = shape.positions * rank * wide_bytes(bases);
+  const bool holds = nothing && is_half(bases);
   const Scratch held = group.for_items(holds ? coef_bytes : 0);
   // The coefficients before update u, where they are kept for the next pass or for the backward.
   auto coef_at = [&](int64_t item, int64_t u) {
@@ -75,6 +81,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> nmf(Tensor x, Tensor bases, int64_t s
   });
   return {out, coef, past_bases, past_coef};
 }
+
+Factors nmf(Tensor x, Tensor bases, int64_t steps, double inv_t, double eps, bool /*one_step*/,
+            int64_t record) {
+  const NmfShape shape = nmf_shape(x, bases, inv_t, eps);
+  return factorise(x, bases, shape, kernels_of(x, bases), steps, record);
+}
 // x [B, D, N] dense, bases [B, D, R] -> bases, coef [B, N, R] and what the backward needs
 // (record 2): past_bases [steps, B, D, R] after every step, past_coef [steps + 2, B, N, R] from
 // the softmax to the result; record 1: the last bases and the coefficients before their last
@@ -83,11 +95,28 @@ ATTNOPS_REGISTER(cpu, CPU, nmf,
                  "(Tensor x, Tensor bases, int steps, float inv_t, float eps, bool one_step, "
                  "int record) -> (Tensor bases, Tensor coef, Tensor past_bases, Tensor past_coef)")
 
+std::tuple<Tensor, Tensor> mixed_nmf(Tensor x, Tensor bases, int64_t steps, double inv_t,
+                                     double eps) {
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16 &&
+                      bases.scalar_type() == ScalarType::Float,
+                  "mixed_nmf: expected x in bfloat16 and bases in float32");
+  const NmfShape shape = nmf_shape(x, bases, inv_t, eps);
+  const bool pairs = multiplies_bfloat16() && shape.channels_inner && shape.channels % 2 == 0;
+  const NmfKernels& kernels = mixed_nmf_kernels_for(pairs ? DType::kBFloat16 : DType::kFloat32);
+  auto [out, coef, past_bases, past_coef] =
+      factorise(x, bases, shape, kernels, steps, kRecordNothing);
+  return {out, coef};
+}
+// As nmf, of x in bfloat16, with results in float32; there is no backward.
+ATTNOPS_REGISTER(cpu, CPU, mixed_nmf,
+                 "(Tensor x, Tensor bases, int steps, float inv_t, float eps) "
+                 "-> (Tensor bases, Tensor coef)")
+
 std::tuple<Tensor, Tensor> nmf_backward(Tensor x, Tensor bases, std::optional<Tensor> grad_bases,
                                         std::optional<Tensor> grad_coef, Tensor past_bases,
                                         Tensor past_coef, double inv_t, double eps, bool one_step) {
   const NmfShape shape = nmf_shape(x, bases, inv_t, eps);
-  const NmfKernels& kernels = nmf_kernels_for(dtype_of(x));
+  const NmfKernels& kernels = kernels_of(x, bases);
   const int64_t batch = x.size(0), channels = shape.channels, positions = shape.positions;
   STD_TORCH_CHECK(!one_step || grad_coef, "nmf_backward: one_step needs a gradient of coef");
   Tensor dx = shape.channels_inner

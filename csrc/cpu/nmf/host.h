@@ -10,8 +10,8 @@
 // position forward does 2 D R + 2 R^2 multiply-adds, backward 4 D R + 5 R^2.
 //
 // host.cpp orders the updates; memory.h lays out a share's memory, pack.h and products.h feed
-// common/gemm.h, update.h is the pointwise part, forward.h and backward.h are the steps of a share,
-// kernels.cpp lists them. Here: what host and kernels share.
+// common/gemm.h, pairs.h in bfloat16, update.h is the pointwise part, forward.h and backward.h are
+// the steps of a share, kernels.cpp lists them. Here: what host and kernels share.
 #pragma once
 
 #include <cstdint>
@@ -88,23 +88,29 @@ struct NmfKernels {
   // The new bases also go to past [channels, rank] and out; both may be null.
   void (*update_bases)(const NmfShape&, const NmfShare&, void* past, void* out);
 
+  // The backward, null where there is none.
+
   // Takes over the last bases and their gradient, which may be null. `before`: the bases one step
   // earlier, both null if there are none.
   void (*start_backward)(const NmfShape&, const NmfShare&, NmfBases bases, NmfBases before,
-                         const void* grad);
-  void (*coef_backward)(const NmfShape&, const NmfShare&, const NmfCoefGradient&);
+                         const void* grad) = nullptr;
+  void (*coef_backward)(const NmfShape&, const NmfShare&, const NmfCoefGradient&) = nullptr;
   // Goes on from the gradient of the bases after a step to that of the bases before it.
-  void (*bases_backward)(const NmfShape&, const NmfShare&, NmfBases bases, NmfBases before);
-  void (*finish_bases)(const NmfShape&, const NmfShare&, void* dbases);
+  void (*bases_backward)(const NmfShape&, const NmfShare&, NmfBases bases, NmfBases before) = nullptr;
+  void (*finish_bases)(const NmfShape&, const NmfShare&, void* dbases) = nullptr;
   // dx of the share's positions, from the type of arithmetic to the element type.
-  void (*finish_x)(const NmfShape&, const NmfShare&, const void* from, void* dx);
+  void (*finish_x)(const NmfShape&, const NmfShare&, const void* from, void* dx) = nullptr;
 
   // dx alone, in the element type, of one update with constant bases (those of start_backward) and
   // constant coefficients before it.
   void (*one_step_backward)(const NmfShape&, const NmfShare&, const void* coef, const void* grad,
-                            void* dx);
+                            void* dx) = nullptr;
 };
 
 ATTNOPS_DECLARE_KERNELS(NmfKernels, nmf_kernels)
+
+// Those of the forward alone, for x in bfloat16 and factors in float. Products with x are in float,
+// or in bfloat16 if a processor can: for an even number of channels, the inner ones.
+ATTNOPS_DECLARE_KERNELS(NmfKernels, mixed_nmf_kernels)
 
 }  // namespace attnops::cpu

@@ -1,33 +1,45 @@
 // The entry points of nmf; compiled once per instruction set.
 #include "backward.h"
+#include "pairs.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
 namespace {
 
-template <class S>
-struct NmfEntries {
-  using C = Compute<S>;
+// F: element type of the factors.
+template <class F, class Tiles>
+struct NmfForward {
+  using C = Compute<F>;
 
   static NmfBytes bytes(const NmfShape& shape, bool backward) {
     const NmfLayout<C> layout(shape, backward);
     constexpr int64_t size = sizeof(C);
-    return {layout.state * size, layout.partial * size, layout.scratch * size,
-            layout.tile_rows * kTile * size};
+    return {layout.state * size, layout.partial * size,
+            (layout.scratch + Tiles::scratch(layout)) * size, layout.tile_rows * kTile * size};
   }
   static void pack(const NmfShape& shape, const NmfShare& share) {
     const int64_t rows = NmfLayout<C>(shape, false).tile_rows;
     C* tile = static_cast<C*>(share.packed);
     for (int64_t n = share.first; n < share.last; n += kTile, tile += rows * kTile)
-      pack_tile(shape, static_cast<const S*>(share.x), n, min64(kTile, share.last - n), rows, tile);
+      Tiles::pack(shape, share.x, n, min64(kTile, share.last - n), rows, tile);
   }
   static void start(const NmfShape& shape, const NmfShare& share, const void* bases, void* past,
                     void* out) {
-    ATTNOPS_ISA::start(shape, share, static_cast<const S*>(bases), static_cast<C*>(past),
-                       static_cast<S*>(out));
+    ATTNOPS_ISA::start(shape, share, static_cast<const F*>(bases), static_cast<C*>(past),
+                       static_cast<F*>(out));
   }
   static void update_bases(const NmfShape& shape, const NmfShare& share, void* past, void* out) {
-    ATTNOPS_ISA::update_bases(shape, share, static_cast<C*>(past), static_cast<S*>(out));
+    ATTNOPS_ISA::update_bases(shape, share, static_cast<C*>(past), static_cast<F*>(out));
   }
+
+  static constexpr NmfKernels kernels = {kTile, bytes, pack, start, update_coef<F, Tiles>,
+                                         update_bases};
+};
+
+template <class S>
+struct NmfEntries {
+  using C = Compute<S>;
+  using Forward = NmfForward<S, WideTiles<S>>;
+
   static void start_backward(const NmfShape& shape, const NmfShare& share, NmfBases bases,
                              NmfBases before, const void* grad) {
     ATTNOPS_ISA::start_backward(shape, share, bases, before, static_cast<const S*>(grad));
@@ -44,11 +56,11 @@ struct NmfEntries {
                                    static_cast<const S*>(grad), static_cast<C*>(dx));
   }
   static constexpr NmfKernels kernels = {kTile,
-                                         bytes,
-                                         pack,
-                                         start,
-                                         update_coef<S>,
-                                         update_bases,
+                                         Forward::bytes,
+                                         Forward::pack,
+                                         Forward::start,
+                                         update_coef<S, WideTiles<S>>,
+                                         Forward::update_bases,
                                          start_backward,
                                          coef_backward<S>,
                                          bases_backward<S>,
@@ -60,5 +72,12 @@ struct NmfEntries {
 }  // namespace
 
 ATTNOPS_DEFINE_KERNELS(NmfKernels, nmf_kernels, NmfEntries)
+
+const NmfKernels& mixed_nmf_kernels([[maybe_unused]] DType products) {
+#if defined(__AVX512F__)
+  if (products == DType::kBFloat16) return NmfForward<float, PairTiles>::kernels;
+#endif
+  return NmfForward<float, WideTiles<BFloat16>>::kernels;
+}
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

@@ -94,13 +94,12 @@ struct NmfMemory {
     return {scratch + layout.buffers + which * layout.buffer, layout.rank * kColumns<C>};
   }
 
-  // The tile of x at position n, packed before or now.
-  template <class S>
+  // The tile of x at position n, packed before or now, by Tiles::pack.
+  template <class Tiles>
   const C* tile(const NmfShape& shape, int64_t n, int64_t count) const {
     const int64_t size = layout.tile_rows * kTile;
     if (share.packed) return static_cast<const C*>(share.packed) + (n - share.first) / kTile * size;
-    pack_tile(shape, static_cast<const S*>(share.x), n, count, layout.tile_rows,
-              scratch + layout.x_tile);
+    Tiles::pack(shape, share.x, n, count, layout.tile_rows, scratch + layout.x_tile);
     return scratch + layout.x_tile;
   }
 };

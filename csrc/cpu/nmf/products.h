@@ -20,24 +20,33 @@ static void multiply_matrices(Panels<C> left, Panels<C> right, Panels<C> out, in
         add || k > 0);
 }
 
-// out [count, columns] = transposed tile of x [channels, kTile] times right [channels, columns].
-template <class C>
-static void tile_to_positions(const C* tile, int64_t channels, Panels<C> right, Panels<C> out,
+// How many terms an element stands for.
+template <class E>
+constexpr int64_t kTerms = 1;
+template <>
+constexpr int64_t kTerms<Pair> = 2;
+
+// out [count, columns] = transposed tile of x [depth, kTile] times right [depth, columns], where
+// the depth counts channels, or pairs of them.
+template <class E>
+static void tile_to_positions(const E* tile, int64_t depth, Panels<E> right, Panels<Sum<E>> out,
                               int64_t count, int64_t columns, bool add) {
-  for (int64_t d = 0; d < channels; d += kDepth) {
-    const int64_t depth = min64(kDepth, channels - d);
-    multiply_panels<C, 1, kTile>({tile + d * kTile, kRows, depth, 0},
-                                 {at(right, d, 0), right.stride}, out, count, columns, depth,
+  for (int64_t d = 0; d < depth; d += kDepth) {
+    const int64_t chain = min64(kDepth, depth - d);
+    multiply_panels<E, 1, kTile>({tile + d * kTile, kRows, chain, 0},
+                                 {at(right, d, 0), right.stride}, out, count, columns, chain,
                                  add || d > 0);
   }
 }
 
-// out [channels, columns] = tile of x [channels, kTile] times right [count, columns].
-template <class C>
-static void tile_to_channels(const C* tile, int64_t channels, Panels<C> right, Panels<C> out,
+// out [channels, columns] = tile of x [channels, kTile] times right [count, columns], where a row
+// of the tile and the rows of `right` are positions, or pairs of them.
+template <class E>
+static void tile_to_channels(const E* tile, int64_t channels, Panels<E> right, Panels<Sum<E>> out,
                              int64_t count, int64_t columns, bool add) {
-  multiply_panels<C, kTile, 1>({tile, kRows * kTile, count, 0}, {right.data, right.stride}, out,
-                               channels, columns, count, add);
+  constexpr int64_t kRow = kTile / kTerms<E>;
+  multiply_panels<E, kRow, 1>({tile, kRows * kRow, count, 0}, {right.data, right.stride}, out,
+                              channels, columns, count, add);
 }
 
 template <class C>
@@ -48,11 +57,28 @@ struct Factors {
 template <class C, int kUsed>
 ATTNOPS_INLINE void write_block(const Block<C, kUsed>& block, C* out, int64_t row_stride,
                                 int64_t rows, int64_t columns, bool add) {
+  constexpr int64_t kW = kWidth<C>;
+  if (rows >= kRows && columns >= kUsed * kW) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < kUsed; ++j) {
+        C* target = out + i * row_stride + j * kW;
+        store(target, add ? load(target) + block.v[i][j] : block.v[i][j]);
+      }
+    return;
+  }
+  // Some rows or columns go by way of memory.
+  C sums[kRows][kUsed * kW];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kUsed; ++j) store(sums[i] + j * kW, block.v[i][j]);
   for (int i = 0; i < min64(rows, kRows); ++i)
     for (int j = 0; j < kUsed; ++j) {
-      C* target = out + i * row_stride + j * kWidth<C>;
-      const int64_t count = columns - j * kWidth<C>;
-      const auto sum = block.v[i][j];
+      C* target = out + i * row_stride + j * kW;
+      const int64_t count = columns - j * kW;
+      const auto sum = load(sums[i] + j * kW);
       store_lanes(target, add ? load_lanes(target, count) + sum : sum, count);
     }
 }

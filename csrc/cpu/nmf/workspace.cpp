@@ -20,11 +20,13 @@ int64_t share_start(int64_t total, int64_t index, int64_t count, int64_t unit) {
 }  // namespace
 
 const NmfKernels& nmf_kernels_for(DType dtype) { ATTNOPS_SELECT_KERNELS(nmf_kernels, dtype); }
+const NmfKernels& mixed_nmf_kernels_for(DType products) {
+  ATTNOPS_SELECT_KERNELS(mixed_nmf_kernels, products);
+}
 
 NmfShape nmf_shape(const Tensor& x, const Tensor& bases, double inv_t, double eps) {
   STD_TORCH_CHECK(x.dim() == 3 && bases.dim() == 3,
                   "nmf: expected x [B, D, N] and bases [B, D, R]");
-  STD_TORCH_CHECK(x.scalar_type() == bases.scalar_type(), "nmf: expected tensors of one dtype");
   STD_TORCH_CHECK(bases.is_contiguous(), "nmf: expected contiguous bases");
   const bool channels_inner = x.size(1) > 1 && x.stride(1) == 1 && !x.is_contiguous();
   return {x.size(1), x.size(2), bases.size(2), inv_t, eps, channels_inner};

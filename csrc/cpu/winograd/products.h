@@ -63,6 +63,7 @@ static void winograd_block(const S* a, int64_t stride, const S* b, int64_t depth
                            int64_t c_stride, bool add) {
   Block<float, kUsed> block = {};
   multiply_winograd<kUsed>(block, a, stride, b, depth);
+#pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < kUsed; ++j) {

@@ -1,0 +1,119 @@
+"""The factorisation of bfloat16 maps with factors in float32, against PyTorch in float64."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_network import small_network
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from attnops.models import deploy
+from attnops.models.deploy.inner_ops import has_library
+
+pytestmark = pytest.mark.skipif(not has_library(), reason="the CPU library is not built")
+
+# B, D, N, R: one position, odd channels, positions that fill no tile or no pair, ranks that fill no
+# vector, several shares.
+SHAPES = (
+    (1, 2, 1, 1),
+    (1, 33, 50, 7),
+    (3, 34, 33, 5),
+    (1, 64, 97, 64),
+    (1, 130, 191, 100),
+    (2, 512, 95, 1),
+    (2, 256, 1000, 16),
+)
+INV_T, EPS = 10.0, 1e-6
+
+
+def factorised(x: Tensor, bases: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Eq. by eq., without any op of attnops."""
+    coef = torch.softmax(INV_T * (x.mT @ bases), -1)
+    for step in range(steps + 1):
+        coef = coef * (x.mT @ bases) / (coef @ (bases.mT @ bases) + EPS)
+        if step < steps:
+            bases = bases * (x @ coef) / (bases @ (coef.mT @ coef) + EPS)
+    return bases, coef
+
+
+def inputs(shape: tuple[int, int, int, int], inner: bool) -> tuple[Tensor, Tensor]:
+    batch, channels, positions, rank = shape
+    x = torch.rand(batch, positions, channels).bfloat16().mT
+    return x if inner else x.contiguous(), normalize(torch.rand(batch, channels, rank), dim=1)
+
+
+@pytest.mark.parametrize("inner", [True, False], ids=["channels inner", "positions inner"])
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_errs_as_little_as_rounded_products(shape, steps, inner):
+    x, bases = inputs(shape, inner)
+    found = torch.ops.attnops_cpu.mixed_nmf(x, bases, steps, INV_T, EPS)
+    exact = factorised(x.double(), bases.double(), steps)
+    for factor, wanted in zip(found, exact, strict=True):
+        assert factor.dtype == torch.float32
+        assert (factor - wanted).norm() <= 4e-3 * wanted.norm()
+    product, wanted = found[0] @ found[1].mT, exact[0] @ exact[1].mT
+    assert (product - wanted).norm() <= 2e-3 * wanted.norm()
+
+
+def test_reads_nothing_beyond_the_map():
+    """Positions and channels around the ones of a map, which stand in the same memory, are NaN."""
+    around = torch.full((3, 99, 66), float("nan"), dtype=torch.bfloat16)
+    around[1:2, :, :] = torch.rand(1, 99, 66).bfloat16()
+    x, bases = around[1:2].mT, normalize(torch.rand(1, 66, 5), dim=1)
+    found = torch.ops.attnops_cpu.mixed_nmf(x, bases, 2, INV_T, EPS)
+    apart = torch.ops.attnops_cpu.mixed_nmf(x.mT.clone().mT, bases, 2, INV_T, EPS)
+    assert all(torch.isfinite(factor).all() for factor in found)
+    assert all(map(torch.equal, found, apart))
+
+
+def test_same_in_every_run():
+    x, bases = inputs((1, 64, 700, 12), True)
+    first, *others = (torch.ops.attnops_cpu.mixed_nmf(x, bases, 3, INV_T, EPS) for _ in range(4))
+    for other in others:
+        assert all(map(torch.equal, first, other))
+
+
+def test_refuses_other_dtypes():
+    x, bases = inputs((1, 8, 9, 3), True)
+    for wrong in ((x.float(), bases), (x, bases.bfloat16())):
+        with pytest.raises(RuntimeError, match=r"bfloat16 and bases in float32"):
+            torch.ops.attnops_cpu.mixed_nmf(*wrong, 1, INV_T, EPS)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_other_instruction_sets(isa):
+    """They multiply in float, and agree with float64 to its roundings."""
+    code = (
+        "import torch, test_mixed_nmf as t\n"
+        "x, bases = t.inputs((2, 34, 133, 5), True)\n"
+        "found = torch.ops.attnops_cpu.mixed_nmf(x, bases, 3, t.INV_T, t.EPS)\n"
+        "exact = t.factorised(x.double(), bases.double(), 3)\n"
+        "for a, b in zip(found, exact): assert (a - b).norm() <= 1e-5 * b.norm(), (a - b).norm()\n"
+    )
+    folder = Path(__file__).parent
+    path = os.pathsep.join([str(folder), str(folder.parents[1] / "support"), *sys.path])
+    environment = os.environ | {"ATTNOPS_ISA": isa, "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_deployments_in_bfloat16_take_it(monkeypatch):
+    called = []
+    op = torch.ops.attnops_cpu.mixed_nmf
+    from attnops.models.deploy import inner_ops
+
+    made = inner_ops._mixed_nmf()
+    monkeypatch.setattr(inner_ops, "_mixed_nmf", lambda: called.append(op) or made)
+    network = small_network()
+    images = torch.randn(1, 3, 64, 80)
+    ready = deploy(network, "bfloat16", compile=True, keep_memory=False)
+    assert called
+    with torch.no_grad():
+        exact = network.double()(images.double())["out"]
+    assert (ready.logits(images) - exact).norm() < 0.02 * exact.norm()
