@@ -1,5 +1,5 @@
-// Products in bfloat16, of processors with AVX512_BF16. Its instructions are written out, because the
-// rest of a file has to run on processors without them.
+// Products in bfloat16, of processors with AVX512_BF16. Its instructions are written out, because
+// the rest of a file has to run on processors without them.
 #pragma once
 
 #include "vec.h"

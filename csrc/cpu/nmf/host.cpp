@@ -36,8 +36,9 @@ Factors factorise(const Tensor& x, const Tensor& bases, const NmfShape& shape,
   const bool all = record == kRecordAll, nothing = record == kRecordNothing;
   Tensor past_bases = nothing ? new_history(bases, {0})
                               : new_history(bases, {all ? steps : 1, batch, shape.channels, rank});
-  Tensor past_coef = nothing ? new_history(bases, {0})
-                             : new_history(bases, {all ? steps + 2 : 1, batch, shape.positions, rank});
+  Tensor past_coef = nothing
+                         ? new_history(bases, {0})
+                         : new_history(bases, {all ? steps + 2 : 1, batch, shape.positions, rank});
   const NmfItems initial(bases), outs(out), coefs(coef);
   const NmfItems bases_kept(past_bases, true), coefs_kept(past_coef, true);
 
@@ -97,9 +98,9 @@ ATTNOPS_REGISTER(cpu, CPU, nmf,
 
 std::tuple<Tensor, Tensor> mixed_nmf(Tensor x, Tensor bases, int64_t steps, double inv_t,
                                      double eps) {
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16 &&
-                      bases.scalar_type() == ScalarType::Float,
-                  "mixed_nmf: expected x in bfloat16 and bases in float32");
+  STD_TORCH_CHECK(
+      x.scalar_type() == ScalarType::BFloat16 && bases.scalar_type() == ScalarType::Float,
+      "mixed_nmf: expected x in bfloat16 and bases in float32");
   const NmfShape shape = nmf_shape(x, bases, inv_t, eps);
   const bool pairs = multiplies_bfloat16() && shape.channels_inner && shape.channels % 2 == 0;
   const NmfKernels& kernels = mixed_nmf_kernels_for(pairs ? DType::kBFloat16 : DType::kFloat32);

@@ -96,7 +96,8 @@ struct NmfKernels {
                          const void* grad) = nullptr;
   void (*coef_backward)(const NmfShape&, const NmfShare&, const NmfCoefGradient&) = nullptr;
   // Goes on from the gradient of the bases after a step to that of the bases before it.
-  void (*bases_backward)(const NmfShape&, const NmfShare&, NmfBases bases, NmfBases before) = nullptr;
+  void (*bases_backward)(const NmfShape&, const NmfShare&, NmfBases bases,
+                         NmfBases before) = nullptr;
   void (*finish_bases)(const NmfShape&, const NmfShare&, void* dbases) = nullptr;
   // dx of the share's positions, from the type of arithmetic to the element type.
   void (*finish_x)(const NmfShape&, const NmfShare&, const void* from, void* dx) = nullptr;

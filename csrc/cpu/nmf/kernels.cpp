@@ -31,7 +31,7 @@ struct NmfForward {
     ATTNOPS_ISA::update_bases(shape, share, static_cast<C*>(past), static_cast<F*>(out));
   }
 
-  static constexpr NmfKernels kernels = {kTile, bytes, pack, start, update_coef<F, Tiles>,
+  static constexpr NmfKernels kernels = {kTile,       bytes, pack, start, update_coef<F, Tiles>,
                                          update_bases};
 };
 

@@ -2,8 +2,8 @@
 // pairs. All other arithmetic of nmf stays float.
 //
 // A product's terms stand in pairs, so a tile of x stands twice: pairs of channels
-// [channels / 2][kTile] for sums over the channels, and pairs of positions [channels][kTile / 2] for
-// sums over the positions. Together they take the memory of a tile of floats.
+// [channels / 2][kTile] for sums over the channels, and pairs of positions [channels][kTile / 2]
+// for sums over the positions. Together they take the memory of a tile of floats.
 #pragma once
 
 #include "cpu/common/bfloat16.h"
@@ -31,7 +31,8 @@ ATTNOPS_INLINE void store_turned(VecF (&rows)[kWidth<float>], Pair* out, int64_t
 }
 
 // Positions [first, first + count) of x [positions, channels], an even number of channels, to both
-// forms of a tile; positions up to the next multiple of 32 are zero, and so are channels up to rows.
+// forms of a tile; positions up to the next multiple of 32 are zero, and so are channels up to
+// rows.
 static void pack_pairs(const NmfShape& shape, const BFloat16* x, int64_t first, int64_t count,
                        int64_t rows, Pair* tile) {
   constexpr int64_t kW = kWidth<float>, kRow = kTile / 2;
@@ -42,8 +43,8 @@ static void pack_pairs(const NmfShape& shape, const BFloat16* x, int64_t first, 
       const int64_t pairs = (channels - d) / 2;
       WordLanes read[2 * kW];
       for (int64_t i = 0; i < 2 * kW; ++i)
-        read[i] = n + i < count ? load_pairs(x + (first + n + i) * channels + d, pairs)
-                                : WordLanes{};
+        read[i] =
+            n + i < count ? load_pairs(x + (first + n + i) * channels + d, pairs) : WordLanes{};
       VecF turned[kW];
       for (int64_t half = 0; half < 2 * kW; half += kW) {
 #pragma GCC unroll 16
