@@ -45,7 +45,7 @@ class FeedForwardCall {
  private:
   // Strips [0, strips) are those of the first batch item, and so on.
   void run_in_strips(int64_t threads) const {
-    constexpr int64_t kRingBytes = int64_t{448} << 10;  // of three rows
+    constexpr int64_t kRingBytes = int64_t{768} << 10;  // of three rows
     const int64_t pixel_bytes = shape_.hidden * static_cast<int64_t>(sizeof(float));
     const int64_t most = std::max<int64_t>(16, kRingBytes / (3 * pixel_bytes));
     const int64_t strips = quotient_up(shape_.width, most);
