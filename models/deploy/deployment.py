@@ -20,6 +20,7 @@ from attnops._checks import check_choice, check_flag
 from attnops.nn import Hamburger
 
 from .._model import SegmentationModel
+from .._same_padding import replace_same_padding
 from .compilation import (
     SMALLEST_SIDE,
     CompiledMaps,
@@ -271,7 +272,9 @@ def _checked(model: object) -> SegmentationModel:
 
 
 def evaluation_copy(network: SegmentationModel, seed: int) -> SegmentationModel:
-    """A float32 copy on the CPU, in evaluation mode, without what only training needs."""
+    """A float32 copy on the CPU, in evaluation mode, without what only training needs, whose maps
+    have sizes that compilers can reckon with.
+    """
     made = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
     for name in [name for name, _ in made.named_children() if name.startswith("aux")]:
         setattr(made, name, None)
@@ -282,6 +285,7 @@ def evaluation_copy(network: SegmentationModel, seed: int) -> SegmentationModel:
                 with torch.device("meta"):  # its weights are drawn nowhere
                     bases = Hamburger(module.channels, module.rank, seed=seed, norm_groups=1).bases
             module.bases = bases.detach().cpu().float()
+    replace_same_padding(made)
     return made
 
 

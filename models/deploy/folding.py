@@ -23,7 +23,6 @@ from ..decoders import Decoder
 from .ann import can_fold_fusion, fold_fusion
 from .decoder import FoldedDecoder, can_fold_decoder
 from .mscan import FoldedBlock, can_fold_block
-from .same_padding import with_same_padding
 
 _CONVOLUTIONS = (torch.nn.functional.conv2d, torch.conv2d)
 
@@ -41,19 +40,14 @@ def fold(network: nn.Module, images: Tensor) -> Folded:
     A BatchNorm goes into a convolution where the convolution's result goes into it and nowhere
     else. That is seen in an evaluation of `images`, so it holds for any network; the blocks of
     SegNeXt and ANN, whose norms do not stand behind their convolutions or are applied by hand, are
-    known. ANN's 1x1 convolution of 2048 channels goes into the one behind it, and timm's padding
-    as TensorFlow's becomes `SamePadding`. Modules with hooks, and what is parametrised, stay as
-    they are.
+    known. ANN's 1x1 convolution of 2048 channels goes into the one behind it. Modules with hooks,
+    and what is parametrised, stay as they are.
 
     Args:
         network: changed.
         images: that the network can take, any values.
     """
     norms = _norms(network)
-    for module in list(network.modules()):
-        padded = with_same_padding(module)
-        if padded is not None:
-            _replace(network, module, padded)
     _fold_blocks(network)
     for conv, norm in {**_watched_pairs(network, images), **_pairs_in_sequence(network)}.items():
         _fold_pair(network, conv, norm)

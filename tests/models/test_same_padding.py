@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from attnops.models import ANN, deploy
+from attnops.models import ANN, SegmentationModel, deploy, export_program
+from attnops.models._same_padding import SamePadding, with_same_padding
+from attnops.models.deploy.deployment import evaluation_copy
 from attnops.models.deploy.folding import fold
-from attnops.models.deploy.same_padding import SamePadding, with_same_padding
 
 Conv2dSame = pytest.importorskip("timm.layers").Conv2dSame
 
@@ -65,7 +66,46 @@ def test_deployed_backbone_labels_as_before():
         expected = model(images)["out"]
         found = ready.logits(images)
         assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
-    folded = fold(model, images)
+    copied = evaluation_copy(model, seed=0)
+    folded = fold(copied, images)
     assert folded.folded == folded.norms > 0
-    kinds = {type(module) for module in model.modules()}
+    kinds = {type(module) for module in copied.modules()}
     assert SamePadding in kinds and Conv2dSame not in kinds
+    assert Conv2dSame in map(type, model.modules())
+
+
+class Padded(SegmentationModel):
+    """As many strided convolutions as EfficientNet has."""
+
+    smallest_side = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 8, 8, 8, 8, 8)
+        self.body = nn.Sequential(
+            *(
+                Conv2dSame(i, o, k, 2)
+                for i, o, k in zip(widths, widths[1:], (3, 3, 5, 3, 5), strict=False)
+            )
+        )
+        self.classify = nn.Conv2d(8, 4, 1)
+
+    def logits(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"out": self.classify(self.body(images))}
+
+
+def test_program_for_any_size(tmp_path):
+    model = Padded().eval()
+    export_program(model, tmp_path / "padded.pt2", output="logits")
+    program = torch.export.load(tmp_path / "padded.pt2").module()
+    for size in ((64, 64), (97, 130)):
+        images = torch.randn(1, 3, *size)
+        assert torch.allclose(program(images), model(images)["out"], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_deployment_compiles():
+    model = Padded().eval()
+    ready = deploy(model, compile=True, keep_memory=False)
+    images = torch.randn(2, 3, 65, 96)
+    assert torch.allclose(ready.logits(images), model(images)["out"], atol=1e-5)

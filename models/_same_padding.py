@@ -12,10 +12,11 @@ from attnops.nn.functional import runs_as_built
 class SamePadding(nn.Module):
     """Zeros around a map, so that a strided convolution gives ceil(size / stride) results.
 
-    timm's layers compute the same number of zeros by a quotient of floats and a maximum. With sizes
-    that are free, an expression of those of every strided convolution before stands in each index
-    of the last maps, and Inductor takes longer than anyone waits to simplify it. Here a padded size
-    is stride·ceil(size / stride) plus a constant, of which the convolution leaves the quotient.
+    timm's layers compute the same number of zeros by a quotient of floats and a maximum, which
+    torch.export does not write down for sizes that are free. And as an expression of those of every
+    strided convolution before stands in each index of the last maps, Inductor takes longer than
+    anyone waits to simplify it. Here a padded size is stride·ceil(size / stride) plus a constant,
+    of which the convolution leaves the quotient.
 
     Args:
         extents: (kernel - 1)·dilation + 1 of the convolution behind it, at least its stride.
@@ -34,6 +35,15 @@ class SamePadding(nn.Module):
             before = total // 2
             amounts = [before, total - before, *amounts]
         return pad(x, amounts)
+
+
+def replace_same_padding(network: nn.Module) -> None:
+    """Put `with_same_padding` wherever there is one to put, in place."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            replacement = with_same_padding(child)
+            if replacement is not None:
+                setattr(module, name, replacement)
 
 
 def with_same_padding(conv: nn.Module) -> nn.Sequential | None:
