@@ -19,6 +19,7 @@ from attnops.nn import (
     PyramidPooling,
 )
 from attnops.nn.functional import conv_bn_relu
+from attnops.nn.local_distribution import SMALLEST_SIDE as SMALLEST_MAP
 
 from ._checks import check_classes
 from ._losses import AUX_WEIGHT
@@ -26,6 +27,7 @@ from ._model import SegmentationModel
 from ._variants import register_variants
 from .backbones.choice import Pretrained, check_in_channels, load_backbone, make_backbone
 from .backbones.resnet import dilated_resnets
+from .backbones.timm_features import TimmFeatures
 from .fcn import fcn_head
 
 AGGREGATIONS = ("cgnl", "aspp", "psp", "nl")
@@ -194,7 +196,8 @@ class GALDv1(GALD):
         pretrained: weights of the backbone: True, those that timm publishes, or the path of a file.
 
     Shapes: `[B, in_channels, H, W]`, both sides at least 111, so that the map, an eighth, has
-        the 15 that the gate needs -> "out" `[B, num_classes, H, W]`.
+        the 15 that the gate needs (with a backbone of timm's 15 times the stride of its last map)
+        -> "out" `[B, num_classes, H, W]`.
 
     Raises:
         ValueError: unknown option; in the forward, an image that is too small.
@@ -216,6 +219,8 @@ class GALDv1(GALD):
         num_classes = check_classes(name, num_classes)
         check_choice(name, "ga", ga, AGGREGATIONS)
         super().__init__(backbone, num_classes, dropout, channels, in_channels, pretrained)
+        if isinstance(self.backbone, TimmFeatures):  # some round a stride's rest down
+            self.smallest_side = SMALLEST_MAP * self.backbone.strides[3]
         self.head = HeadV1(self.backbone.channels[3], channels, num_classes, ga)
 
 

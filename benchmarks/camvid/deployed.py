@@ -26,7 +26,7 @@ from .plan import HEADS, NETWORKS, RUNS, SEED, Run, checkpoint_of
 from .train import SPLIT
 
 DTYPES = ("float32", "bfloat16")
-IMAGES = 32  # spread over the split
+IMAGES = 8  # spread over the split
 
 
 def measure(root: Path, runs: Path) -> list[dict[str, Any]]:

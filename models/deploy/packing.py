@@ -125,6 +125,7 @@ def _use_winograd(
         result = graph.call_function(winograd_op(), arguments)
     replaced = taking[0] if relu else node
     result.meta.update(replaced.meta)
+    _keep_strides(result)
     replaced.replace_all_uses_with(result)
     if relu:
         graph.erase_node(replaced)
@@ -141,6 +142,19 @@ def _in_channels_last(graph: torch.fx.Graph, x: torch.fx.Node) -> torch.fx.Node:
     if "val" in x.meta:
         made.meta["val"] = x.meta["val"].clone(**formatted)
     return made
+
+
+def _keep_strides(node: torch.fx.Node) -> None:
+    """Hold the compiler to a map's channels being inside, for the op that takes it first.
+
+    It goes by what the node says of its arguments, which still is what the convolution took, or
+    the ReLU; and it chooses the strides itself where the node says nothing.
+    """
+    node.meta.pop("eager_input_vals", None)
+    values = [a.meta.get("val") if isinstance(a, torch.fx.Node) else a for a in node.args]
+    if values[0] is not None:
+        values[0] = values[0].clone(memory_format=torch.channels_last)
+        node.meta["eager_input_vals"] = (tuple(values), {})
 
 
 def _constant_before(

@@ -212,3 +212,13 @@ def test_smallest_image():
 def test_unknown_aggregation_is_refused(name):
     with pytest.raises(ValueError, match="ga must be 'cgnl' or"):
         create_model(name, ga="ocr")
+
+
+@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0.in1k", "resnet18.a1_in1k"])
+def test_smallest_images_of_other_backbones(backbone):
+    model = GALDv1(CLASSES, backbone, channels=CHANNELS).eval()
+    least = model.smallest_side
+    with torch.no_grad():
+        assert model.predict(torch.randn(1, 3, least, least + 1)).shape == (1, least, least + 1)
+    with pytest.raises(ValueError, match=f"at least {least}x{least}"):
+        model(torch.randn(1, 3, least - 1, least))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from attnops.models import SegmentationModel, deploy
 from attnops.models.deploy.packing import PackedConvolutions
 from attnops.models.deploy.winograd import (
     has_winograd,
@@ -18,6 +19,7 @@ from attnops.models.deploy.winograd import (
     share_of_products,
     winograd_op,
 )
+from attnops.nn import SqueezeAttention
 
 pytestmark = pytest.mark.skipif(
     not has_winograd(torch.float32), reason="the CPU library is not built"
@@ -192,6 +194,44 @@ def test_maps_of_any_format_are_brought_into_channels_last(before):
     PackedConvolutions(True)(module.graph)
     module.recompile()
     assert (module(x) - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN")
+def test_the_compiler_is_held_to_strides_of_this_map():
+    """Not to those that the ReLU had taken, of another map, before it became a part of the op."""
+    module = convolutions((nn.Conv2d(64, 80, 3, padding=1), True), dtype=torch.float32)
+    (relu,) = module.graph.find_nodes(op="call_function", target=torch.ops.aten.relu.default)
+    relu.meta["eager_input_vals"] = ((torch.empty(1, 80, 9, 11),), {})
+    PackedConvolutions(True)(module.graph)
+    (found,) = module.graph.find_nodes(op="call_function", target=winograd_op())
+    values, named = found.meta["eager_input_vals"]
+    assert len(values) == len(found.args) and not named
+    assert values[0].shape == (1, 64, 9, 11) and values[0].stride() == (64 * 99, 1, 64 * 11, 64)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN")
+def test_pooled_maps_compile():
+    """They come out of their reduction in any format."""
+    network = Squeezing().eval()
+    ready = deploy(network, compile=True, keep_memory=False)
+    images = torch.randn(2, 3, 65, 96)
+    expected = network(images)["out"]
+    assert (ready.logits(images) - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+class Squeezing(SegmentationModel):
+    """A stem and SANet's module, whose 3x3 convolutions suit Winograd's algorithm."""
+
+    smallest_side = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 512, 3, stride=16, padding=1)
+        self.head = SqueezeAttention(512, 5)
+
+    def logits(self, images: Tensor) -> dict[str, Tensor]:
+        return {"out": self.head(torch.relu(self.stem(images)))}
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN")
