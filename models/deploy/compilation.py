@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -47,8 +49,23 @@ def export(maps: nn.Module, in_channels: int) -> torch.export.ExportedProgram:
     images = images.contiguous(memory_format=torch.channels_last)
     free = torch.export.Dim.DYNAMIC
     shapes = ({0: free, 2: free, 3: free},)
-    with torch.no_grad():
+    with torch.no_grad(), _without_traceback():
         return torch.export.export(maps, (images,), dynamic_shapes=shapes, strict=False)
+
+
+@contextmanager
+def _without_traceback() -> Iterator[None]:
+    """PyTorch logs an exception where it keeps a condition on a size as it is, which is no fault."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not record.msg.startswith("Failed to reduce inequalities")
+
+    log.addFilter(is_other)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_other)
 
 
 def fused_ops(program: torch.export.ExportedProgram) -> dict[str, int]:
