@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from attnops._checks import check_choice
 from attnops.nn import (
@@ -196,7 +197,7 @@ class GALDv1(GALD):
         pretrained: weights of the backbone: True, those that timm publishes, or the path of a file.
 
     Shapes: `[B, in_channels, H, W]`, both sides at least 111, so that the map, an eighth, has
-        the 15 that the gate needs (with a backbone of timm's 15 times the stride of its last map)
+        the 15 that the gate needs (`smallest_side` says how many with a backbone of timm's)
         -> "out" `[B, num_classes, H, W]`.
 
     Raises:
@@ -219,9 +220,24 @@ class GALDv1(GALD):
         num_classes = check_classes(name, num_classes)
         check_choice(name, "ga", ga, AGGREGATIONS)
         super().__init__(backbone, num_classes, dropout, channels, in_channels, pretrained)
-        if isinstance(self.backbone, TimmFeatures):  # some round a stride's rest down
-            self.smallest_side = SMALLEST_MAP * self.backbone.strides[3]
+        if isinstance(self.backbone, TimmFeatures):
+            self.smallest_side = _smallest_side(self.backbone, self.in_channels)
         self.head = HeadV1(self.backbone.channels[3], channels, num_classes, ga)
+
+
+def _smallest_side(backbone: TimmFeatures, in_channels: int) -> int:
+    """Of images whose last map the gate takes; most networks round a size up, some down."""
+    stride = backbone.strides[3]
+    side = (SMALLEST_MAP - 1) * stride + 1
+    named = (*backbone.named_parameters(), *backbone.named_buffers())
+    state = {name: torch.empty_like(value, device="meta") for name, value in named}
+    images = torch.empty(1, in_channels, side, side, device="meta")
+    try:
+        with torch.no_grad():
+            sides = functional_call(backbone, state, (images,))[3].shape[2:]
+    except Exception:  # timm's networks raise all kinds for sizes that they do not take
+        sides = (0,)
+    return side if min(sides) >= SMALLEST_MAP else SMALLEST_MAP * stride
 
 
 class GALDv2(GALD):

@@ -55,7 +55,7 @@ def export(maps: nn.Module, in_channels: int) -> torch.export.ExportedProgram:
 
 @contextmanager
 def _without_traceback() -> Iterator[None]:
-    """PyTorch logs an exception where it keeps a condition on a size as it is, which is no fault."""
+    """PyTorch logs an exception where it keeps a condition on a size as it is: no fault."""
     log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 
     def is_other(record: logging.LogRecord) -> bool:

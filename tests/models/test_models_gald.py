@@ -214,10 +214,17 @@ def test_unknown_aggregation_is_refused(name):
         create_model(name, ga="ocr")
 
 
-@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0.in1k", "resnet18.a1_in1k"])
-def test_smallest_images_of_other_backbones(backbone):
+@pytest.mark.parametrize(
+    ("backbone", "least"),
+    [
+        ("tf_efficientnet_lite0.in1k", 113),
+        ("resnet18.a1_in1k", 113),
+        ("convnext_atto.d2_in1k", 120),
+    ],
+)
+def test_smallest_images_of_other_backbones(backbone, least):
     model = GALDv1(CLASSES, backbone, channels=CHANNELS).eval()
-    least = model.smallest_side
+    assert model.smallest_side == least
     with torch.no_grad():
         assert model.predict(torch.randn(1, 3, least, least + 1)).shape == (1, least, least + 1)
     with pytest.raises(ValueError, match=f"at least {least}x{least}"):
