@@ -61,6 +61,15 @@ struct Block {
   typename Vec<C>::V v[kRows][kUsed];
 };
 
+// Unrolled, as all loops over a block: others would keep it in memory all the time.
+template <class C, int kUsed>
+ATTNOPS_INLINE void store_block(const Block<C, kUsed>& block, C (&rows)[kRows][kUsed * kWidth<C>]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kUsed; ++j) store(rows[i] + j * kWidth<C>, block.v[i][j]);
+}
+
 template <class C>
 ATTNOPS_INLINE void add_product(typename Vec<C>::V& sum, C left, typename Vec<C>::V right) {
   sum += left * right;
@@ -99,7 +108,6 @@ static void multiply_block(const E* a, int64_t run, int64_t jump, const E* b, in
   using C = Sum<E>;
   Block<C, kUsed> block = {};
   multiply<E, kUsed, kRowStride, kDepthStride>(block, a, run, jump, b, depth);
-  // Unrolled, as everywhere: a loop over rows would keep the block in memory.
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
@@ -164,10 +172,7 @@ static void multiply_block_out(const Left<Compute<S>>& operand, const Compute<S>
   }
   // Some rows or columns go by way of memory.
   C sums[kRows][kUsed * kWidth<C>];
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < kUsed; ++j) store(sums[i] + j * kWidth<C>, block.v[i][j]);
+  store_block(block, sums);
   for (int i = 0; i < min64(rows, kRows); ++i)
     for (int j = 0; j < kUsed; ++j)
       store_partial(out + i * row_stride + j * kWidth<C>, load(sums[i] + j * kWidth<C>),

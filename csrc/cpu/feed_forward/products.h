@@ -99,12 +99,9 @@ static void multiply_panel_block(const A* a, int64_t stride, const B* b, int64_t
       for (int j = 0; j < kUsed; ++j) emit(m + i, (vector + j) * kW, block.v[i][j]);
     return;
   }
-  // Some rows go by way of memory: a loop over them would keep the block there all the time.
+  // Some rows go by way of memory.
   float sums[kRows][kUsed * kW];
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < kUsed; ++j) store(sums[i] + j * kW, block.v[i][j]);
+  store_block(block, sums);
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < kUsed; ++j) emit(m + i, (vector + j) * kW, load(sums[i] + j * kW));
 }

@@ -70,10 +70,7 @@ ATTNOPS_INLINE void write_block(const Block<C, kUsed>& block, C* out, int64_t ro
   }
   // Some rows or columns go by way of memory.
   C sums[kRows][kUsed * kW];
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < kUsed; ++j) store(sums[i] + j * kW, block.v[i][j]);
+  store_block(block, sums);
   for (int i = 0; i < min64(rows, kRows); ++i)
     for (int j = 0; j < kUsed; ++j) {
       C* target = out + i * row_stride + j * kW;
