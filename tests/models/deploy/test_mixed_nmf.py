@@ -11,9 +11,11 @@ import pytest
 import torch
 from small_network import small_network
 from torch import Tensor
+from torch.library import opcheck
 from torch.nn.functional import normalize
 
 from attnops.models import deploy
+from attnops.models.deploy import inner_ops
 from attnops.models.deploy.inner_ops import has_library
 
 pytestmark = pytest.mark.skipif(not has_library(), reason="the CPU library is not built")
@@ -73,6 +75,12 @@ def test_reads_nothing_beyond_the_map():
     assert all(map(torch.equal, found, apart))
 
 
+def test_compilers_know_what_comes_out():
+    inner_ops._mixed_nmf()  # tells them
+    x, bases = inputs((2, 34, 33, 5), True)
+    opcheck(torch.ops.attnops_cpu.mixed_nmf.default, (x, bases, 2, INV_T, EPS))
+
+
 def test_same_in_every_run():
     x, bases = inputs((1, 64, 700, 12), True)
     first, *others = (torch.ops.attnops_cpu.mixed_nmf(x, bases, 3, INV_T, EPS) for _ in range(4))
@@ -106,8 +114,6 @@ def test_other_instruction_sets(isa):
 def test_deployments_in_bfloat16_take_it(monkeypatch):
     called = []
     op = torch.ops.attnops_cpu.mixed_nmf
-    from attnops.models.deploy import inner_ops
-
     made = inner_ops._mixed_nmf()
     monkeypatch.setattr(inner_ops, "_mixed_nmf", lambda: called.append(op) or made)
     network = small_network()
