@@ -4,14 +4,15 @@ import importlib
 from types import ModuleType
 
 from . import _choice, nn, reference
+from ._backends.loading import load_implementations
 from ._choice import use_backend
 from ._dispatch import BackendError, backends
 from ._op import OPS
 from ._op.flops import register_flops
-from ._register_backends import load_implementations
 from ._version import __version__
 from .anchor_attention import anchor_attention
 from .depthwise_gelu import depthwise_gelu
+from .feed_forward import feed_forward
 from .group_attention import group_attention
 from .local_attention import local_attention
 from .merge_scales import merge_scales
@@ -42,6 +43,7 @@ __all__ = [
     "anchor_attention",
     "backends",
     "depthwise_gelu",
+    "feed_forward",
     "group_attention",
     "local_attention",
     "merge_scales",

@@ -17,6 +17,7 @@ from ..reference._exporting import is_portable
 from ..reference._resize import on_finite_values
 from ..reference.anchor_attention import anchor_attention, anchor_scores
 from ..reference.depthwise_gelu import depthwise_gelu
+from ..reference.feed_forward import feed_forward
 from ..reference.group_attention import group_affinity, group_attention
 from ..reference.local_attention import local_attention, local_scores
 from ..reference.nmf import initial_coef, nmf, update_bases, update_coef
@@ -177,33 +178,47 @@ def _group_attention_backward(
     )
 
 
-def _strip_parameters(
-    weights: list[Tensor], biases: list[Tensor], biased: list[int]
-) -> tuple[Any, ...]:
-    """weight, bias and strips of `strip_conv` from the lists of the op."""
-    found = dict(zip(biased, biases, strict=True))
-    first, *pairs = ((weight, found.get(i)) for i, weight in enumerate(weights))
-    return *first, list(zip(pairs[0::2], pairs[1::2], strict=True))
+def _with_lists(function: Callable[..., Tensor]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Forward and backward of an op that gets the convolutions of `function` in lists.
+
+    Args:
+        function: (x, a list of pairs of a weight and its bias or None) -> a map.
+    """
+
+    def run(
+        x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], biased: list[int]
+    ) -> Tensor:
+        found = dict(zip(biased, biases, strict=True))
+        return function(x, [(weight, found.get(i)) for i, weight in enumerate(weights)])
+
+    def forward(
+        x: Tensor, weights: list[Tensor], biases: list[Tensor], biased: list[int]
+    ) -> tuple[Tensor]:
+        wide = [[widened(t) for t in tensors] for tensors in (weights, biases)]
+        return (dense(run(widened(x), *wide, biased).to(x.dtype), is_channels_inner(x)),)
+
+    def backward(
+        grad: Tensor, x: Tensor, weights: list[Tensor], biases: list[Tensor], biased: list[int]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        count = 1 + len(weights)
+        with recording_gradients():
+            leaves = as_leaves(x, *weights, *biases)
+            out = run(leaves[0], leaves[1:count], leaves[count:], biased)
+            grad_x, *rest = (g.to(x.dtype) for g in gradients_of(out, leaves, widened(grad)))
+        rest = [g.contiguous() for g in rest]
+        return dense(grad_x, is_channels_inner(x)), rest[: len(weights)], rest[len(weights) :]
+
+    return forward, backward
 
 
-def _strip_conv(
-    x: Tensor, weights: list[Tensor], biases: list[Tensor], biased: list[int]
-) -> tuple[Tensor]:
-    wide = [[widened(t) for t in tensors] for tensors in (weights, biases)]
-    out = strip_conv(widened(x), *_strip_parameters(*wide, biased))
-    return (dense(out.to(x.dtype), is_channels_inner(x)),)
+def _strip_conv(x: Tensor, convolutions: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+    first, *pairs = convolutions
+    return strip_conv(x, *first, list(zip(pairs[0::2], pairs[1::2], strict=True)))
 
 
-def _strip_conv_backward(
-    grad: Tensor, x: Tensor, weights: list[Tensor], biases: list[Tensor], biased: list[int]
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    count = 1 + len(weights)
-    with recording_gradients():
-        leaves = as_leaves(x, *weights, *biases)
-        out = strip_conv(leaves[0], *_strip_parameters(leaves[1:count], leaves[count:], biased))
-        grad_x, *rest = (g.to(x.dtype) for g in gradients_of(out, leaves, widened(grad)))
-    rest = [g.contiguous() for g in rest]
-    return dense(grad_x, is_channels_inner(x)), rest[: len(weights)], rest[len(weights) :]
+def _feed_forward(x: Tensor, convolutions: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+    weights, biases = zip(*convolutions, strict=True)
+    return feed_forward(x, *weights, *biases)
 
 
 def _depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor]:
@@ -287,8 +302,9 @@ def register_all() -> None:
         ("local_attention", _local_attention, _local_attention_backward),
         ("upsample_gate", _upsample_gate, _upsample_gate_backward),
         ("group_attention", _group_attention, _group_attention_backward),
-        ("strip_conv", _strip_conv, _strip_conv_backward),
+        ("strip_conv", *_with_lists(_strip_conv)),
         ("depthwise_gelu", _depthwise_gelu, _depthwise_gelu_backward),
+        ("feed_forward", *_with_lists(_feed_forward)),
         ("nmf", _nmf, _nmf_backward),
         ("merge_scales", merge_forward, merge_backward),
         ("upsample_cross_entropy", *with_reductions(cross_entropy_forward, cross_entropy_backward)),

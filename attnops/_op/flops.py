@@ -46,6 +46,10 @@ def _depthwise_gelu(x: Tensor, weight: Tensor, *_: Any) -> int:
     return x.numel() * prod(weight.shape[2:])
 
 
+def _feed_forward(x: Tensor, weights: list[Tensor], *_: Any) -> int:
+    return x.shape[0] * prod(x.shape[2:]) * sum(weight.numel() for weight in weights)
+
+
 def _nmf(x: Tensor, bases: Tensor, steps: int, *_: Any) -> int:
     """2 steps + 1 updates, each with X times a factor, a Gram matrix, and a factor times that."""
     batch, channels, positions = x.shape
@@ -79,6 +83,7 @@ MULTIPLY_ADDS: dict[str, Callable[..., int]] = {
     "group_attention": _group_attention,
     "strip_conv": _strip_conv,
     "depthwise_gelu": _depthwise_gelu,
+    "feed_forward": _feed_forward,
     "nmf": _nmf,
     "upsample_gate": _upsample_gate,
     "merge_scales": _merge_scales,

@@ -7,6 +7,7 @@ precision in float32.
 
 from .anchor_attention import anchor_attention
 from .depthwise_gelu import depthwise_gelu
+from .feed_forward import feed_forward
 from .group_attention import group_attention
 from .local_attention import local_attention
 from .merge_scales import merge_scales
@@ -20,6 +21,7 @@ from .upsample_gate import upsample_gate
 __all__ = [
     "anchor_attention",
     "depthwise_gelu",
+    "feed_forward",
     "group_attention",
     "local_attention",
     "merge_scales",

@@ -62,6 +62,10 @@ def _depthwise_gelu(x: Shape, weight: Shape, *_: Any) -> int:
     return prod(x) * prod(weight[2:])
 
 
+def _feed_forward(x: Shape, weights: list[Tensor], *_: Any) -> int:
+    return prod(x) // x[1] * sum(weight.numel() for weight in weights)
+
+
 def nmf(x: Shape, bases: Shape, steps: int, *_: Any) -> int:
     """Steps on both factors and one more on the coefficients, from the softmax of Xᵀ·A.
 
@@ -80,6 +84,7 @@ OPS: dict[str, Callable[..., int]] = {
     "group_attention": _group_attention,
     "strip_conv": _strip_conv,
     "depthwise_gelu": _depthwise_gelu,
+    "feed_forward": _feed_forward,
     "nmf": nmf,
 }
 # Poolings have no multiplications, `upsample_gate` and `merge_scales` resize and weight.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 
-from . import _dispatch
+from .. import _dispatch
 
 # backend -> module whose register_all() registers its implementations
 MODULES = {
