@@ -19,6 +19,7 @@ OPS = (
     "group_attention",
     "strip_conv",
     "depthwise_gelu",
+    "feed_forward",
     "nmf",
     "merge_scales",
     "upsample_cross_entropy",

@@ -30,6 +30,7 @@ SMALL: dict[str, Variant] = {
     "upsample_gate": variant(2, 64, 21, 24, side=5),
     "group_attention": variant(2, 64, 21, 24),
     "depthwise_gelu": variant(2, 64, 21, 24),
+    "feed_forward": variant(2, 32, 21, 24, hidden=64),
     "merge_scales": variant(2, 24, 24, 24, sides=(13, 7)),
     "upsample_cross_entropy": variant(2, 24, 13, 16, factor=4),
     "upsample_argmax": variant(2, 24, 13, 16, factor=4),

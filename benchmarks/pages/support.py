@@ -40,6 +40,9 @@ CALLS: dict[str, Call] = {
     "group_attention": lambda t: attnops.group_attention(t(*MAP), t(*MAP), t(*MAP), 2),
     "strip_conv": lambda t: attnops.strip_conv(t(*MAP), t(4, 1, 3, 3), t(4)),
     "depthwise_gelu": lambda t: attnops.depthwise_gelu(t(*MAP), t(4, 1, 3, 3)),
+    "feed_forward": lambda t: attnops.feed_forward(
+        t(*MAP), t(8, 4, 1, 1), t(8, 1, 3, 3), t(4, 8, 1, 1)
+    ),
     "nmf": lambda t: attnops.nmf(t(1, 4, 9), t(1, 4, 2)),
     "merge_scales": lambda t: attnops.merge_scales([t(*MAP), t(*MAP)], t(1, 2, 5, 6)),
     "upsample_cross_entropy": lambda t: attnops.upsample_cross_entropy(

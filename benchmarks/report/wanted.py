@@ -103,6 +103,7 @@ MINUTES = {
     "group_attention": 0.8,
     "strip_conv": 1.0,
     "depthwise_gelu": 0.9,
+    "feed_forward": 0.9,
     "nmf": 0.8,
     "merge_scales": 1.1,
     "upsample_cross_entropy": 1.4,

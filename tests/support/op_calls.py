@@ -75,6 +75,11 @@ CALLS = {
     "depthwise_gelu": OpCall(
         "depthwise_gelu", (MAP, (4, 1, 3, 3), (4,)), lambda m, *x: m.depthwise_gelu(*x)
     ),
+    "feed_forward": OpCall(
+        "feed_forward",
+        (MAP, (6, 4, 1, 1), (6, 1, 3, 3), (3, 6, 1, 1), (6,), (6,), (3,)),
+        lambda m, *x: m.feed_forward(*x),
+    ),
     "nmf": OpCall("nmf", ((2, 5, 9), (2, 5, 3)), lambda m, x, a: m.nmf(x, a, 2)[1], positive=True),
     "nmf one_step": OpCall(
         "nmf",

@@ -3,7 +3,7 @@
 from .anchors import ANCHOR_ATTENTION, PYRAMID_POOL
 from .gald import GROUP_ATTENTION, LOCAL_ATTENTION, UPSAMPLE_GATE
 from .score_maps import MERGE_SCALES, UPSAMPLE_ARGMAX, UPSAMPLE_CROSS_ENTROPY
-from .segnext import DEPTHWISE_GELU, NMF, STRIP_CONV
+from .segnext import DEPTHWISE_GELU, FEED_FORWARD, NMF, STRIP_CONV
 
 DEFINITIONS = {
     "pyramid_pool": PYRAMID_POOL,
@@ -13,6 +13,7 @@ DEFINITIONS = {
     "group_attention": GROUP_ATTENTION,
     "strip_conv": STRIP_CONV,
     "depthwise_gelu": DEPTHWISE_GELU,
+    "feed_forward": FEED_FORWARD,
     "nmf": NMF,
     "merge_scales": MERGE_SCALES,
     "upsample_cross_entropy": UPSAMPLE_CROSS_ENTROPY,

@@ -1,4 +1,4 @@
-"""The ops of SegNeXt: strip convolutions, the feed-forward's middle, the Hamburger's NMF."""
+"""The ops of SegNeXt: strip convolutions, the feed-forward network and its middle, NMF."""
 
 from __future__ import annotations
 
@@ -82,6 +82,47 @@ def _depthwise_inputs(draw: Draw, shape: Shape) -> list[Tensor]:
     return [draw.map(*shape), draw.normal(shape[1], 1, 3, 3) / 3, draw.normal(shape[1])]
 
 
+def eager_feed_forward(
+    x: Tensor,
+    expand: Tensor,
+    depthwise: Tensor,
+    contract: Tensor,
+    expand_bias: Tensor,
+    depthwise_bias: Tensor,
+    contract_bias: Tensor,
+    **options: Any,
+) -> Tensor:
+    hidden = eager_depthwise_gelu(conv2d(x, expand, expand_bias), depthwise, depthwise_bias)
+    return conv2d(hidden, contract, contract_bias)
+
+
+def fused_feed_forward(x: Tensor, *parameters: Tensor, **options: Any) -> Tensor:
+    return attnops.feed_forward(x, *parameters)
+
+
+def _feed_forward_inputs(draw: Draw, shape: Shape, hidden: int) -> list[Tensor]:
+    channels = shape[1]
+    return [
+        draw.map(*shape),
+        draw.normal(hidden, channels, 1, 1) / channels**0.5,
+        draw.normal(hidden, 1, 3, 3) / 3,
+        draw.normal(channels, hidden, 1, 1) / hidden**0.5,
+        *(draw.normal(count) for count in (hidden, hidden, channels)),
+    ]
+
+
+def _feed_forward_elements(shape: Shape, backward: bool, hidden: int) -> int:
+    """The maps, and weights that small maps do not outnumber."""
+    weights = hidden * (2 * shape[1] + 9)
+    return (5 if backward else 2) * size_of(shape) + (3 if backward else 1) * weights
+
+
+def _feed_forward_macs(shape: Shape, backward: bool, hidden: int) -> int:
+    """The backward takes two products for each of the forward, whether from kept maps or not."""
+    forward = size_of(shape) * hidden * 2 + size_of(shape) // shape[1] * hidden * 9
+    return (3 if backward else 1) * forward
+
+
 def eager_nmf(x: Tensor, bases: Tensor, rank: int, steps: int, grad: str) -> Tensor:
     """The published loop; the one-step gradient as the Hamburger's authors have it."""
     with torch.set_grad_enabled(torch.is_grad_enabled() and grad == "unrolled"):
@@ -156,6 +197,24 @@ DEPTHWISE_GELU = Definition(
     elements=lambda shape, backward: (5 if backward else 2) * size_of(shape),
     macs=lambda shape, backward: (4 if backward else 1) * size_of(shape) * 9,
     differentiable=3,
+)
+
+FEED_FORWARD = Definition(
+    functions={
+        EAGER: eager_feed_forward,
+        COMPILED: eager_feed_forward,
+        OURS: fused_feed_forward,
+    },
+    variants=(
+        variant(1, 64, 64, 64, hidden=512),
+        variant(1, 32, 128, 128, hidden=256),
+        variant(1, 160, 32, 32, hidden=640),
+        variant(8, 64, 40, 32, hidden=512),
+    ),
+    inputs=_feed_forward_inputs,
+    elements=_feed_forward_elements,
+    macs=_feed_forward_macs,
+    differentiable=7,
 )
 
 _UNROLLED = {"steps": 6, "grad": "unrolled"}
