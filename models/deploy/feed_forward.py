@@ -40,7 +40,7 @@ class ResidualFeedForward(nn.Module):
         if self.parts is not None:
             return x + self.parts(x)
         x = x.float().contiguous(memory_format=torch.channels_last)
-        return torch.ops.attnops_cpu.feed_forward(
+        return torch.ops.attnops_cpu.packed_feed_forward(
             x, self.expand, self.contract, self.inner, self.outer
         )
 

@@ -3,7 +3,7 @@
 An op of attnops chooses its implementation in Python whenever it runs. In a compiled network there
 is nothing to choose: those that a network runs dozens of times go to the C++ library directly. One
 of the library's is no op of attnops, because only weights that never change again can be laid out
-for it: the feed-forward network of SegNeXt (`ResidualFeedForward`). Another is the factorisation of
+for it: the feed-forward network of SegNeXt with its residual (`ResidualFeedForward`). Another is the factorisation of
 maps in bfloat16 with factors in float32, of which attnops has no gradients.
 """
 
@@ -21,7 +21,7 @@ from attnops._layout import dense
 from attnops._op import OPS, Op
 
 DIRECT = ("depthwise_gelu", "nmf", "strip_conv")
-FEED_FORWARD = "feed_forward"
+FEED_FORWARD = "packed_feed_forward"
 MIXED_NMF = "mixed_nmf"
 
 _library = torch.library.Library("attnops_cpu", "FRAGMENT")
@@ -57,7 +57,7 @@ def direct_calls(half: bool) -> dict[Any, Callable[..., tuple[Tensor, ...]]]:
 
 
 def declare_feed_forward() -> None:
-    """Tell compilers what `attnops_cpu::feed_forward` gives."""
+    """Tell compilers what `attnops_cpu::packed_feed_forward` gives."""
     _declare(FEED_FORWARD, _like_first)
 
 

@@ -1,8 +1,8 @@
 // Products of pixels with weights in panels: C[m, n] = sum_k A[m, k] B[n, k].
 //
 // A stands in rows of `stride` elements, rows padded to whole blocks of kRows. B stands as host.h
-// says: column k of a panel begins at k * 16 elements in float, and so does a pair of columns
-// [k, k + 2) in bfloat16.
+// says: column k of a panel begins at k * 16 elements, and so does a pair of columns [k, k + 2) in
+// bfloat16.
 #pragma once
 
 #include "cpu/common/gemm.h"
@@ -10,16 +10,16 @@
 
 namespace attnops::cpu::ATTNOPS_ISA {
 
-template <int kUsed>
-ATTNOPS_INLINE void multiply_panels(Block<float, kUsed>& block, const float* a, int64_t stride,
-                                    const float* const (&b)[kUsed], int64_t depth) {
+template <int kUsed, class C>
+ATTNOPS_INLINE void multiply_panels(Block<C, kUsed>& block, const C* a, int64_t stride,
+                                    const C* const (&b)[kUsed], int64_t depth) {
   for (int64_t k = 0; k < depth; ++k) {
-    VecF right[kUsed];
+    typename Vec<C>::V right[kUsed];
 #pragma GCC unroll 4
     for (int j = 0; j < kUsed; ++j) right[j] = load(b[j] + k * kPanelRows);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      const float left = a[i * stride + k];
+      const C left = a[i * stride + k];
 #pragma GCC unroll 4
       for (int j = 0; j < kUsed; ++j) block.v[i][j] += left * right[j];
     }
@@ -78,20 +78,40 @@ ATTNOPS_INLINE void store_factor(BFloat16* p, VecF v) {
 #endif
 
 ATTNOPS_INLINE void store_factor(float* p, VecF v) { store(p, v); }
+ATTNOPS_INLINE void store_factor(double* p, VecD v) { store(p, v); }
 
 // Rows [m, m + kRows), of which `rows` are there, and kUsed vectors of columns from `vector` on.
-template <int kUsed, class A, class B, class Emit>
+// kChained: in chains of kChain terms.
+template <bool kChained, int kUsed, class A, class B, class Emit>
 static void multiply_panel_block(const A* a, int64_t stride, const B* b, int64_t m, int64_t rows,
                                  int64_t vector, int64_t depth, const Emit& emit) {
-  constexpr int64_t kW = kWidth<float>, kPair = sizeof(float) / sizeof(B);
+  using C = Compute<A>;
+  constexpr int64_t kW = kWidth<C>, kPair = sizeof(C) / sizeof(B);
   const B* columns[kUsed];
 #pragma GCC unroll 4
   for (int j = 0; j < kUsed; ++j) {
     const int64_t n = (vector + j) * kW;
     columns[j] = b + n / kPanelRows * kPanelRows * depth + n % kPanelRows * kPair;
   }
-  Block<float, kUsed> block = {};
-  multiply_panels<kUsed>(block, a + m * stride, stride, columns, depth);
+  Block<C, kUsed> block;
+  C sums[kRows][kUsed * kW];
+  a += m * stride;
+  const int64_t chain = kChained ? kChain : depth;
+  for (int64_t k = 0;; k += chain) {
+    block = {};
+    multiply_panels<kUsed>(block, a + k, stride, columns, min64(chain, depth - k));
+    if constexpr (!kChained) break;
+    if (k > 0) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < kUsed; ++j) block.v[i][j] += load(sums[i] + j * kW);
+    }
+    if (k + chain >= depth) break;
+    store_block(block, sums);
+#pragma GCC unroll 4
+    for (int j = 0; j < kUsed; ++j) columns[j] += chain * kPanelRows;
+  }
   if (rows >= kRows) {
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i)
@@ -100,7 +120,6 @@ static void multiply_panel_block(const A* a, int64_t stride, const B* b, int64_t
     return;
   }
   // Some rows go by way of memory.
-  float sums[kRows][kUsed * kW];
   store_block(block, sums);
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < kUsed; ++j) emit(m + i, (vector + j) * kW, load(sums[i] + j * kW));
@@ -108,10 +127,10 @@ static void multiply_panel_block(const A* a, int64_t stride, const B* b, int64_t
 
 // emit(m, n, vector) for all `rows` x `columns`. A block of rows is finished across all columns
 // before the next one starts, or with kColumnsOuter the other way round.
-template <bool kColumnsOuter, class A, class B, class Emit>
+template <bool kColumnsOuter, bool kChained, class A, class B, class Emit>
 static void multiply_pixels(const A* a, int64_t stride, const B* b, int64_t rows, int64_t columns,
                             int64_t depth, const Emit& emit) {
-  const int64_t vectors = columns / kWidth<float>;
+  const int64_t vectors = columns / kWidth<Compute<A>>;
   // Four are two and two, which is faster than three and one.
   const auto used_from = [&](int64_t vector) -> int64_t {
     const int64_t left = vectors - vector;
@@ -120,11 +139,11 @@ static void multiply_pixels(const A* a, int64_t stride, const B* b, int64_t rows
   const auto run = [&](int64_t m, int64_t vector, int64_t used) {
     const int64_t there = min64(kRows, rows - m);
     if (kVectors >= 3 && used == 3)
-      multiply_panel_block<kVectors>(a, stride, b, m, there, vector, depth, emit);
+      multiply_panel_block<kChained, kVectors>(a, stride, b, m, there, vector, depth, emit);
     else if (used == 2)
-      multiply_panel_block<2>(a, stride, b, m, there, vector, depth, emit);
+      multiply_panel_block<kChained, 2>(a, stride, b, m, there, vector, depth, emit);
     else
-      multiply_panel_block<1>(a, stride, b, m, there, vector, depth, emit);
+      multiply_panel_block<kChained, 1>(a, stride, b, m, there, vector, depth, emit);
   };
   if (kColumnsOuter) {
     for (int64_t vector = 0; vector < vectors; vector += used_from(vector))

@@ -41,7 +41,7 @@ def parts_of(channels: int, hidden: int) -> ConvolutionalFeedForward:
 
 def fused(parts: ConvolutionalFeedForward, x: Tensor, dtype: torch.dtype) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
-    return torch.ops.attnops_cpu.feed_forward(x, *packed(parts, dtype).values())
+    return torch.ops.attnops_cpu.packed_feed_forward(x, *packed(parts, dtype).values())
 
 
 def plain(parts: ConvolutionalFeedForward, x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def test_nan_reaches_its_neighbours_only(dtype):
 
 def test_bad_input_is_refused():
     weights = packed(parts_of(16, 32), torch.float32)
-    op = torch.ops.attnops_cpu.feed_forward
+    op = torch.ops.attnops_cpu.packed_feed_forward
     for x in (torch.randn(1, 16, 5, 6), torch.randn(1, 16, 5)):
         with pytest.raises(RuntimeError, match="expected x"):
             op(x, *weights.values())

@@ -1,0 +1,125 @@
+// The two steps of the feed-forward network on some rows.
+#pragma once
+
+#include "cpu/common/arena.h"
+#include "cpu/depthwise/channels_last.h"
+#include "cpu/depthwise/gelu.h"
+#include "host.h"
+#include "pixels.h"
+#include "products.h"
+
+namespace attnops::cpu::ATTNOPS_ISA {
+
+// S: type of maps, A: of the pixels' side of products, B: of the weights. kResidual: x is added to
+// out, and maps are channels_last.
+template <class S, class A, class B, bool kResidual>
+class FeedForward {
+ public:
+  using C = Compute<S>;
+  using V = typename Vec<C>::V;
+  static constexpr int64_t kW = kWidth<C>;
+
+  FeedForward(const FeedForwardShape& s, int64_t rows, int64_t columns, Arena& arena)
+      : s_(s),
+        padded_(s.padded_channels()),
+        factors_(arena.take<A>((rows * (columns + 2) + kRows) * max64(padded_, s.hidden))),
+        places_(arena.take<int64_t>(rows * (columns + 2))),
+        results_(arena.take<C>(s.channels_last ? 0 : (rows * columns + kW) * s.padded_outputs())) {}
+
+  void expand(const FeedForwardWeights& weights, const FeedForwardStrip& strip, const S* x,
+              int64_t first, int64_t last, const HiddenRows& hidden) {
+    const int64_t left = max64(0, strip.left - 1), right = min64(s_.width, strip.right + 1);
+    const int64_t pixels = strip.hidden_pixels();
+    C* rows = static_cast<C*>(hidden.data);
+    int64_t count = 0;
+    for (int64_t y = first; y < last; ++y) {
+      C* row = rows + y % hidden.rows * pixels * s_.hidden;
+      const size_t pixel_bytes = static_cast<size_t>(s_.hidden) * sizeof(C);
+      if (left == strip.left) memset(row, 0, pixel_bytes);
+      if (right == strip.right) memset(row + (pixels - 1) * s_.hidden, 0, pixel_bytes);
+      load_factors(x, y, left, right, factors_ + count * padded_);
+      for (int64_t at = left; at < right; ++at)
+        places_[count++] = row - rows + (at - strip.left + 1) * s_.hidden;
+    }
+    const C* bias = static_cast<const C*>(weights.inner) + 10 * s_.hidden;
+    multiply_pixels<false, !kResidual>(
+        factors_, padded_, static_cast<const B*>(weights.expand), count, s_.hidden,
+        padded_, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
+          store(rows + places_[m] + c, sum + load(bias + c));
+        });
+  }
+
+  void contract(const FeedForwardWeights& weights, const FeedForwardStrip& strip,
+                const HiddenRows& hidden, const S* x, int64_t first, int64_t last, S* out) {
+    const int64_t pixels = strip.hidden_pixels(), outputs = s_.outputs;
+    const C *inner = static_cast<const C*>(weights.inner), *bias = inner + 9 * s_.hidden;
+    const C *rows = static_cast<const C*>(hidden.data),
+            *last_bias = static_cast<const C*>(weights.outer);
+    const ChannelsLastKernel<C> kernel = {3, 3, inner, s_.hidden};
+    int64_t count = 0;
+    for (int64_t y = first; y < last; ++y) {
+      const C* seen[3];
+      for (int64_t i = 0; i < 3; ++i) {
+        const int64_t row = y + i - 1;
+        seen[i] =
+            row < 0 || row >= s_.height ? nullptr : rows + row % hidden.rows * pixels * s_.hidden;
+      }
+      A* factors = factors_ + (count - 1) * s_.hidden;  // of column 1 first
+      convolve_channels_last(
+          kernel, SeenRows<C>{seen, s_.hidden, pixels}, 1, pixels - 1,
+          s_.hidden, [&](int64_t at, int64_t c, int64_t, V z) __attribute__((always_inline)) {
+            store_factor(factors + at * s_.hidden + c, gelu_lanes<C>(z + load(bias + c)));
+          });
+      for (int64_t at = strip.left; at < strip.right; ++at)
+        places_[count++] = (y * s_.width + at) * outputs;
+    }
+    const B* panels = static_cast<const B*>(weights.contract);
+    const int64_t padded = s_.padded_outputs();
+    if (kResidual || s_.channels_last) {
+      multiply_pixels<true, !kResidual>(
+          factors_, s_.hidden, panels, count, padded,
+          s_.hidden, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
+            const int64_t lanes = min64(kW, outputs - c), at = places_[m] + c;
+            if (lanes <= 0) return;
+            sum += load(last_bias + c);
+            if constexpr (kResidual) sum = load_lanes(x + at, lanes) + sum;
+            store_lanes(out + at, sum, lanes);
+          });
+      return;
+    }
+    multiply_pixels<true, !kResidual>(
+        factors_, s_.hidden, panels, count, padded,
+        s_.hidden, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
+          store(results_ + m * padded + c, sum + load(last_bias + c));
+        });
+    const int64_t columns = strip.right - strip.left, plane = s_.height * s_.width;
+    for (int64_t y = first; y < last; ++y)
+      pixels_to_planes(results_ + (y - first) * columns * padded, padded, columns, outputs,
+                       out + y * s_.width + strip.left, plane);
+  }
+
+ private:
+  // Pixels [left, right) of row y, in rows of padded_ channels.
+  void load_factors(const S* x, int64_t y, int64_t left, int64_t right, A* factors) {
+    const int64_t channels = s_.channels;
+    const auto put = [&](int64_t at, int64_t c, V v) __attribute__((always_inline)) {
+      store_factor(factors + at * padded_ + c, v);
+    };
+    if (!kResidual && !s_.channels_last)
+      return planes_to_pixels(x + y * s_.width + left, s_.height * s_.width, right - left, channels,
+                              put);
+    for (int64_t at = 0; at < right - left; ++at) {
+      const S* pixel = x + (y * s_.width + left + at) * channels;
+      for (int64_t c = 0; c < padded_; c += kW)
+        put(at, c, c < channels ? load_lanes(pixel + c, min64(kW, channels - c)) : V{});
+    }
+  }
+
+  const FeedForwardShape& s_;
+  const int64_t padded_;
+  A* factors_;       // a side of a product: pixels [C, padded], or GELUs [hidden]
+  int64_t* places_;  // of pixels, where results go
+  C* results_;       // pixels [K, padded] of contiguous maps
+};
+
+}  // namespace attnops::cpu::ATTNOPS_ISA
