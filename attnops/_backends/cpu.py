@@ -18,6 +18,12 @@ def _refuse_device(x: Tensor, *args: Any) -> str | None:
     return None if x.device.type == "cpu" else f"it runs CPU tensors only, got {x.device}"
 
 
+def _refuse_feed_forward(x: Tensor, weights: list[Tensor], *args: Any) -> str | None:
+    if weights[1].shape[2:] != (3, 3):
+        return f"its depthwise kernels are 3x3, got {'x'.join(map(str, weights[1].shape[2:]))}"
+    return _refuse_device(x)
+
+
 def _refuse_scores(scores: list[Tensor], *args: Any) -> str | None:
     return _refuse_device(scores[0])
 
@@ -49,6 +55,7 @@ OPS = {
     "group_attention": _refuse_device,
     "strip_conv": _refuse_device,
     "depthwise_gelu": _refuse_device,
+    "feed_forward": _refuse_feed_forward,
     "nmf": _refuse_nmf,
     "merge_scales": _refuse_scores,
     "upsample_argmax": _refuse_device,

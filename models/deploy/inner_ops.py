@@ -3,8 +3,8 @@
 An op of attnops chooses its implementation in Python whenever it runs. In a compiled network there
 is nothing to choose: those that a network runs dozens of times go to the C++ library directly. One
 of the library's is no op of attnops, because only weights that never change again can be laid out
-for it: the feed-forward network of SegNeXt with its residual (`ResidualFeedForward`). Another is the factorisation of
-maps in bfloat16 with factors in float32, of which attnops has no gradients.
+for it: the feed-forward network of SegNeXt with its residual (`ResidualFeedForward`). Another is
+the factorisation of maps in bfloat16 with factors in float32, of which attnops has no gradients.
 """
 
 from __future__ import annotations

@@ -9,6 +9,10 @@
 
 namespace attnops::cpu {
 
+inline const FeedForwardPacking& packing_for(DType dtype) {
+  ATTNOPS_SELECT_KERNELS(feed_forward_packing, dtype);
+}
+
 // Callers keep the tensors.
 struct FeedForwardArguments {
   FeedForwardArguments(const Tensor& x, const std::vector<Tensor>& weights,

@@ -9,10 +9,6 @@ namespace {
 const FeedForwardKernels& kernels_for(DType dtype) {
   ATTNOPS_SELECT_KERNELS(feed_forward_kernels, dtype);
 }
-const FeedForwardPacking& packing_for(DType dtype) {
-  ATTNOPS_SELECT_KERNELS(feed_forward_packing, dtype);
-}
-
 Tensor feed_forward(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> biases,
                     std::vector<int64_t> biased) {
   const FeedForwardArguments args(x, weights, biases, biased);

@@ -21,8 +21,21 @@
 // deployments: it is given packed weights, takes maps of float in channels_last with weights in
 // either type, and adds x to out.
 //
+// The backward computes the hidden map again. With dout, and a = gelu(z):
+//
+//   dz = W2^T dout gelu'(z)    dhidden = depthwise3x3^T(dz)    dx = W1^T dhidden
+//   dW1 = sum dhidden x^T      dW2 = sum dout a^T              sums over all pixels
+//
+// Hidden channels meet in dx only. So a worker goes down its rows with a chunk of them at a time,
+// and the last rows of hidden and of dz stay in rings, whole rows of the map. Maps are read and
+// written once for every chunk, as pixels with padded channels: where they are not so, they are
+// brought into that form before. Runs of rows have sums of their own, which are added in order;
+// where the rows are fewer than threads could take, they share the chunks, each with a dx.
+//
 // host.cpp and packed.cpp are the entries of the two; rows.h lays out the rows over threads. pack.h
 // packs, products.h multiplies, forward.h holds the two steps, kernels.cpp lists the entry points.
+// Of the backward, backward.cpp is the host's part, chunk.h goes down the rows, gradients.h sums
+// over pixels, backward.h does what is around that.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +46,7 @@ namespace attnops::cpu {
 
 constexpr int64_t kPanelRows = 16;
 constexpr int64_t kInnerRows = 11;
+constexpr int64_t kFeedForwardChunk = 64;  // hidden channels at a time, in the backward
 
 constexpr int64_t padded_to_panels(int64_t rows) {
   return (rows + kPanelRows - 1) / kPanelRows * kPanelRows;
@@ -91,8 +105,62 @@ struct FeedForwardPacking {
   void (*values)(const void* from, int64_t step, int64_t count, void* out);
 };
 
+// Rows [first, last) of a batch item.
+struct FeedForwardRange {
+  int64_t item, first, last;
+};
+
+// The weights as they are, `hidden` channels without padding, and `inner` as above.
+struct FeedForwardSources {
+  const void *expand, *contract, *inner;
+  int64_t hidden;
+};
+
+// Gradients of the weights, and of the biases that there are.
+struct FeedForwardTargets {
+  void *expand, *depthwise, *contract, *expand_bias, *depthwise_bias, *contract_bias;
+};
+
+// Maps of pixels [batch, height, width][channels, padded], in float or double.
+struct FeedForwardPixels {
+  const void *grad, *x;
+  void* dx;
+};
+
+// Entry points of one instruction set and one element type of maps.
+struct FeedForwardBackwardKernels {
+  int64_t value_bytes;  // of an element of maps of pixels
+  int64_t spare;        // pixels behind such a map that may be read
+
+  // Whether a map of so many channels is one of pixels.
+  bool (*is_pixels)(const FeedForwardShape&, int64_t channels);
+  // Between batch items and rows of theirs as pixels. There may be several maps of pixels, `stride`
+  // bytes apart, which are added to the first.
+  void (*to_pixels)(const FeedForwardShape&, int64_t channels, const FeedForwardRange&,
+                    const void* map, void* pixels);
+  void (*from_pixels)(const FeedForwardShape&, int64_t channels, const FeedForwardRange&,
+                      void* pixels, int64_t maps, int64_t stride, void* map);
+
+  int64_t (*scratch_bytes)(const FeedForwardShape&);
+  int64_t (*sums_bytes)(const FeedForwardShape&);  // of a chunk
+  // A chunk of some rows: what it adds to gradients of weights, which `sums` get, and dx, which is
+  // stored, or with `add` added to.
+  void (*run)(const FeedForwardShape&, const FeedForwardSources&, int64_t chunk,
+              const FeedForwardRange* ranges, int64_t count, const FeedForwardPixels&, bool add,
+              void* sums, void* scratch);
+  // sums [K, padded] of grad in some rows.
+  void (*sum_outputs)(const FeedForwardShape&, const FeedForwardRange* ranges, int64_t count,
+                      const FeedForwardPixels&, double* sums);
+
+  // Gradients from the sums of `runs` runs of rows, `stride` bytes apart.
+  void (*reduce)(const FeedForwardShape&, int64_t hidden, int64_t chunk, const void* sums,
+                 int64_t runs, int64_t stride, const FeedForwardTargets&);
+  void (*reduce_outputs)(const FeedForwardShape&, const double* sums, int64_t runs, void* out);
+};
+
 ATTNOPS_DECLARE_KERNELS(FeedForwardKernels, feed_forward_kernels)
 ATTNOPS_DECLARE_KERNELS(FeedForwardPacking, feed_forward_packing)
+ATTNOPS_DECLARE_KERNELS(FeedForwardBackwardKernels, feed_forward_backward_kernels)
 // By the type of weights, float or bfloat16.
 ATTNOPS_DECLARE_KERNELS(FeedForwardKernels, packed_feed_forward_kernels)
 

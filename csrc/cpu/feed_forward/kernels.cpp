@@ -1,4 +1,5 @@
 // The entry points of the feed-forward network; compiled once per instruction set.
+#include "backward.h"
 #include "forward.h"
 #include "pack.h"
 
@@ -58,6 +59,8 @@ struct PlainEntries : ForwardEntries<S, Panel<S>, false> {};
 
 ATTNOPS_DEFINE_KERNELS(FeedForwardKernels, feed_forward_kernels, PlainEntries)
 ATTNOPS_DEFINE_KERNELS(FeedForwardPacking, feed_forward_packing, PackingEntries)
+ATTNOPS_DEFINE_KERNELS(FeedForwardBackwardKernels, feed_forward_backward_kernels,
+                       FeedForwardGradients)
 
 const FeedForwardKernels& packed_feed_forward_kernels(DType dtype) {
   return dtype == DType::kBFloat16 ? ForwardEntries<float, BFloat16, true>::kernels

@@ -17,31 +17,32 @@ struct PanelOf<BFloat16> {
 template <class S>
 using Panel = typename PanelOf<S>::type;
 
-// Columns of a row from memory: a vector, or as many pairs of bfloat16.
-template <class S>
+// Columns of a row from memory: a vector, or as many pairs.
+template <int64_t kTogether, class S>
 ATTNOPS_INLINE typename Vec<Compute<S>>::V load_columns(const S* p, int64_t count) {
-  return load_lanes(p, count);
-}
-ATTNOPS_INLINE VecF load_columns(const BFloat16* p, int64_t count) {
-  VecF pairs = {};
-  constexpr int64_t kLanes = 2 * kWidth<float>;
-  memcpy(&pairs, p, static_cast<size_t>(min64(kLanes, count)) * sizeof(*p));
-  return pairs;
+  if constexpr (kTogether == 1) {
+    return load_lanes(p, count);
+  } else {
+    VecF pairs = {};
+    memcpy(&pairs, p, static_cast<size_t>(min64(2 * kWidth<float>, count)) * sizeof(*p));
+    return pairs;
+  }
 }
 
-template <class S>
+// Panels [first, last), of B, of a matrix.
+template <class S, class B>
 static void pack_panels(const S* matrix, int64_t rows, int64_t columns, int64_t padded,
-                        int64_t first, int64_t last, Panel<S>* out) {
+                        int64_t first, int64_t last, B* out) {
   using C = Compute<S>;
-  constexpr int64_t kW = kWidth<C>, kTogether = sizeof(C) / sizeof(Panel<S>);
+  constexpr int64_t kW = kWidth<C>, kTogether = sizeof(C) / sizeof(B);
   for (int64_t row = first * kPanelRows; row < last * kPanelRows; row += kW) {
-    Panel<S>* panel = out + row / kPanelRows * kPanelRows * padded + row % kPanelRows * kTogether;
+    B* panel = out + row / kPanelRows * kPanelRows * padded + row % kPanelRows * kTogether;
     for (int64_t k = 0; k < padded; k += kW * kTogether) {
       typename Vec<C>::V v[kW];
 #pragma GCC unroll 16
       for (int i = 0; i < kW; ++i)
         v[i] = row + i < rows && k < columns
-                   ? load_columns(matrix + (row + i) * columns + k, columns - k)
+                   ? load_columns<kTogether>(matrix + (row + i) * columns + k, columns - k)
                    : typename Vec<C>::V{};
       transpose_steps<C>(v);
 #pragma GCC unroll 16
@@ -49,6 +50,21 @@ static void pack_panels(const S* matrix, int64_t rows, int64_t columns, int64_t 
         if (k + i * kTogether < padded)
           memcpy(panel + (k + i * kTogether) * kPanelRows, &v[i], sizeof(v[i]));
     }
+  }
+}
+
+// Panels of the transpose of a matrix [rows, columns] in rows of `stride`, as of one with `padded`
+// rows.
+template <class S>
+static void pack_turned(const S* matrix, int64_t stride, int64_t rows, int64_t columns,
+                        int64_t padded, Compute<S>* out) {
+  constexpr int64_t kW = kWidth<Compute<S>>;
+  for (int64_t n = 0; n < padded_to_panels(columns); n += kW) {
+    Compute<S>* panel = out + n / kPanelRows * kPanelRows * padded + n % kPanelRows;
+    for (int64_t k = 0; k < padded; ++k)
+      store(panel + k * kPanelRows, k < rows && n < columns
+                                        ? load_lanes(matrix + k * stride + n, columns - n)
+                                        : typename Vec<Compute<S>>::V{});
   }
 }
 

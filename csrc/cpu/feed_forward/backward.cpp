@@ -1,0 +1,165 @@
+// Host entry of the backward of feed_forward: runs of rows and groups of chunks over threads.
+#include <algorithm>
+#include <memory>
+#include <tuple>
+
+#include "arguments.h"
+#include "common/register.h"
+
+namespace attnops::cpu {
+namespace {
+
+const FeedForwardBackwardKernels& kernels_for(DType dtype) {
+  ATTNOPS_SELECT_KERNELS(feed_forward_backward_kernels, dtype);
+}
+
+// All rows of a batch, one item after the other, in runs of about equal length.
+class RowRuns {
+ public:
+  RowRuns(int64_t batch, int64_t height, int64_t runs) : ranges_(runs) {
+    const int64_t total = batch * height;
+    for (int64_t run = 0; run < runs; ++run) {
+      const int64_t end = total * (run + 1) / runs;
+      for (int64_t at = total * run / runs; at < end;) {
+        const int64_t first = at % height, last = std::min(height, first + end - at);
+        ranges_[run].push_back({at / height, first, last});
+        at += last - first;
+      }
+    }
+  }
+
+  int64_t count() const { return static_cast<int64_t>(ranges_.size()); }
+  const std::vector<FeedForwardRange>& operator[](int64_t run) const { return ranges_[run]; }
+
+ private:
+  std::vector<std::vector<FeedForwardRange>> ranges_;
+};
+
+class FeedForwardBackward {
+ public:
+  FeedForwardBackward(const FeedForwardArguments& args, const InnerWeights& inner,
+                      const Tensor& grad, const Tensor& x, const Tensor& dx)
+      : shape_(args.shape),
+        kernels_(kernels_for(dtype_of(x))),
+        sources_{args.kernels[0], args.kernels[2], inner.inner(), args.channels[0]},
+        batch_(x.size(0)),
+        chunks_((shape_.hidden + kFeedForwardChunk - 1) / kFeedForwardChunk),
+        runs_(batch_, shape_.height, runs_for(batch_ * shape_.height)),
+        groups_(std::clamp<int64_t>(thread_count() / runs_.count(), 1, chunks_)),
+        sums_bytes_(whole_lines(kernels_.sums_bytes(shape_))),
+        sums_(runs_.count() * chunks_ * sums_bytes_),
+        outer_(runs_.count() * shape_.padded_outputs()),
+        grad_(grad.mutable_data_ptr()),
+        x_(x.mutable_data_ptr()),
+        dx_(dx.mutable_data_ptr()) {}
+
+  void run(const FeedForwardTargets& targets) {
+    take_pixels();
+    const int64_t runs = runs_.count(), scratch_bytes = whole_lines(kernels_.scratch_bytes(shape_));
+    const Scratch scratch(runs * groups_ * scratch_bytes);
+    for_each_worker(runs * groups_, [&](int64_t worker) {
+      const int64_t run = worker / groups_, group = worker % groups_;
+      const std::vector<FeedForwardRange>& ranges = runs_[run];
+      const int64_t count = static_cast<int64_t>(ranges.size());
+      FeedForwardPixels pixels = pixels_;
+      pixels.dx = static_cast<char*>(pixels.dx) + group * dx_stride_;
+      const int64_t first = chunks_ * group / groups_, last = chunks_ * (group + 1) / groups_;
+      for (int64_t chunk = first; chunk < last; ++chunk)
+        kernels_.run(shape_, sources_, chunk, ranges.data(), count, pixels, chunk > first,
+                     sums_.at((run * chunks_ + chunk) * sums_bytes_),
+                     scratch.at(worker * scratch_bytes));
+      if (group == 0 && targets.contract_bias)
+        kernels_.sum_outputs(shape_, ranges.data(), count, pixels,
+                             outer_.data() + run * shape_.padded_outputs());
+    });
+    if (pixels_.dx != dx_)
+      for_each_range([&](const FeedForwardRange& range) {
+        kernels_.from_pixels(shape_, shape_.channels, range, pixels_.dx, groups_, dx_stride_, dx_);
+      });
+    const int64_t workers = std::min(thread_count(), chunks_);
+    for_each_worker(workers, [&](int64_t worker) {
+      for (int64_t chunk = worker; chunk < chunks_; chunk += workers)
+        kernels_.reduce(shape_, sources_.hidden, chunk, sums_.at(chunk * sums_bytes_), runs,
+                        chunks_ * sums_bytes_, targets);
+    });
+    if (targets.contract_bias)
+      kernels_.reduce_outputs(shape_, outer_.data(), runs, targets.contract_bias);
+  }
+
+ private:
+  static int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+  static int64_t runs_for(int64_t rows) {
+    constexpr int64_t kFewestRows = 16;  // three more of the hidden map are computed with a run
+    return std::clamp<int64_t>(rows / kFewestRows, 1, thread_count());
+  }
+
+  // Calls body(range) for all rows of the batch.
+  template <class Body>
+  void for_each_range(const Body& body) const {
+    const RowRuns all(batch_, shape_.height, std::min(thread_count(), batch_ * shape_.height));
+    for_each_worker(all.count(), [&](int64_t worker) {
+      for (const FeedForwardRange& range : all[worker]) body(range);
+    });
+  }
+
+  void take_pixels() {
+    const int64_t pixels = batch_ * shape_.height * shape_.width;
+    const auto bytes = [&](int64_t channels) {
+      return (pixels + kernels_.spare) * padded_to_panels(channels) * kernels_.value_bytes;
+    };
+    const auto take = [&](int64_t channels, const void* map, std::unique_ptr<Scratch>& own) {
+      if (kernels_.is_pixels(shape_, channels)) return map;
+      own = std::make_unique<Scratch>(bytes(channels));
+      for_each_range([&](const FeedForwardRange& range) {
+        kernels_.to_pixels(shape_, channels, range, map, own->at(0));
+      });
+      return static_cast<const void*>(own->at(0));
+    };
+    pixels_.grad = take(shape_.outputs, grad_, grad_pixels_);
+    pixels_.x = take(shape_.channels, x_, x_pixels_);
+    pixels_.dx = dx_;
+    if (groups_ == 1 && kernels_.is_pixels(shape_, shape_.channels)) return;
+    dx_stride_ = whole_lines(bytes(shape_.channels));
+    dx_pixels_ = std::make_unique<Scratch>(groups_ * dx_stride_);
+    pixels_.dx = dx_pixels_->at(0);
+  }
+
+  const FeedForwardShape& shape_;
+  const FeedForwardBackwardKernels& kernels_;
+  const FeedForwardSources sources_;
+  const int64_t batch_, chunks_;
+  const RowRuns runs_;
+  const int64_t groups_;  // of chunks; every worker has a run and a group
+  const int64_t sums_bytes_;
+  const Scratch sums_;  // [runs][chunks]
+  std::vector<double> outer_;
+  void *grad_, *x_, *dx_;
+  FeedForwardPixels pixels_{};
+  int64_t dx_stride_ = 0;
+  std::unique_ptr<Scratch> grad_pixels_, x_pixels_, dx_pixels_;
+};
+
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> feed_forward_backward(
+    Tensor grad, Tensor x, std::vector<Tensor> weights, std::vector<Tensor> biases,
+    std::vector<int64_t> biased) {
+  const FeedForwardArguments args(x, weights, biases, biased);
+  const InnerWeights inner(args, packing_for(dtype_of(x)));
+  Tensor dx = empty_map(x, map_sizes(x));
+  std::vector<Tensor> dweights, dbiases;
+  for (const Tensor& weight : weights) dweights.push_back(torch::stable::empty_like(weight));
+  void* bias[3] = {};
+  for (size_t i = 0; i < biases.size(); ++i) {
+    dbiases.push_back(torch::stable::empty_like(biases[i]));
+    bias[biased[i]] = dbiases[i].mutable_data_ptr();
+  }
+  FeedForwardBackward(args, inner, grad, x, dx)
+      .run({dweights[0].mutable_data_ptr(), dweights[1].mutable_data_ptr(),
+            dweights[2].mutable_data_ptr(), bias[0], bias[1], bias[2]});
+  return {dx, dweights, dbiases};
+}
+ATTNOPS_REGISTER(cpu, CPU, feed_forward_backward,
+                 "(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, int[] biased) "
+                 "-> (Tensor dx, Tensor[] dweights, Tensor[] dbiases)")
+
+}  // namespace
+}  // namespace attnops::cpu

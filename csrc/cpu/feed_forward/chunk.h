@@ -1,0 +1,195 @@
+// Backward of a chunk of hidden channels over some rows, in maps of pixels.
+#pragma once
+
+#include "cpu/common/arena.h"
+#include "cpu/depthwise/channels_last.h"
+#include "cpu/depthwise/gelu.h"
+#include "gradients.h"
+#include "products.h"
+
+namespace attnops::cpu::ATTNOPS_ISA {
+
+// Weights of a chunk of `count` channels, a multiple of 16: panels of expand [count, C], of the
+// transposes of contract [count, K] and of expand [C, count], and the rows of `inner`, `inner_row`
+// apart.
+template <class C>
+struct ChunkWeights {
+  int64_t count;
+  const C *expand, *contract, *turned, *inner;
+  int64_t inner_row;
+};
+
+// What a chunk adds to gradients: rows [kChunk] of channels of x and of out, and of taps and biases
+// as in `inner`.
+template <class C>
+struct ChunkSums {
+  C *expand, *contract;
+  double* inner;
+
+  static int64_t rows(int64_t channels) { return round_up(padded_to_panels(channels), kRows); }
+  static ChunkSums in(const FeedForwardShape& s, Arena& arena) {
+    C* expand = arena.take<C>(rows(s.channels) * kFeedForwardChunk);
+    C* contract = arena.take<C>(rows(s.outputs) * kFeedForwardChunk);
+    return {expand, contract, arena.take<double>(kInnerRows * kFeedForwardChunk)};
+  }
+};
+
+// Rings hold the rows of the hidden map and of dz that rows at hand still see, with a column of
+// zeros on either side.
+template <class C>
+class FeedForwardChunk {
+ public:
+  using V = typename Vec<C>::V;
+  static constexpr int64_t kPixel = kFeedForwardChunk;
+
+  FeedForwardChunk(const FeedForwardShape& s, Arena& arena)
+      : s_(s),
+        rows_(min64(s.height, (kPixels + s.width - 1) / s.width)),
+        row_((s.width + 2) * kPixel),
+        hidden_(arena.take<C>((rows_ + 2) * row_)),
+        dz_(arena.take<C>((rows_ + 2) * row_)),
+        flat_(arena.take<C>((rows_ * s.width + kRows) * kPixel)),
+        places_(arena.take<int64_t>(rows_ * s.width)) {}
+
+  // Adds to `sums` and stores dx, or with `add` adds to it. Maps are those of the whole batch.
+  void run(const ChunkWeights<C>& weights, const FeedForwardRange* ranges, int64_t count,
+           const C* grad, const C* x, C* dx, bool add, const ChunkSums<C>& sums) {
+    w_ = weights;
+    sums_ = sums;
+    clear_sides(hidden_);
+    clear_sides(dz_);
+    for (const FeedForwardRange* range = ranges; range < ranges + count; ++range) {
+      const int64_t item = range->item * s_.height * s_.width;
+      run_range(*range, grad + item * s_.padded_outputs(), x + item * s_.padded_channels(),
+                dx + item * s_.padded_channels(), add);
+    }
+  }
+
+ private:
+  static constexpr int64_t kPixels = 64;  // at least so many at once, for products with them
+
+  void run_range(const FeedForwardRange& range, const C* grad, const C* x, C* dx, bool add) {
+    const int64_t height = s_.height;
+    int64_t hidden = max64(0, range.first - 2), dz = max64(0, range.first - 1);  // to be computed
+    for (int64_t y = range.first; y < range.last; y += rows_) {
+      const int64_t end = min64(range.last, y + rows_), seen = min64(height, end + 1);
+      while (dz < seen) {
+        const int64_t until = min64(seen, dz + rows_);
+        while (hidden < min64(height, until + 1)) {
+          const int64_t last = min64(min64(height, until + 1), hidden + rows_);
+          compute_hidden(x, hidden, last);
+          hidden = last;
+        }
+        compute_dz(grad, dz, until, max64(dz, range.first), min64(until, range.last));
+        dz = until;
+      }
+      compute_dx(x, y, end, dx, add);
+    }
+  }
+
+  // Rows [first, last) of the hidden map.
+  void compute_hidden(const C* x, int64_t first, int64_t last) {
+    const int64_t padded = s_.padded_channels();
+    const C* bias = w_.inner + 10 * w_.inner_row;
+    const int64_t count = place_rows(first, last);
+    multiply_pixels<false, true>(
+        x + first * s_.width * padded, padded, w_.expand, count, w_.count,
+        padded, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
+          store(hidden_ + places_[m] + c, sum + load(bias + c));
+        });
+  }
+
+  // Rows [first, last) of dz, of which [begin, end) count for the gradients of weights.
+  void compute_dz(const C* grad, int64_t first, int64_t last, int64_t begin, int64_t end) {
+    const int64_t width = s_.width, padded = s_.padded_outputs();
+    const C* bias = w_.inner + 9 * w_.inner_row;
+    const ChannelsLastKernel<C> kernel = {3, 3, w_.inner, w_.inner_row};
+    for (int64_t y = first; y < last; ++y) {
+      const C* seen[3];
+      see(hidden_, y, seen);
+      C *slopes = ring_row(dz_, y), *gelu = flat_ + ((y - first) * width - 1) * kPixel;
+      convolve_channels_last(
+          kernel, SeenRows<C>{seen, kPixel, width + 2}, 1, width + 1,
+          w_.count, [&](int64_t at, int64_t c, int64_t, V z) __attribute__((always_inline)) {
+            z += load(bias + c);
+            store(gelu + at * kPixel + c, gelu_lanes<C>(z));
+            store(slopes + at * kPixel + c, gelu_slope_lanes<C>(z));
+          });
+    }
+    const int64_t count = place_rows(first, last);
+    multiply_pixels<false, true>(
+        grad + first * width * padded, padded, w_.contract, count, w_.count,
+        padded, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
+          C* at = dz_ + places_[m] + c;
+          store(at, load(at) * sum);
+        });
+    if (begin >= end) return;
+    add_outer_products(grad + begin * width * padded, padded,
+                       flat_ + (begin - first) * width * kPixel, (end - begin) * width, padded,
+                       w_.count, sums_.contract);
+    for (int64_t y = begin; y < end; ++y) {
+      const C* seen[3];
+      see(hidden_, y, seen);
+      add_tap_sums(ring_row(dz_, y) + kPixel, seen, width, w_.count, sums_.inner);
+    }
+  }
+
+  // Rows [first, last) of dx.
+  void compute_dx(const C* x, int64_t first, int64_t last, C* dx, bool add) {
+    const int64_t width = s_.width, padded = s_.padded_channels(), count = (last - first) * width;
+    const ChannelsLastKernel<C> turned = {3, 3, w_.inner + 8 * w_.inner_row, -w_.inner_row};
+    for (int64_t y = first; y < last; ++y) {
+      const C* seen[3];
+      see(dz_, y, seen);
+      C* row = flat_ + ((y - first) * width - 1) * kPixel;
+      convolve_channels_last(
+          turned, SeenRows<C>{seen, kPixel, width + 2}, 1, width + 1,
+          w_.count, [&](int64_t at, int64_t c, int64_t, V v) __attribute__((always_inline)) {
+            store(row + at * kPixel + c, v);
+          });
+    }
+    add_pixel_sums(flat_, count, w_.count, sums_.inner + 10 * kPixel);
+    const int64_t offset = first * width * padded;
+    C* target = dx + offset;
+    multiply_pixels<true, false>(
+        flat_, kPixel, w_.turned, count, padded,
+        w_.count, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
+          C* at = target + m * padded + c;
+          store(at, add ? load(at) + sum : sum);
+        });
+    add_outer_products(x + offset, padded, flat_, count, padded, w_.count, sums_.expand);
+  }
+
+  C* ring_row(C* ring, int64_t y) const { return ring + y % (rows_ + 2) * row_; }
+  void see(C* ring, int64_t y, const C* (&seen)[3]) const {
+    for (int64_t i = 0; i < 3; ++i) {
+      const int64_t row = y + i - 1;
+      seen[i] = row < 0 || row >= s_.height ? nullptr : ring_row(ring, row);
+    }
+  }
+  // Where the pixels of rows [first, last) stand in a ring; returns how many they are.
+  int64_t place_rows(int64_t first, int64_t last) {
+    int64_t count = 0;
+    for (int64_t y = first; y < last; ++y)
+      for (int64_t at = 1; at <= s_.width; ++at)
+        places_[count++] = y % (rows_ + 2) * row_ + at * kPixel;
+    return count;
+  }
+  void clear_sides(C* ring) const {
+    for (int64_t i = 0; i < rows_ + 2; ++i) {
+      memset(ring + i * row_, 0, kPixel * sizeof(C));
+      memset(ring + (i + 1) * row_ - kPixel, 0, kPixel * sizeof(C));
+    }
+  }
+
+  const FeedForwardShape& s_;
+  const int64_t rows_;  // of the maps at a time
+  const int64_t row_;   // elements of a row of a ring
+  C *hidden_, *dz_;     // rings
+  C* flat_;             // GELUs, or gradients of the hidden map, without those columns
+  int64_t* places_;
+  ChunkWeights<C> w_{};
+  ChunkSums<C> sums_{};
+};
+
+}  // namespace attnops::cpu::ATTNOPS_ISA

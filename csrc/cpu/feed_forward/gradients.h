@@ -1,0 +1,124 @@
+// Sums over pixels, for the gradients of weights. Pixels of a chunk of hidden channels are
+// kFeedForwardChunk elements apart.
+#pragma once
+
+#include "cpu/common/gemm.h"
+#include "host.h"
+
+namespace attnops::cpu::ATTNOPS_ISA {
+
+template <class C, int kUsed>
+static void add_outer_block(const C* left, int64_t stride, const C* right, int64_t pixels,
+                            C* sums) {
+  Block<C, kUsed> block = {};
+  for (int64_t p = 0; p < pixels; ++p) {
+    typename Vec<C>::V v[kUsed];
+#pragma GCC unroll 4
+    for (int j = 0; j < kUsed; ++j) v[j] = load(right + p * kFeedForwardChunk + j * kWidth<C>);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const C factor = left[p * stride + i];
+#pragma GCC unroll 4
+      for (int j = 0; j < kUsed; ++j) block.v[i][j] += factor * v[j];
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kUsed; ++j) {
+      C* target = sums + i * kFeedForwardChunk + j * kWidth<C>;
+      store(target, load(target) + block.v[i][j]);
+    }
+}
+
+// sums[m, n] += sum_p left[p, m] right[p, n], left in rows of `stride`. Rows of sums are there, and
+// elements behind the last pixel of left can be read, for whole blocks of kRows.
+template <class C>
+static void add_outer_products(const C* left, int64_t stride, const C* right, int64_t pixels,
+                               int64_t rows, int64_t columns, C* sums) {
+  constexpr int64_t kW = kWidth<C>;
+  for (int64_t p = 0; p < pixels; p += kChain) {
+    const int64_t count = min64(kChain, pixels - p);
+    for (int64_t m = 0; m < rows; m += kRows)
+      for (int64_t n = 0; n < columns;) {
+        const C* from = right + p * kFeedForwardChunk + n;
+        C* to = sums + m * kFeedForwardChunk + n;
+        const int64_t vectors = (columns - n) / kW;
+        if (kVectors >= 3 && vectors >= 3 && vectors != 4) {
+          add_outer_block<C, kVectors>(left + p * stride + m, stride, from, count, to);
+          n += kVectors * kW;
+        } else if (vectors >= 2) {
+          add_outer_block<C, 2>(left + p * stride + m, stride, from, count, to);
+          n += 2 * kW;
+        } else {
+          add_outer_block<C, 1>(left + p * stride + m, stride, from, count, to);
+          n += kW;
+        }
+      }
+  }
+}
+
+// Rows [kFirst, kLast) of the taps: sums[3 i + j] += sum_x dz[x] hidden[i][x + j].
+template <int kFirst, int kLast, class C>
+static void add_row_sums(const C* dz, const C* const (&hidden)[3], int64_t width, int64_t channels,
+                         double* sums) {
+  using V = typename Vec<C>::V;
+  constexpr int64_t kPixel = kFeedForwardChunk;
+  for (int64_t c = 0; c < channels; c += kWidth<C>) {
+    V part[3][3] = {}, before[3], here[3], total = {};
+#pragma GCC unroll 3
+    for (int i = kFirst; i < kLast; ++i) {
+      before[i] = load(hidden[i] + c);
+      here[i] = load(hidden[i] + kPixel + c);
+    }
+    for (int64_t x = 0; x < width; ++x) {
+      const V g = load(dz + x * kPixel + c);
+      total += g;
+#pragma GCC unroll 3
+      for (int i = kFirst; i < kLast; ++i) {
+        const V after = load(hidden[i] + (x + 2) * kPixel + c);
+        part[i][0] += g * before[i];
+        part[i][1] += g * here[i];
+        part[i][2] += g * after;
+        before[i] = here[i];
+        here[i] = after;
+      }
+    }
+#pragma GCC unroll 3
+    for (int i = kFirst; i < kLast; ++i)
+#pragma GCC unroll 3
+      for (int j = 0; j < 3; ++j) add_wide<C>(part[i][j], sums + (3 * i + j) * kPixel + c);
+    add_wide<C>(total, sums + 9 * kPixel + c);
+  }
+}
+
+// sums [10][kFeedForwardChunk] += those by the taps, and the sum of dz, of a row. Rows that the
+// kernel sees begin a column before dz; null outside the map.
+template <class C>
+static void add_tap_sums(const C* dz, const C* const (&hidden)[3], int64_t width, int64_t channels,
+                         double* sums) {
+  if (hidden[0] && hidden[2])
+    add_row_sums<0, 3>(dz, hidden, width, channels, sums);
+  else if (hidden[2])
+    add_row_sums<1, 3>(dz, hidden, width, channels, sums);
+  else if (hidden[0])
+    add_row_sums<0, 2>(dz, hidden, width, channels, sums);
+  else
+    add_row_sums<1, 2>(dz, hidden, width, channels, sums);
+}
+
+// sums += those of `count` pixels.
+template <class C>
+static void add_pixel_sums(const C* pixels, int64_t count, int64_t channels, double* sums) {
+  for (int64_t c = 0; c < channels; c += kWidth<C>) {
+    typename Vec<C>::V parts[4] = {};
+    int64_t p = 0;
+    for (; p + 4 <= count; p += 4)
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) parts[i] += load(pixels + (p + i) * kFeedForwardChunk + c);
+    for (; p < count; ++p) parts[0] += load(pixels + p * kFeedForwardChunk + c);
+    add_wide<C>((parts[0] + parts[1]) + (parts[2] + parts[3]), sums + c);
+  }
+}
+
+}  // namespace attnops::cpu::ATTNOPS_ISA
