@@ -44,12 +44,12 @@ class FeedForwardChunk {
 
   FeedForwardChunk(const FeedForwardShape& s, Arena& arena)
       : s_(s),
-        rows_(min64(s.height, (kPixels + s.width - 1) / s.width)),
+        rows_(rows_at_once(s)),
         row_((s.width + 2) * kPixel),
-        hidden_(arena.take<C>((rows_ + 2) * row_)),
-        dz_(arena.take<C>((rows_ + 2) * row_)),
-        flat_(arena.take<C>((rows_ * s.width + kRows) * kPixel)),
-        places_(arena.take<int64_t>(rows_ * s.width)) {}
+        hidden_{arena.take<C>((rows_ + 4) * row_), rows_ + 4},
+        dz_{arena.take<C>((rows_ + 2) * row_), rows_ + 2},
+        flat_(arena.take<C>(((rows_ + 2) * s.width + kRows) * kPixel)),
+        places_(arena.take<int64_t>((rows_ + 4) * s.width)) {}
 
   // Adds to `sums` and stores dx, or with `add` adds to it. Maps are those of the whole batch.
   void run(const ChunkWeights<C>& weights, const FeedForwardRange* ranges, int64_t count,
@@ -66,23 +66,28 @@ class FeedForwardChunk {
   }
 
  private:
-  static constexpr int64_t kPixels = 64;  // at least so many at once, for products with them
+  struct Ring {
+    C* data;
+    int64_t rows;
+  };
+
+  // About equal steps, of pixels enough for products with them.
+  static int64_t rows_at_once(const FeedForwardShape& s) {
+    constexpr int64_t kPixels = 64;
+    const int64_t steps = max64(1, s.height * s.width / kPixels);
+    return (s.height + steps - 1) / steps;
+  }
 
   void run_range(const FeedForwardRange& range, const C* grad, const C* x, C* dx, bool add) {
     const int64_t height = s_.height;
     int64_t hidden = max64(0, range.first - 2), dz = max64(0, range.first - 1);  // to be computed
     for (int64_t y = range.first; y < range.last; y += rows_) {
       const int64_t end = min64(range.last, y + rows_), seen = min64(height, end + 1);
-      while (dz < seen) {
-        const int64_t until = min64(seen, dz + rows_);
-        while (hidden < min64(height, until + 1)) {
-          const int64_t last = min64(min64(height, until + 1), hidden + rows_);
-          compute_hidden(x, hidden, last);
-          hidden = last;
-        }
-        compute_dz(grad, dz, until, max64(dz, range.first), min64(until, range.last));
-        dz = until;
-      }
+      const int64_t wanted = min64(height, seen + 1);
+      if (hidden < wanted) compute_hidden(x, hidden, wanted);
+      if (dz < seen) compute_dz(grad, dz, seen, max64(dz, range.first), min64(seen, range.last));
+      hidden = wanted;
+      dz = seen;
       compute_dx(x, y, end, dx, add);
     }
   }
@@ -91,11 +96,11 @@ class FeedForwardChunk {
   void compute_hidden(const C* x, int64_t first, int64_t last) {
     const int64_t padded = s_.padded_channels();
     const C* bias = w_.inner + 10 * w_.inner_row;
-    const int64_t count = place_rows(first, last);
+    const int64_t count = place_rows(hidden_, first, last);
     multiply_pixels<false, true>(
         x + first * s_.width * padded, padded, w_.expand, count, w_.count,
         padded, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
-          store(hidden_ + places_[m] + c, sum + load(bias + c));
+          store(hidden_.data + places_[m] + c, sum + load(bias + c));
         });
   }
 
@@ -116,11 +121,11 @@ class FeedForwardChunk {
             store(slopes + at * kPixel + c, gelu_slope_lanes<C>(z));
           });
     }
-    const int64_t count = place_rows(first, last);
+    const int64_t count = place_rows(dz_, first, last);
     multiply_pixels<false, true>(
         grad + first * width * padded, padded, w_.contract, count, w_.count,
         padded, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
-          C* at = dz_ + places_[m] + c;
+          C* at = dz_.data + places_[m] + c;
           store(at, load(at) * sum);
         });
     if (begin >= end) return;
@@ -160,33 +165,33 @@ class FeedForwardChunk {
     add_outer_products(x + offset, padded, flat_, count, padded, w_.count, sums_.expand);
   }
 
-  C* ring_row(C* ring, int64_t y) const { return ring + y % (rows_ + 2) * row_; }
-  void see(C* ring, int64_t y, const C* (&seen)[3]) const {
+  C* ring_row(const Ring& ring, int64_t y) const { return ring.data + y % ring.rows * row_; }
+  void see(const Ring& ring, int64_t y, const C* (&seen)[3]) const {
     for (int64_t i = 0; i < 3; ++i) {
       const int64_t row = y + i - 1;
       seen[i] = row < 0 || row >= s_.height ? nullptr : ring_row(ring, row);
     }
   }
   // Where the pixels of rows [first, last) stand in a ring; returns how many they are.
-  int64_t place_rows(int64_t first, int64_t last) {
+  int64_t place_rows(const Ring& ring, int64_t first, int64_t last) {
     int64_t count = 0;
     for (int64_t y = first; y < last; ++y)
       for (int64_t at = 1; at <= s_.width; ++at)
-        places_[count++] = y % (rows_ + 2) * row_ + at * kPixel;
+        places_[count++] = y % ring.rows * row_ + at * kPixel;
     return count;
   }
-  void clear_sides(C* ring) const {
-    for (int64_t i = 0; i < rows_ + 2; ++i) {
-      memset(ring + i * row_, 0, kPixel * sizeof(C));
-      memset(ring + (i + 1) * row_ - kPixel, 0, kPixel * sizeof(C));
+  void clear_sides(const Ring& ring) const {
+    for (int64_t i = 0; i < ring.rows; ++i) {
+      memset(ring.data + i * row_, 0, kPixel * sizeof(C));
+      memset(ring.data + (i + 1) * row_ - kPixel, 0, kPixel * sizeof(C));
     }
   }
 
   const FeedForwardShape& s_;
   const int64_t rows_;  // of the maps at a time
   const int64_t row_;   // elements of a row of a ring
-  C *hidden_, *dz_;     // rings
-  C* flat_;             // GELUs, or gradients of the hidden map, without those columns
+  const Ring hidden_, dz_;
+  C* flat_;  // GELUs, or gradients of the hidden map, without those columns
   int64_t* places_;
   ChunkWeights<C> w_{};
   ChunkSums<C> sums_{};
