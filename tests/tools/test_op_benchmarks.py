@@ -40,6 +40,7 @@ def test_disagreeing_op_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 SMALL = {
     "nmf": ((2, 16, 60), {"rank": 4, "steps": 2, "grad": "unrolled"}),
     "local_attention": ((2, 16, 19, 23), {"kernel": 3, "dilation": 2}),
+    "feed_forward": ((2, 8, 9, 13), {"hidden": 20}),
     "upsample_gate": ((2, 16, 19, 23), {"side": 4}),
     "merge_scales": ((2, 6, 19, 19), {"sides": (9, 5)}),
     "upsample_cross_entropy": ((2, 6, 9, 7), {"factor": 3}),
