@@ -43,7 +43,7 @@ NETWORKS = (
     Network("DeepLab, attention over scales", "camvid_deeplab_small", pretrained=False),
     Network("SegNeXt-T", "camvid_segnext_t", pretrained=False),
 )
-SEGNEXT, LITE0 = NETWORKS[-1], NETWORKS[4]
+SEGNEXT, LITE0, SANET = NETWORKS[-1], NETWORKS[4], NETWORKS[3]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ RUNS = (
     Run("segnext_lite0_12min", LITE0, "fast", 1370, LONGER),
     Run("segnext_t_long", SEGNEXT, "fast", 2500, LONGER, begins="segnext_t_1500"),
     Run("segnext_lite0_long", LITE0, "fast", 2500, LONGER, begins="segnext_lite0_12min"),
+    Run("sanet_lite0_longer", SANET, "fast", 500, LONGER),
     Run("segnext_lite0_longer", LITE0, "fast", 2600, LONGER, "segnext_lite0_long", STEADY),
 )
 
