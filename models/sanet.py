@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
+from attnops._checks import check_choice
 from attnops.nn import SqueezeAttention
 
 from ._checks import check_classes
@@ -18,6 +19,7 @@ from .backbones.choice import Pretrained, check_in_channels, load_backbone, make
 from .backbones.resnet import dilated_resnets
 
 CATEGORY_WEIGHT, DENSE_WEIGHT = 0.2, 0.8
+DENSE_LOSSES = {"prediction": "out", "dense": "dense"}  # option -> the map of the dense loss
 
 
 class SANet(SegmentationModel):
@@ -41,6 +43,9 @@ class SANet(SegmentationModel):
         activation: of the heads' attention.
         align_corners: of all resizes.
         squeeze_channels: hidden width of a squeeze-and-excitation gate on the heads; None: none.
+        dense_loss: what the dense loss is of: "prediction", D + S4, as section 3.3 calls it the
+            regularised dense prediction; or "dense", D alone, as eq. (9) can also be read. Then no
+            loss says which channel of S4 is which class, and D + S4 predicts nothing.
         in_channels: of the images.
         pretrained: weights of the backbone: True, those that timm publishes, or the path of a file.
 
@@ -66,12 +71,15 @@ class SANet(SegmentationModel):
         activation: str = "relu",
         align_corners: bool = False,
         squeeze_channels: int | None = None,
+        dense_loss: str = "prediction",
         in_channels: int = 3,
         pretrained: Pretrained = False,
     ) -> None:
         super().__init__()
         name = type(self).__name__
         num_classes = check_classes(name, num_classes)
+        check_choice(name, "dense_loss", dense_loss, tuple(DENSE_LOSSES))
+        self.dense_loss = dense_loss
         self.in_channels = check_in_channels(name, in_channels)
         self.align_corners = align_corners
         self.backbone = make_backbone(
@@ -113,7 +121,7 @@ class SANet(SegmentationModel):
         self, outputs: Mapping[str, Tensor], target: Tensor, **options: Any
     ) -> Tensor:
         """Cross-entropy of the mask + 0.2 binary cross-entropy of which classes are in the image +
-        0.8 cross-entropy of the dense prediction (eq. (6) to (9)).
+        0.8 cross-entropy of the dense prediction (eq. (6) to (9); see `dense_loss`).
 
         Which classes are there is read from the dense logits' mean over positions; an image without
         a labelled pixel does not count.
@@ -122,7 +130,8 @@ class SANet(SegmentationModel):
         return (
             self.cross_entropy(outputs, target, "mask", **options)
             + CATEGORY_WEIGHT * category_loss(means, target, self.ignore_index)
-            + DENSE_WEIGHT * self.cross_entropy(outputs, target, "dense", **options)
+            + DENSE_WEIGHT
+            * self.cross_entropy(outputs, target, DENSE_LOSSES[self.dense_loss], **options)
         )
 
 

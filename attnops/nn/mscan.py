@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from .._checks import check_shape, check_tensors, given_python_numbers
+from .._choice import current_backend
 from .._layout import statistics_dtype
 from ..depthwise_gelu import depthwise_gelu
+from ..feed_forward import feed_forward
 from ._order import Ordered
-from .functional import convolve, is_depthwise, map_of_tokens
+from .functional import convolve, is_depthwise, is_pointwise, map_of_tokens
 from .segnext import MSCA
 
 LAYER_SCALE = 0.01
@@ -40,7 +42,8 @@ class ConvolutionalAttention(nn.Module):
 
 
 class ConvolutionalFeedForward(nn.Module):
-    """1x1 convolution to `hidden` channels, depthwise 3x3 convolution, GELU, 1x1 convolution back.
+    """1x1 convolution to `hidden` channels, depthwise 3x3 convolution, GELU, 1x1 convolution back:
+    `attnops.feed_forward` on CPUs, separate products around `attnops.depthwise_gelu` elsewhere.
 
     Args:
         channels: C of the map `[B, C, H, W]`.
@@ -54,12 +57,28 @@ class ConvolutionalFeedForward(nn.Module):
         self.contract = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = convolve(self.expand, x)
-        if is_depthwise(self.depthwise):
-            hidden = depthwise_gelu(hidden, self.depthwise.weight, self.depthwise.bias)
+        expand, depthwise, contract = self.expand, self.depthwise, self.contract
+        if self._is_one_op(x):
+            weights = expand.weight, depthwise.weight, contract.weight
+            return feed_forward(x, *weights, expand.bias, depthwise.bias, contract.bias)
+        hidden = convolve(expand, x)
+        if is_depthwise(depthwise):
+            hidden = depthwise_gelu(hidden, depthwise.weight, depthwise.bias)
         else:
-            hidden = gelu(self.depthwise(hidden))
-        return convolve(self.contract, hidden)
+            hidden = gelu(depthwise(hidden))
+        return convolve(contract, hidden)
+
+    def _is_one_op(self, x: Tensor) -> bool:
+        """On CPUs, whose C++ library multiplies as fast as the separate convolutions. The reference
+        would compute everything again for its gradient.
+        """
+        return (
+            x.device.type == "cpu"
+            and is_depthwise(self.depthwise, 3, 3)
+            and is_pointwise(self.expand)
+            and is_pointwise(self.contract)
+            and (torch.compiler.is_compiling() or current_backend() != "reference")
+        )
 
 
 class MSCABlock(Ordered):
@@ -67,8 +86,8 @@ class MSCABlock(Ordered):
 
     Attention is 1x1 convolution, GELU, `MSCA`, 1x1 convolution, plus its own input: so the first
     BatchNorm's output is added a second time, scaled. FeedForward is a 1x1 convolution to
-    `expansion` times the channels, `attnops.depthwise_gelu` and a 1x1 convolution back. s1 and s2
-    are vectors over channels. The branches are dropped independently of each other, per sample, and
+    `expansion` times the channels, a depthwise 3x3 convolution, GELU and a 1x1 convolution back
+    (`attnops.feed_forward`). s1 and s2 are vectors over channels. The branches are dropped independently of each other, per sample, and
     those that are kept are divided by the probability to be kept.
 
     Source: Guo et al., SegNeXt (NeurIPS 2022), section 3.1, figure 2; details that the paper leaves

@@ -129,7 +129,7 @@ def published(family, model, maps, target, training, label_smoothing=0.0):
         means = maps["dense"].mean((2, 3))
         there = torch.stack([(target == k).flatten(1).any(1) for k in range(CLASSES)], 1)
         category = torch.nn.functional.binary_cross_entropy_with_logits(means, there.to(means))
-        return plain("mask") + 0.2 * category + 0.8 * plain("dense")
+        return plain("mask") + 0.2 * category + 0.8 * plain("out")
     # Fewer pixels than hard example mining keeps at least: all count but the easiest one.
     main = plain("out")
     if family in ("ann", "galdv1", "galdv2"):

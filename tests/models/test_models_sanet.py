@@ -76,8 +76,9 @@ def test_heads_are_narrow_grouped_and_pooled_by_eight():
         assert head.main[0].weight.shape == (channels // 4, channels // 2, 3, 3)
 
 
-def test_loss():
-    model = tiny().double()
+@pytest.mark.parametrize("dense_loss", ["prediction", "dense"])
+def test_loss(dense_loss):
+    model = tiny(dense_loss=dense_loss).double()
     target = targets(2, CLASSES, 65, 57)
     target[0][target[0] == 2] = 3  # a class that the first image lacks
     outputs = model(torch.randn(2, 3, 65, 57, dtype=torch.float64))
@@ -89,8 +90,24 @@ def test_loss():
     there = torch.tensor([[(labels == k).any() for k in range(CLASSES)] for labels in target])
     means = outputs["dense_small"].flatten(2).mean(2).sigmoid()
     category = binary_cross_entropy(means, there.double())
-    wanted = pixelwise("mask") + 0.2 * category + 0.8 * pixelwise("dense")
+    wanted = (
+        pixelwise("mask")
+        + 0.2 * category
+        + 0.8 * pixelwise("out" if dense_loss == "prediction" else "dense")
+    )
     torch.testing.assert_close(model.loss(outputs, target), wanted)
+
+
+def test_what_is_predicted_is_trained():
+    """Every channel of the prediction gets a gradient from its own class."""
+    model = tiny().double().train()
+    target = targets(2, CLASSES, 65, 57)
+    outputs = model(torch.randn(2, 3, 65, 57, dtype=torch.float64))
+    (grad,) = torch.autograd.grad(model.loss(outputs, target), outputs["out_small"])
+    assert grad.abs().sum() > 0
+
+    with pytest.raises(ValueError, match="dense_loss must be 'prediction' or 'dense', got 'mask'"):
+        tiny(dense_loss="mask")
 
 
 def test_presence():
