@@ -16,6 +16,7 @@ from .. import _dispatch
 OPS = {
     "anchor_attention": True,
     "depthwise_gelu": True,
+    "feed_forward": True,
     "group_attention": True,
     "local_attention": True,
     "merge_scales": True,

@@ -36,6 +36,10 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
     ),
     "upsample_gate": (variant(1, 512, 64, 64, side=8), variant(8, 512, 64, 64, side=8)),
     "group_attention": (variant(1, 256, 64, 64), variant(8, 256, 64, 64)),
+    "feed_forward": (
+        variant(1, 64, 64, 64, hidden=512),
+        variant(8, 64, 64, 64, hidden=512),
+    ),
     "depthwise_gelu": (variant(1, 512, 64, 64), variant(8, 512, 64, 64)),
     "merge_scales": (
         variant(1, 21, 161, 161, sides=(81, 41)),

@@ -18,6 +18,7 @@ LAUNCHES: dict[str, dict[str, int]] = {
     "upsample_gate": {"forward": 1, "backward": 2},
     "group_attention": {"forward": 2, "backward": 2},
     "depthwise_gelu": {"forward": 1, "backward": 3},
+    "feed_forward": {"forward": 2, "backward": 4},
     "merge_scales": {"forward": 1, "backward": 3},
     "upsample_cross_entropy": {"forward": 1, "backward": 1},
     "upsample_argmax": {"forward": 1},
@@ -59,6 +60,8 @@ _CELLS = "a thread owns a cell, whose corners and pixels lie apart"
 
 _SMALL_RANK = "rows of 16 bases are shorter than what a warp copies in 128 bits"
 _ROW_OF_TILE = "a tile's rows of 32 positions in half precision are 64 bytes"
+
+_TURNED = "sums in rows of channels are turned on their way to a contiguous map"
 
 _COPIES = "contiguous maps are copied to rows of channels and back"
 
@@ -179,6 +182,21 @@ EXCEPTIONS: dict[str, tuple[Exempt, ...]] = {
         Exempt("loads", "gelu_totals_kernel", "a thread adds up a channel's partial sums"),
         Exempt("stores", "gelu_gradients_kernel", "partial sums of a channel, one a thread"),
         Exempt("stores", "gelu_totals_kernel", "one sum a tap and channel"),
+    ),
+    "feed_forward": (
+        Exempt("loads", "feed_forward_kernel", "a thread owns four channels of a row of positions"),
+        Exempt(
+            "programs", "feed_forward_sums_kernel", "sums of splits, of which small maps have few"
+        ),
+        Exempt("stores", "feed_forward_sums_kernel", _TURNED, layout="contiguous"),
+        Exempt("aten", "backward", "products, and sums over positions", most=15),
+        Exempt("loads", "feed_forward_gelu_kernel", _LANES, layout="contiguous"),
+        Exempt("stores", "feed_forward_gelu_kernel", _LANES, layout="contiguous"),
+        Exempt("loads", "convolve_kernel", _LANES, layout="contiguous"),
+        Exempt("stores", "convolve_kernel", _LANES, layout="contiguous"),
+        Exempt("loads", "tap_sums_kernel", _LANES, layout="contiguous"),
+        Exempt("stores", "tap_sums_kernel", "partial sums of a channel, one a thread"),
+        Exempt("programs", "tap_sums_kernel", "a program owns positions that the caches hold"),
     ),
     "upsample_cross_entropy": (
         Exempt("launches", "forward", "sums of programs meet last, in a fixed order", most=2),

@@ -15,7 +15,7 @@ from ..._layout import empty_map, is_channels_inner
 from .. import _depthwise as depthwise
 from .._launch import TRITON_DTYPES, AotCase, Launch, aligned_storage, on_device, run
 from .._multiples import known_multiple
-from .gelu import gelu, gelu_slope
+from .._gelu import gelu, gelu_slope
 
 
 @triton.jit(do_not_specialize=[*depthwise.SIZES, *depthwise.KERNEL, "has_bias"])

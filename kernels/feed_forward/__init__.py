@@ -1,0 +1,1 @@
+"""feed_forward in Triton."""
