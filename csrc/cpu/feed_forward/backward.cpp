@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <memory>
 #include <tuple>
+#include <utility>
 
 #include "arguments.h"
 #include "common/register.h"
@@ -9,8 +10,11 @@
 namespace attnops::cpu {
 namespace {
 
-const FeedForwardBackwardKernels& kernels_for(DType dtype) {
+const FeedForwardBackwardKernels& plain_kernels(DType dtype) {
   ATTNOPS_SELECT_KERNELS(feed_forward_backward_kernels, dtype);
+}
+const FeedForwardBackwardKernels& paired_kernels(DType dtype) {
+  ATTNOPS_SELECT_KERNELS(paired_feed_forward_backward_kernels, dtype);
 }
 
 // All rows of a batch, one item after the other, in runs of about equal length.
@@ -40,7 +44,7 @@ class FeedForwardBackward {
   FeedForwardBackward(const FeedForwardArguments& args, const InnerWeights& inner,
                       const Tensor& grad, const Tensor& x, const Tensor& dx)
       : shape_(args.shape),
-        kernels_(kernels_for(dtype_of(x))),
+        kernels_(shape_.native ? paired_kernels(dtype_of(x)) : plain_kernels(dtype_of(x))),
         sources_{args.kernels[0], args.kernels[2], inner.inner(), args.channels[0]},
         batch_(x.size(0)),
         chunks_((shape_.hidden + kFeedForwardChunk - 1) / kFeedForwardChunk),
@@ -49,8 +53,8 @@ class FeedForwardBackward {
         sums_bytes_(whole_lines(kernels_.sums_bytes(shape_))),
         sums_(runs_.count() * chunks_ * sums_bytes_),
         outer_(runs_.count() * shape_.padded_outputs()),
-        grad_(grad.mutable_data_ptr()),
-        x_(x.mutable_data_ptr()),
+        grad_(grad.const_data_ptr()),
+        x_(x.const_data_ptr()),
         dx_(dx.mutable_data_ptr()) {}
 
   void run(const FeedForwardTargets& targets) {
@@ -87,6 +91,8 @@ class FeedForwardBackward {
   }
 
  private:
+  using Owned = std::unique_ptr<Scratch>;
+
   static int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
   static int64_t runs_for(int64_t rows) {
     constexpr int64_t kFewestRows = 16;  // three more of the hidden map are computed with a run
@@ -103,23 +109,30 @@ class FeedForwardBackward {
   }
 
   void take_pixels() {
-    const int64_t pixels = batch_ * shape_.height * shape_.width;
-    const auto bytes = [&](int64_t channels) {
-      return (pixels + kernels_.spare) * padded_to_panels(channels) * kernels_.value_bytes;
-    };
-    const auto take = [&](int64_t channels, const void* map, std::unique_ptr<Scratch>& own) {
-      if (kernels_.is_pixels(shape_, channels)) return map;
-      own = std::make_unique<Scratch>(bytes(channels));
+    const int64_t pixels = batch_ * shape_.height * shape_.width + kernels_.spare;
+    const int64_t pairs = batch_ * kernels_.pairs(shape_);
+    const auto take = [&](int64_t channels, const void* map, Owned& own, Owned& own_pairs) {
+      const int64_t padded = padded_to_panels(channels);
+      if (!kernels_.is_pixels(shape_, channels)) {
+        own = std::make_unique<Scratch>(pixels * padded * kernels_.factor_bytes);
+        for_each_range([&](const FeedForwardRange& range) {
+          kernels_.to_pixels(shape_, channels, range, map, own->at(0));
+        });
+        map = own->at(0);
+      }
+      if (pairs == 0) return std::pair(map, map);
+      own_pairs = std::make_unique<Scratch>(pairs * padded * 2 * kernels_.factor_bytes);
       for_each_range([&](const FeedForwardRange& range) {
-        kernels_.to_pixels(shape_, channels, range, map, own->at(0));
+        kernels_.to_pairs(shape_, channels, range, map, own_pairs->at(0));
       });
-      return static_cast<const void*>(own->at(0));
+      return std::pair(map, static_cast<const void*>(own_pairs->at(0)));
     };
-    pixels_.grad = take(shape_.outputs, grad_, grad_pixels_);
-    pixels_.x = take(shape_.channels, x_, x_pixels_);
+    std::tie(pixels_.grad, pixels_.grad_terms) =
+        take(shape_.outputs, grad_, grad_pixels_, grad_pairs_);
+    std::tie(pixels_.x, pixels_.x_terms) = take(shape_.channels, x_, x_pixels_, x_pairs_);
     pixels_.dx = dx_;
-    if (groups_ == 1 && kernels_.is_pixels(shape_, shape_.channels)) return;
-    dx_stride_ = whole_lines(bytes(shape_.channels));
+    if (groups_ == 1 && pairs == 0 && kernels_.is_pixels(shape_, shape_.channels)) return;
+    dx_stride_ = whole_lines(pixels * shape_.padded_channels() * kernels_.value_bytes);
     dx_pixels_ = std::make_unique<Scratch>(groups_ * dx_stride_);
     pixels_.dx = dx_pixels_->at(0);
   }
@@ -133,10 +146,11 @@ class FeedForwardBackward {
   const int64_t sums_bytes_;
   const Scratch sums_;  // [runs][chunks]
   std::vector<double> outer_;
-  void *grad_, *x_, *dx_;
+  const void *grad_, *x_;
+  void* dx_;
   FeedForwardPixels pixels_{};
   int64_t dx_stride_ = 0;
-  std::unique_ptr<Scratch> grad_pixels_, x_pixels_, dx_pixels_;
+  Owned grad_pixels_, grad_pairs_, x_pixels_, x_pairs_, dx_pixels_;
 };
 
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> feed_forward_backward(

@@ -6,15 +6,17 @@
 
 namespace attnops::cpu::ATTNOPS_ISA {
 
-template <class S>
+// S: type of maps, A: of the factors of products.
+template <class S, class A>
 class FeedForwardGradients {
  public:
   using C = Compute<S>;
+  using E = Term<A>;
   using V = typename Vec<C>::V;
   static constexpr int64_t kW = kWidth<C>, kChunk = kFeedForwardChunk;
 
   static bool is_pixels(const FeedForwardShape& s, int64_t channels) {
-    return sizeof(S) == sizeof(C) && s.channels_last && channels % kPanelRows == 0 &&
+    return sizeof(S) == sizeof(A) && s.channels_last && channels % kPanelRows == 0 &&
            channels % kRows == 0 && s.width % kRows == 0;
   }
   static void to_pixels(const FeedForwardShape& s, int64_t channels, const FeedForwardRange& range,
@@ -22,7 +24,7 @@ class FeedForwardGradients {
     const int64_t padded = padded_to_panels(channels), plane = s.height * s.width;
     const int64_t first = range.first * s.width, count = (range.last - range.first) * s.width;
     const S* x = static_cast<const S*>(map) + range.item * plane * channels;
-    C* out = static_cast<C*>(pixels) + (range.item * plane + first) * padded;
+    A* out = static_cast<A*>(pixels) + (range.item * plane + first) * padded;
     if (!s.channels_last) {
       planes_to_pixels(
           x + first, plane, count,
@@ -33,8 +35,25 @@ class FeedForwardGradients {
     }
     for (int64_t at = 0; at < count; ++at)
       for (int64_t c = 0; c < padded; c += kW)
-        store(out + at * padded + c,
-              c < channels ? load_lanes(x + (first + at) * channels + c, channels - c) : V{});
+        store_factor(
+            out + at * padded + c,
+            c < channels ? load_lanes(x + (first + at) * channels + c, channels - c) : V{});
+  }
+  static constexpr bool kPairs = sizeof(A) < sizeof(C);
+
+  static int64_t pairs(const FeedForwardShape& s) {
+    return kPairs ? s.height * terms_of<E>(s.width) : 0;
+  }
+  static void to_pairs(const FeedForwardShape& s, int64_t channels, const FeedForwardRange& range,
+                       const void* pixels, void* out) {
+    if constexpr (kPairs) {
+      const int64_t padded = padded_to_panels(channels);
+      for (int64_t y = range.first; y < range.last; ++y) {
+        const int64_t row = range.item * s.height + y;
+        pair_pixels(static_cast<const A*>(pixels) + row * s.width * padded, padded, s.width, padded,
+                    static_cast<E*>(out) + row * terms_of<E>(s.width) * padded);
+      }
+    }
   }
   static void from_pixels(const FeedForwardShape& s, int64_t channels,
                           const FeedForwardRange& range, void* pixels, int64_t maps, int64_t stride,
@@ -71,8 +90,11 @@ class FeedForwardGradients {
     Arena arena(scratch), results(sums);
     FeedForwardGradients own(s, arena);
     memset(sums, 0, static_cast<size_t>(sums_bytes(s)));
-    own.rows_.run(own.packed(sources, chunk), ranges, count, static_cast<const C*>(pixels.grad),
-                  static_cast<const C*>(pixels.x), static_cast<C*>(pixels.dx), add,
+    const ChunkMaps<C, A> maps = {
+        static_cast<const A*>(pixels.grad), static_cast<const A*>(pixels.x),
+        static_cast<const E*>(pixels.grad_terms), static_cast<const E*>(pixels.x_terms),
+        static_cast<C*>(pixels.dx)};
+    own.rows_.run(own.packed(sources, chunk), ranges, count, maps, add,
                   ChunkSums<C>::in(s, results));
   }
   static void sum_outputs(const FeedForwardShape& s, const FeedForwardRange* ranges, int64_t count,
@@ -81,8 +103,8 @@ class FeedForwardGradients {
     memset(sums, 0, static_cast<size_t>(padded) * sizeof(double));
     for (const FeedForwardRange* range = ranges; range < ranges + count; ++range)
       for (int64_t y = range->first; y < range->last; ++y) {
-        const C* row =
-            static_cast<const C*>(pixels.grad) + (range->item * s.height + y) * s.width * padded;
+        const A* row =
+            static_cast<const A*>(pixels.grad) + (range->item * s.height + y) * s.width * padded;
         for (int64_t c = 0; c < padded; c += kW) {
           V sum = {};
           for (int64_t at = 0; at < s.width; ++at) sum += load(row + at * padded + c);
@@ -140,18 +162,19 @@ class FeedForwardGradients {
   }
 
   static constexpr FeedForwardBackwardKernels kernels = {
-      sizeof(C), kW > kRows ? kW : kRows, is_pixels, to_pixels,     from_pixels, scratch_bytes, sums_bytes,
-      run,       sum_outputs,      reduce,    reduce_outputs};
+      sizeof(A), sizeof(C),     kW > kRows ? kW : kRows, is_pixels,  to_pixels, pairs,
+      to_pairs,  from_pixels,   scratch_bytes,           sums_bytes, run,       sum_outputs,
+      reduce,    reduce_outputs};
 
  private:
   FeedForwardGradients(const FeedForwardShape& s, Arena& arena)
       : s_(s),
-        expand_(arena.take<C>(kChunk * s.padded_channels())),
-        contract_(arena.take<C>(kChunk * s.padded_outputs())),
-        turned_(arena.take<C>(kChunk * s.padded_channels())),
+        expand_(arena.take<A>(kChunk * s.padded_channels())),
+        contract_(arena.take<A>(kChunk * s.padded_outputs())),
+        turned_(arena.take<A>(kChunk * s.padded_channels())),
         rows_(s, arena) {}
 
-  ChunkWeights<C> packed(const FeedForwardSources& sources, int64_t chunk) {
+  ChunkWeights<C, A> packed(const FeedForwardSources& sources, int64_t chunk) {
     const int64_t begin = chunk * kChunk, channels = min64(kChunk, sources.hidden - begin);
     const int64_t count = padded_to_panels(channels);
     const S* expand = static_cast<const S*>(sources.expand) + begin * s_.channels;
@@ -165,8 +188,8 @@ class FeedForwardGradients {
   }
 
   const FeedForwardShape& s_;
-  C *expand_, *contract_, *turned_;
-  FeedForwardChunk<C> rows_;
+  A *expand_, *contract_, *turned_;
+  FeedForwardChunk<C, A> rows_;
 };
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

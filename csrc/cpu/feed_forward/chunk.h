@@ -12,10 +12,11 @@ namespace attnops::cpu::ATTNOPS_ISA {
 // Weights of a chunk of `count` channels, a multiple of 16: panels of expand [count, C], of the
 // transposes of contract [count, K] and of expand [C, count], and the rows of `inner`, `inner_row`
 // apart.
-template <class C>
+template <class C, class A>
 struct ChunkWeights {
   int64_t count;
-  const C *expand, *contract, *turned, *inner;
+  const A *expand, *contract, *turned;
+  const C* inner;
   int64_t inner_row;
 };
 
@@ -34,12 +35,22 @@ struct ChunkSums {
   }
 };
 
-// Rings hold the rows of the hidden map and of dz that rows at hand still see, with a column of
-// zeros on either side.
-template <class C>
+// Maps of the whole batch, or from an item on: pixels, and their terms in sums over pixels.
+template <class C, class A>
+struct ChunkMaps {
+  const A *grad, *x;
+  const Term<A>*grad_terms, *x_terms;
+  C* dx;
+};
+
+// A: type of the factors of products, C or BFloat16. Rings hold the rows of the hidden map and of
+// dz that rows at hand still see, with a column of zeros on either side.
+template <class C, class A>
 class FeedForwardChunk {
  public:
   using V = typename Vec<C>::V;
+  using E = Term<A>;
+  static constexpr bool kPairs = sizeof(A) < sizeof(C);
   static constexpr int64_t kPixel = kFeedForwardChunk;
 
   FeedForwardChunk(const FeedForwardShape& s, Arena& arena)
@@ -49,19 +60,26 @@ class FeedForwardChunk {
         hidden_{arena.take<C>((rows_ + 4) * row_), rows_ + 4},
         dz_{arena.take<C>((rows_ + 2) * row_), rows_ + 2},
         flat_(arena.take<C>(((rows_ + 2) * s.width + kRows) * kPixel)),
+        factors_(arena.take<A>(kPairs ? (rows_ * s.width + kRows) * kPixel : 0)),
+        terms_(arena.take<E>(kPairs ? (rows_ + 2) * terms_of<E>(s.width) * kPixel : 0)),
         places_(arena.take<int64_t>((rows_ + 4) * s.width)) {}
 
-  // Adds to `sums` and stores dx, or with `add` adds to it. Maps are those of the whole batch.
-  void run(const ChunkWeights<C>& weights, const FeedForwardRange* ranges, int64_t count,
-           const C* grad, const C* x, C* dx, bool add, const ChunkSums<C>& sums) {
+  // Adds to `sums` and stores dx, or with `add` adds to it.
+  void run(const ChunkWeights<C, A>& weights, const FeedForwardRange* ranges, int64_t count,
+           const ChunkMaps<C, A>& maps, bool add, const ChunkSums<C>& sums) {
     w_ = weights;
     sums_ = sums;
     clear_sides(hidden_);
     clear_sides(dz_);
     for (const FeedForwardRange* range = ranges; range < ranges + count; ++range) {
-      const int64_t item = range->item * s_.height * s_.width;
-      run_range(*range, grad + item * s_.padded_outputs(), x + item * s_.padded_channels(),
-                dx + item * s_.padded_channels(), add);
+      const int64_t outputs = s_.padded_outputs(), channels = s_.padded_channels();
+      const int64_t pixel = range->item * s_.height * s_.width;
+      const int64_t term = range->item * s_.height * terms_of<E>(s_.width);
+      run_range(
+          *range,
+          {maps.grad + pixel * outputs, maps.x + pixel * channels, maps.grad_terms + term * outputs,
+           maps.x_terms + term * channels, maps.dx + pixel * channels},
+          add);
     }
   }
 
@@ -78,22 +96,22 @@ class FeedForwardChunk {
     return (s.height + steps - 1) / steps;
   }
 
-  void run_range(const FeedForwardRange& range, const C* grad, const C* x, C* dx, bool add) {
+  void run_range(const FeedForwardRange& range, const ChunkMaps<C, A>& maps, bool add) {
     const int64_t height = s_.height;
     int64_t hidden = max64(0, range.first - 2), dz = max64(0, range.first - 1);  // to be computed
     for (int64_t y = range.first; y < range.last; y += rows_) {
       const int64_t end = min64(range.last, y + rows_), seen = min64(height, end + 1);
       const int64_t wanted = min64(height, seen + 1);
-      if (hidden < wanted) compute_hidden(x, hidden, wanted);
-      if (dz < seen) compute_dz(grad, dz, seen, max64(dz, range.first), min64(seen, range.last));
+      if (hidden < wanted) compute_hidden(maps.x, hidden, wanted);
+      if (dz < seen) compute_dz(maps, dz, seen, max64(dz, range.first), min64(seen, range.last));
       hidden = wanted;
       dz = seen;
-      compute_dx(x, y, end, dx, add);
+      compute_dx(maps, y, end, add);
     }
   }
 
   // Rows [first, last) of the hidden map.
-  void compute_hidden(const C* x, int64_t first, int64_t last) {
+  void compute_hidden(const A* x, int64_t first, int64_t last) {
     const int64_t padded = s_.padded_channels();
     const C* bias = w_.inner + 10 * w_.inner_row;
     const int64_t count = place_rows(hidden_, first, last);
@@ -105,7 +123,8 @@ class FeedForwardChunk {
   }
 
   // Rows [first, last) of dz, of which [begin, end) count for the gradients of weights.
-  void compute_dz(const C* grad, int64_t first, int64_t last, int64_t begin, int64_t end) {
+  void compute_dz(const ChunkMaps<C, A>& maps, int64_t first, int64_t last, int64_t begin,
+                  int64_t end) {
     const int64_t width = s_.width, padded = s_.padded_outputs();
     const C* bias = w_.inner + 9 * w_.inner_row;
     const ChannelsLastKernel<C> kernel = {3, 3, w_.inner, w_.inner_row};
@@ -123,14 +142,15 @@ class FeedForwardChunk {
     }
     const int64_t count = place_rows(dz_, first, last);
     multiply_pixels<false, true>(
-        grad + first * width * padded, padded, w_.contract, count, w_.count,
+        maps.grad + first * width * padded, padded, w_.contract, count, w_.count,
         padded, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
           C* at = dz_.data + places_[m] + c;
           store(at, load(at) * sum);
         });
     if (begin >= end) return;
-    add_outer_products(grad + begin * width * padded, padded,
-                       flat_ + (begin - first) * width * kPixel, (end - begin) * width, padded,
+    const int64_t terms = terms_of<E>(width);
+    add_outer_products(maps.grad_terms + begin * terms * padded, padded,
+                       terms_of_rows(begin - first, end - first), (end - begin) * terms, padded,
                        w_.count, sums_.contract);
     for (int64_t y = begin; y < end; ++y) {
       const C* seen[3];
@@ -140,7 +160,7 @@ class FeedForwardChunk {
   }
 
   // Rows [first, last) of dx.
-  void compute_dx(const C* x, int64_t first, int64_t last, C* dx, bool add) {
+  void compute_dx(const ChunkMaps<C, A>& maps, int64_t first, int64_t last, bool add) {
     const int64_t width = s_.width, padded = s_.padded_channels(), count = (last - first) * width;
     const ChannelsLastKernel<C> turned = {3, 3, w_.inner + 8 * w_.inner_row, -w_.inner_row};
     for (int64_t y = first; y < last; ++y) {
@@ -154,15 +174,40 @@ class FeedForwardChunk {
           });
     }
     add_pixel_sums(flat_, count, w_.count, sums_.inner + 10 * kPixel);
-    const int64_t offset = first * width * padded;
-    C* target = dx + offset;
+    C* target = maps.dx + first * width * padded;
     multiply_pixels<true, false>(
-        flat_, kPixel, w_.turned, count, padded,
+        factors_of_rows(count), kPixel, w_.turned, count, padded,
         w_.count, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
           C* at = target + m * padded + c;
           store(at, add ? load(at) + sum : sum);
         });
-    add_outer_products(x + offset, padded, flat_, count, padded, w_.count, sums_.expand);
+    const int64_t terms = terms_of<E>(width);
+    add_outer_products(maps.x_terms + first * terms * padded, padded,
+                       terms_of_rows(0, last - first), (last - first) * terms, padded, w_.count,
+                       sums_.expand);
+  }
+
+  // Rows [first, last) of flat_ as terms.
+  const E* terms_of_rows(int64_t first, int64_t last) {
+    if constexpr (kPairs) {
+      for (int64_t y = first; y < last; ++y)
+        pair_pixels(flat_ + y * s_.width * kPixel, kPixel, s_.width, w_.count,
+                    terms_ + (y - first) * terms_of<E>(s_.width) * kPixel);
+      return terms_;
+    } else {
+      return flat_ + first * s_.width * kPixel;
+    }
+  }
+  // Pixels of flat_ as factors.
+  const A* factors_of_rows(int64_t count) {
+    if constexpr (kPairs) {
+      for (int64_t p = 0; p < count; ++p)
+        for (int64_t c = 0; c < w_.count; c += kWidth<C>)
+          store_factor(factors_ + p * kPixel + c, load(flat_ + p * kPixel + c));
+      return factors_;
+    } else {
+      return flat_;
+    }
   }
 
   C* ring_row(const Ring& ring, int64_t y) const { return ring.data + y % ring.rows * row_; }
@@ -191,9 +236,11 @@ class FeedForwardChunk {
   const int64_t rows_;  // of the maps at a time
   const int64_t row_;   // elements of a row of a ring
   const Ring hidden_, dz_;
-  C* flat_;  // GELUs, or gradients of the hidden map, without those columns
+  C* flat_;     // GELUs, or gradients of the hidden map, without those columns
+  A* factors_;  // those as factors,
+  E* terms_;    // and as terms
   int64_t* places_;
-  ChunkWeights<C> w_{};
+  ChunkWeights<C, A> w_{};
   ChunkSums<C> sums_{};
 };
 

@@ -7,19 +7,42 @@
 
 namespace attnops::cpu::ATTNOPS_ISA {
 
-template <class C, int kUsed>
-static void add_outer_block(const C* left, int64_t stride, const C* right, int64_t pixels,
-                            C* sums) {
+// What the pixels' side of products becomes where sums run over pixels: a pixel, or a pair of them.
+template <class A>
+struct TermOf {
+  using type = A;
+};
+template <>
+struct TermOf<BFloat16> {
+  using type = Pair;
+};
+template <class A>
+using Term = typename TermOf<A>::type;
+
+// Terms of a row of so many pixels; the last pair may be half of one.
+template <class E>
+constexpr int64_t terms_of(int64_t width) {
+  return width;
+}
+template <>
+constexpr int64_t terms_of<Pair>(int64_t width) {
+  return (width + 1) / 2;
+}
+
+template <class E, int kUsed>
+static void add_outer_block(const E* left, int64_t stride, const E* right, int64_t terms,
+                            Sum<E>* sums) {
+  using C = Sum<E>;
   Block<C, kUsed> block = {};
-  for (int64_t p = 0; p < pixels; ++p) {
-    typename Vec<C>::V v[kUsed];
+  for (int64_t p = 0; p < terms; ++p) {
+    decltype(load(right)) v[kUsed];
 #pragma GCC unroll 4
     for (int j = 0; j < kUsed; ++j) v[j] = load(right + p * kFeedForwardChunk + j * kWidth<C>);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      const C factor = left[p * stride + i];
+      const E factor = left[p * stride + i];
 #pragma GCC unroll 4
-      for (int j = 0; j < kUsed; ++j) block.v[i][j] += factor * v[j];
+      for (int j = 0; j < kUsed; ++j) add_product<E>(block.v[i][j], factor, v[j]);
     }
   }
 #pragma GCC unroll 16
@@ -32,31 +55,41 @@ static void add_outer_block(const C* left, int64_t stride, const C* right, int64
 }
 
 // sums[m, n] += sum_p left[p, m] right[p, n], left in rows of `stride`. Rows of sums are there, and
-// elements behind the last pixel of left can be read, for whole blocks of kRows.
-template <class C>
-static void add_outer_products(const C* left, int64_t stride, const C* right, int64_t pixels,
-                               int64_t rows, int64_t columns, C* sums) {
-  constexpr int64_t kW = kWidth<C>;
-  for (int64_t p = 0; p < pixels; p += kChain) {
-    const int64_t count = min64(kChain, pixels - p);
+// elements behind the last of left can be read, for whole blocks of kRows.
+template <class E>
+static void add_outer_products(const E* left, int64_t stride, const E* right, int64_t terms,
+                               int64_t rows, int64_t columns, Sum<E>* sums) {
+  constexpr int64_t kW = kWidth<Sum<E>>;
+  for (int64_t p = 0; p < terms; p += kChain) {
+    const int64_t count = min64(kChain, terms - p);
     for (int64_t m = 0; m < rows; m += kRows)
       for (int64_t n = 0; n < columns;) {
-        const C* from = right + p * kFeedForwardChunk + n;
-        C* to = sums + m * kFeedForwardChunk + n;
+        const E *from = left + p * stride + m, *with = right + p * kFeedForwardChunk + n;
+        Sum<E>* to = sums + m * kFeedForwardChunk + n;
         const int64_t vectors = (columns - n) / kW;
         if (kVectors >= 3 && vectors >= 3 && vectors != 4) {
-          add_outer_block<C, kVectors>(left + p * stride + m, stride, from, count, to);
+          add_outer_block<E, kVectors>(from, stride, with, count, to);
           n += kVectors * kW;
         } else if (vectors >= 2) {
-          add_outer_block<C, 2>(left + p * stride + m, stride, from, count, to);
+          add_outer_block<E, 2>(from, stride, with, count, to);
           n += 2 * kW;
         } else {
-          add_outer_block<C, 1>(left + p * stride + m, stride, from, count, to);
+          add_outer_block<E, 1>(from, stride, with, count, to);
           n += kW;
         }
       }
   }
 }
+
+#if defined(__AVX512F__)
+// Pairs of neighbouring pixels of a row of `width`, `stride` elements apart.
+template <class S>
+static void pair_pixels(const S* row, int64_t stride, int64_t width, int64_t channels, Pair* out) {
+  for (int64_t x = 0; x < width; x += 2, row += 2 * stride, out += stride)
+    for (int64_t c = 0; c < channels; c += kWidth<float>)
+      store_pairs(out + c, load(row + c), x + 1 < width ? load(row + stride + c) : VecF{});
+}
+#endif
 
 // Rows [kFirst, kLast) of the taps: sums[3 i + j] += sum_x dz[x] hidden[i][x + j].
 template <int kFirst, int kLast, class C>

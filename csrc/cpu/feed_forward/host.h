@@ -29,8 +29,9 @@
 // Hidden channels meet in dx only. So a worker goes down its rows with a chunk of them at a time,
 // and the last rows of hidden and of dz stay in rings, whole rows of the map. Maps are read and
 // written once for every chunk, as pixels with padded channels: where they are not so, they are
-// brought into that form before. Runs of rows have sums of their own, which are added in order;
-// where the rows are fewer than threads could take, they share the chunks, each with a dx.
+// brought into that form before. Factors of products are bfloat16 where maps are and the processor
+// has AVX512_BF16, else float or double. Runs of rows have sums of their own, which are added in
+// order; where the rows are fewer than threads could take, they share the chunks, each with a dx.
 //
 // host.cpp and packed.cpp are the entries of the two; rows.h lays out the rows over threads. pack.h
 // packs, products.h multiplies, forward.h holds the two steps, kernels.cpp lists the entry points.
@@ -121,16 +122,18 @@ struct FeedForwardTargets {
   void *expand, *depthwise, *contract, *expand_bias, *depthwise_bias, *contract_bias;
 };
 
-// Maps of pixels [batch, height, width][channels, padded], in float or double.
+// Maps of pixels [batch, height, width][channels, padded]: factors of products, and of grad and x
+// also their terms in sums over pixels, which are those maps again or pairs of neighbours in a row;
+// dx in float or double.
 struct FeedForwardPixels {
-  const void *grad, *x;
+  const void *grad, *x, *grad_terms, *x_terms;
   void* dx;
 };
 
 // Entry points of one instruction set and one element type of maps.
 struct FeedForwardBackwardKernels {
-  int64_t value_bytes;  // of an element of maps of pixels
-  int64_t spare;        // pixels behind such a map that may be read
+  int64_t factor_bytes, value_bytes;  // of an element of grad and x, and of dx
+  int64_t spare;                      // pixels behind such a map that may be read
 
   // Whether a map of so many channels is one of pixels.
   bool (*is_pixels)(const FeedForwardShape&, int64_t channels);
@@ -138,6 +141,10 @@ struct FeedForwardBackwardKernels {
   // bytes apart, which are added to the first.
   void (*to_pixels)(const FeedForwardShape&, int64_t channels, const FeedForwardRange&,
                     const void* map, void* pixels);
+  // Pairs of pixels of an item, 0 where there are none, and those of a map.
+  int64_t (*pairs)(const FeedForwardShape&);
+  void (*to_pairs)(const FeedForwardShape&, int64_t channels, const FeedForwardRange&,
+                   const void* pixels, void* out);
   void (*from_pixels)(const FeedForwardShape&, int64_t channels, const FeedForwardRange&,
                       void* pixels, int64_t maps, int64_t stride, void* map);
 
@@ -161,6 +168,8 @@ struct FeedForwardBackwardKernels {
 ATTNOPS_DECLARE_KERNELS(FeedForwardKernels, feed_forward_kernels)
 ATTNOPS_DECLARE_KERNELS(FeedForwardPacking, feed_forward_packing)
 ATTNOPS_DECLARE_KERNELS(FeedForwardBackwardKernels, feed_forward_backward_kernels)
+// The same for processors that multiply bfloat16.
+ATTNOPS_DECLARE_KERNELS(FeedForwardBackwardKernels, paired_feed_forward_backward_kernels)
 // By the type of weights, float or bfloat16.
 ATTNOPS_DECLARE_KERNELS(FeedForwardKernels, packed_feed_forward_kernels)
 

@@ -55,12 +55,21 @@ struct ForwardEntries {
 template <class S>
 struct PlainEntries : ForwardEntries<S, Panel<S>, false> {};
 
+template <class S>
+struct PlainGradients : FeedForwardGradients<S, Compute<S>> {};
+
 }  // namespace
 
 ATTNOPS_DEFINE_KERNELS(FeedForwardKernels, feed_forward_kernels, PlainEntries)
 ATTNOPS_DEFINE_KERNELS(FeedForwardPacking, feed_forward_packing, PackingEntries)
-ATTNOPS_DEFINE_KERNELS(FeedForwardBackwardKernels, feed_forward_backward_kernels,
-                       FeedForwardGradients)
+ATTNOPS_DEFINE_KERNELS(FeedForwardBackwardKernels, feed_forward_backward_kernels, PlainGradients)
+
+const FeedForwardBackwardKernels& paired_feed_forward_backward_kernels(DType dtype) {
+#if defined(__AVX512F__)
+  if (dtype == DType::kBFloat16) return FeedForwardGradients<BFloat16, BFloat16>::kernels;
+#endif
+  return feed_forward_backward_kernels(dtype);
+}
 
 const FeedForwardKernels& packed_feed_forward_kernels(DType dtype) {
   return dtype == DType::kBFloat16 ? ForwardEntries<float, BFloat16, true>::kernels

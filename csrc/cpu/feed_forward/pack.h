@@ -2,6 +2,7 @@
 #pragma once
 
 #include "pixels.h"
+#include "products.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
 
@@ -53,18 +54,23 @@ static void pack_panels(const S* matrix, int64_t rows, int64_t columns, int64_t 
   }
 }
 
-// Panels of the transpose of a matrix [rows, columns] in rows of `stride`, as of one with `padded`
-// rows.
-template <class S>
+// Panels, of B, of the transpose of a matrix [rows, columns] in rows of `stride`, as of one with
+// `padded` rows.
+template <class S, class B>
 static void pack_turned(const S* matrix, int64_t stride, int64_t rows, int64_t columns,
-                        int64_t padded, Compute<S>* out) {
-  constexpr int64_t kW = kWidth<Compute<S>>;
+                        int64_t padded, B* out) {
+  constexpr int64_t kW = kWidth<Compute<S>>, kTogether = sizeof(Compute<S>) / sizeof(B);
   for (int64_t n = 0; n < padded_to_panels(columns); n += kW) {
-    Compute<S>* panel = out + n / kPanelRows * kPanelRows * padded + n % kPanelRows;
-    for (int64_t k = 0; k < padded; ++k)
-      store(panel + k * kPanelRows, k < rows && n < columns
-                                        ? load_lanes(matrix + k * stride + n, columns - n)
-                                        : typename Vec<Compute<S>>::V{});
+    B* panel = out + n / kPanelRows * kPanelRows * padded + n % kPanelRows * kTogether;
+    const auto row = [&](int64_t k) __attribute__((always_inline)) {
+      return k < rows && n < columns ? load_lanes(matrix + k * stride + n, columns - n)
+                                     : typename Vec<Compute<S>>::V{};
+    };
+    for (int64_t k = 0; k < padded; k += kTogether)
+      if constexpr (kTogether == 1)
+        store(panel + k * kPanelRows, row(k));
+      else
+        store_pairs(panel + k * kPanelRows, row(k), row(k + 1));
   }
 }
 

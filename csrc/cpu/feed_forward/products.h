@@ -75,6 +75,12 @@ ATTNOPS_INLINE void store_factor(BFloat16* p, VecF v) {
   const HalfLanes lanes = rounded(v);
   memcpy(p, &lanes, sizeof(lanes));
 }
+
+ATTNOPS_INLINE void store_pairs(void* p, VecF even, VecF odd) {
+  const WordLanes pairs = __builtin_convertvector(rounded(even), WordLanes) |
+                          __builtin_convertvector(rounded(odd), WordLanes) << 16;
+  memcpy(p, &pairs, sizeof(pairs));
+}
 #endif
 
 ATTNOPS_INLINE void store_factor(float* p, VecF v) { store(p, v); }
