@@ -100,6 +100,15 @@ def test_any_shape(pytestconfig, shape, kernel_size, layout):
     check_op(fused, plain, [in_layout(x, layout), *rest], grad_layout=layout)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_channels_and_widths_of_whole_blocks(backend, device, threads, dtype):
+    """C++ kernels read such maps in place; products are so deep that they add up in parts."""
+    if backend != "cpu":
+        pytest.skip("of the C++ kernels")
+    x, *rest = operands(device, dtype, (2, 48, 11, 24), 150, 144, 3)
+    check_op(fused, plain, [in_layout(x, "channels_last"), *rest], grad_layout="channels_last")
+
+
 @pytest.mark.parametrize("shape", [(2, 9, 30, 33), (1, 24, 3, 70)], ids=str)
 def test_threads_do_not_matter(backend, device, threads, shape):
     inputs = operands(device, torch.float32, shape, 40, 9, 3)
