@@ -79,8 +79,8 @@ RUNS = (
     Run("segnext_lite0_12min", LITE0, "fast", 1370, LONGER),
     Run("segnext_t_long", SEGNEXT, "fast", 2500, LONGER, begins="segnext_t_1500"),
     Run("segnext_lite0_long", LITE0, "fast", 2500, LONGER, begins="segnext_lite0_12min"),
-    Run("sanet_lite0_longer", SANET, "fast", 300, LONGER),
     Run("segnext_lite0_longer", LITE0, "fast", 2600, LONGER, "segnext_lite0_long", STEADY),
+    Run("sanet_lite0_longer", SANET, "fast", 300, LONGER),
 )
 
 
