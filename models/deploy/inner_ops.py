@@ -20,7 +20,7 @@ from attnops._choice import current_backend
 from attnops._layout import dense
 from attnops._op import OPS, Op
 
-DIRECT = ("depthwise_gelu", "nmf", "strip_conv")
+DIRECT = ("depthwise_gelu", "feed_forward", "nmf", "strip_conv")
 FEED_FORWARD = "packed_feed_forward"
 MIXED_NMF = "mixed_nmf"
 

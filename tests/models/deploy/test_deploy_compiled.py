@@ -52,7 +52,7 @@ def test_one_compilation_serves_every_size(compiled):
     check_as_uncompiled(compiled, small_network(), "float32")
     report = compiled.report()
     assert report.compiled and report.folded == report.norms == 3
-    assert report.fused_ops == {"strip_conv": 1, "feed_forward": 1, "nmf": 1}
+    assert report.fused_ops == {"strip_conv": 1, "packed_feed_forward": 1, "nmf": 1}
     with pytest.raises(ValueError, match="at least 32x32"):
         compiled(torch.zeros(1, 3, 32, 31))
     raw = torch.randint(256, (2, 3, 48, 40), dtype=torch.uint8)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from op_calls import CALLS
 from small_network import small_network
 from torch import Tensor
 from torch.nn.functional import gelu
@@ -16,7 +17,7 @@ from torch.nn.functional import gelu
 import attnops
 from attnops.models import deploy
 from attnops.models.deploy.feed_forward import ResidualFeedForward, packed
-from attnops.models.deploy.inner_ops import has_library
+from attnops.models.deploy.inner_ops import direct_calls, has_library
 from attnops.nn.mscan import ConvolutionalFeedForward
 
 pytestmark = pytest.mark.skipif(not has_library(), reason="the CPU library is not built")
@@ -137,3 +138,13 @@ def test_older_instruction_sets(isa):
         command, env={**os.environ, **environment}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_blocks_that_are_not_folded_call_the_library_too():
+    tensors = CALLS["feed_forward"].tensors("channels_last")
+    given = tensors[0], tensors[1:4], tensors[4:], [0, 1, 2]
+    op = torch.ops.attnops.feed_forward.default
+    out, trace = direct_calls(half=False)[op](*given)
+    assert trace.numel() == 0
+    torch.testing.assert_close(out, attnops.reference.feed_forward(*tensors))
+    assert out.stride() == op(*given)[0].stride()
