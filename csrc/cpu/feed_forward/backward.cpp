@@ -48,7 +48,7 @@ class FeedForwardBackward {
         sources_{args.kernels[0], args.kernels[2], inner.inner(), args.channels[0]},
         batch_(x.size(0)),
         chunks_((shape_.hidden + kFeedForwardChunk - 1) / kFeedForwardChunk),
-        runs_(batch_, shape_.height, runs_for(batch_ * shape_.height)),
+        runs_(batch_, shape_.height, runs_for(batch_ * shape_.height, chunks_)),
         groups_(std::clamp<int64_t>(thread_count() / runs_.count(), 1, chunks_)),
         sums_bytes_(whole_lines(kernels_.sums_bytes(shape_))),
         sums_(runs_.count() * chunks_ * sums_bytes_),
@@ -94,9 +94,15 @@ class FeedForwardBackward {
   using Owned = std::unique_ptr<Scratch>;
 
   static int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-  static int64_t runs_for(int64_t rows) {
-    constexpr int64_t kFewestRows = 16;  // three more of the hidden map are computed with a run
-    return std::clamp<int64_t>(rows / kFewestRows, 1, thread_count());
+  // Of so many rows, with which groups of chunks keep most threads busy.
+  static int64_t runs_for(int64_t rows, int64_t chunks) {
+    constexpr int64_t kFewestRows = 16;  // of a run, with which some are computed twice
+    const int64_t threads = thread_count();
+    const auto busy = [&](int64_t runs) { return runs * std::min(threads / runs, chunks); };
+    int64_t best = 1;
+    for (int64_t runs = 2; runs <= std::min(rows / kFewestRows, threads); ++runs)
+      if (busy(runs) >= busy(best)) best = runs;
+    return best;
   }
 
   // Calls body(range) for all rows of the batch.
