@@ -45,3 +45,14 @@ def gelu_slope(b_z):
     b_near = tl.minimum(tl.maximum(b_z, -LARGE), LARGE)
     b_share = tl.where(b_z < 0.0, b_tail, 1.0 - b_tail)
     return b_share + b_near * (DENSITY_AT_0 * b_power)
+
+
+@triton.jit
+def gelu_and_slope(b_z):
+    """Both, of one tail."""
+    b_size = tl.abs(b_z)
+    b_tail, b_power = normal_tail(b_size)
+    b_gelu = tl.maximum(b_z, 0.0) - tl.minimum(b_size, LARGE) * b_tail
+    b_near = tl.minimum(tl.maximum(b_z, -LARGE), LARGE)
+    b_share = tl.where(b_z < 0.0, b_tail, 1.0 - b_tail)
+    return b_gelu, b_share + b_near * (DENSITY_AT_0 * b_power)

@@ -61,6 +61,7 @@ _CELLS = "a thread owns a cell, whose corners and pixels lie apart"
 _SMALL_RANK = "rows of 16 bases are shorter than what a warp copies in 128 bits"
 _ROW_OF_TILE = "a tile's rows of 32 positions in half precision are 64 bytes"
 
+_OF_A_ROW = "a thread owns a few channels of rows of positions"
 _TURNED = "sums in rows of channels are turned on their way to a contiguous map"
 
 _COPIES = "contiguous maps are copied to rows of channels and back"
@@ -184,18 +185,21 @@ EXCEPTIONS: dict[str, tuple[Exempt, ...]] = {
         Exempt("stores", "gelu_totals_kernel", "one sum a tap and channel"),
     ),
     "feed_forward": (
-        Exempt("loads", "feed_forward_kernel", "a thread owns four channels of a row of positions"),
+        Exempt("loads", "feed_forward_kernel", _OF_A_ROW),
         Exempt(
             "programs", "feed_forward_sums_kernel", "sums of splits, of which small maps have few"
         ),
         Exempt("stores", "feed_forward_sums_kernel", _TURNED, layout="contiguous"),
-        Exempt("aten", "backward", "products, and sums over positions", most=15),
-        Exempt("loads", "feed_forward_gelu_kernel", _LANES, layout="contiguous"),
-        Exempt("stores", "feed_forward_gelu_kernel", _LANES, layout="contiguous"),
-        Exempt("loads", "convolve_kernel", _LANES, layout="contiguous"),
-        Exempt("stores", "convolve_kernel", _LANES, layout="contiguous"),
-        Exempt("loads", "tap_sums_kernel", _LANES, layout="contiguous"),
-        Exempt("stores", "tap_sums_kernel", "partial sums of a channel, one a thread"),
+        Exempt("launches", "backward", "sums of tiles and of splits follow each other", most=5),
+        Exempt("aten", "backward", "products of float32, and copies with channels last", most=15),
+        Exempt("loads", "feed_forward_dz_kernel", _OF_A_ROW),
+        Exempt("loads", "feed_forward_expand_kernel", _OF_A_ROW),
+        Exempt("loads", "feed_forward_input_kernel", _OF_A_ROW),
+        Exempt("stores", "feed_forward_expand_kernel", "rows of sums start anywhere"),
+        Exempt("loads", "feed_forward_totals_kernel", "rows of sums start anywhere"),
+        Exempt("stores", "feed_forward_totals_kernel", "a thread owns one sum"),
+        Exempt("programs", "feed_forward_dz_kernel", "a program owns whole tiles"),
+        Exempt("programs", "feed_forward_expand_kernel", "a program owns whole tiles"),
         Exempt("programs", "tap_sums_kernel", "a program owns positions that the caches hold"),
     ),
     "upsample_cross_entropy": (

@@ -14,7 +14,7 @@ COPY_BYTES_A_US = 4.3e6  # measured on an H200
 # three TF32 products), else float32 pipes.
 TENSOR = {"bfloat16": 989e6 / 2, "float16": 989e6 / 2, "float32": 495e6 / 2 / 3}
 PIPES = 67e6 / 2
-PRODUCTS = ("anchor_attention", "local_attention", "nmf")
+PRODUCTS = ("anchor_attention", "feed_forward", "local_attention", "nmf")
 
 
 def floor_us(case: OpCase, direction: str) -> float:

@@ -1,58 +1,118 @@
-"""Triton backward of feed_forward: the hidden map again, then the gradients step by step.
+"""Triton backward of feed_forward: nothing but x is kept, the hidden map is computed again.
 
-Nothing but x is kept for it. The products are PyTorch's: of a channels_last map one matrix product,
-of a contiguous one a product an item. Between them, maps of hidden channels in the dtype of the op:
-hidden, the gradient of the GELU, the GELU, the gradient of its argument, that of hidden.
+Of maps of hidden channels one is written, dz: the gradient of what the GELU is applied to. A kernel
+makes it, one sums the gradients of the parameters over it, one makes the gradient of x from it.
+Copies of contiguous maps with channels last are small beside it. Float32, and GPUs whose products
+leave no registers for the sums, go step by step (steps.py).
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 import triton
 import triton.language as tl
 
-from ..._layout import is_channels_inner
-from .. import _depthwise as depthwise
-from .._gelu import gelu, gelu_slope
-from .._launch import TRITON_DTYPES, AotCase, aligned_storage, on_device, run
-from .._multiples import known_multiple
-from .products import apply, outer
+from ..._layout import empty_map, is_channels_inner
+from .._launch import TRITON_DTYPES, AotCase, Launch, generation_of, is_hopper, on_device, run
+from .._multiples import known_factor, known_multiple
+from .._products import dot
+from .._rare import hidden_zero
+from . import steps
+from .forward import all_biases
+from .gradients import hidden_gradient, totals
+from .parameters import run_sums
+from .parts import Parts, store_sums
+from .tiles import (
+    COLUMNS,
+    FOR_THREADS,
+    FUSED,
+    OWN,
+    ROWS,
+    Cut,
+    class_of,
+    join_rows,
+    load_matrix,
+    load_taps,
+    products_launch,
+    tile_at,
+    variants,
+    zero_sums,
+)
 
 
-@triton.jit(do_not_specialize=[*depthwise.SIZES, *depthwise.KERNEL, "has_bias"])
-def feed_forward_gelu_kernel(
-    p_hidden,
+@triton.jit(
+    do_not_specialize=[
+        "channels",
+        "hidden",
+        "height",
+        "width",
+        "tiles",
+        "splits",
+        "split_blocks",
+        "direct",
+    ]
+)
+def feed_forward_input_kernel(
+    p_dz,
+    p_expand,
     p_taps,
-    p_bias,
-    p_grad,
-    p_gelu,
+    p_parts,
+    p_out,
     channels,
+    hidden,
     height,
     width,
-    kernel_height,
-    kernel_width,
-    has_bias,
-    POSITIONS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    INNER: tl.constexpr,
+    tiles,
+    splits,
+    split_blocks,
+    direct,
+    HIDDEN: tl.constexpr,
+    SUMS: tl.constexpr,
+    PIECE: tl.constexpr,
     MULTIPLE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """gelu(z), and grad * gelu'(z) in place of grad, for z = convolution of hidden + bias.
+    """grad_x = W1^T (turned depthwise convolution of dz); with splits, sums over some channels.
 
-    p_hidden, p_grad, p_gelu [B, D, H, W], or channels last with INNER; p_taps [kh * kw, D], p_bias
-    [D].
-    Grid: B * ceil(D / CHANNELS) * ceil(H * W / POSITIONS); one program owns a run of pixels of a
-    few channels of one item. Reads hidden and grad and writes two maps once.
+    p_dz [B, H, W, D], p_out [B, H, W, C]; p_expand [D, C], p_taps [D, 1, 3, 3]; p_parts
+    [splits, B, H, W, C] float32, unless out is written (`direct`).
+    Grid: as of feed_forward_kernel. Reads dz once from memory, 4.5 times from the caches; writes
+    out once, or once a split.
     """
-    sizes = (known_multiple(channels, MULTIPLE), height, width)
-    tile = depthwise.owned_tile(sizes, POSITIONS, CHANNELS, INNER)
-    b_z = depthwise.convolved(p_hidden, p_taps, tile, kernel_height, kernel_width, 0, INNER)
-    if has_bias != 0:
-        b_z += depthwise.load_bias(p_bias, tile)
-    b_grad = tl.load(p_grad + tile.b_place, mask=tile.mask, other=0.0).to(tl.float32)
-    b_grad *= gelu_slope(b_z)
-    tl.store(p_grad + tile.b_place, b_grad.to(p_grad.dtype.element_ty), mask=tile.mask)
-    tl.store(p_gelu + tile.b_place, gelu(b_z).to(p_gelu.dtype.element_ty), mask=tile.mask)
+    channels = known_multiple(channels, MULTIPLE)
+    hidden = known_multiple(hidden, MULTIPLE)
+    items = tiles // (tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS))
+    for unit in range(tl.program_id(0), tiles * splits, tl.num_programs(0)):
+        tile = tile_at(unit // splits, height, width)
+        first = unit % splits * split_blocks
+        last = tl.minimum(first + split_blocks, tl.cdiv(hidden, HIDDEN))
+        p_item = p_dz + tile.item * hidden * (height * width)
+        sums = zero_sums(OWN, PIECE, SUMS // PIECE)
+        for block in range(first, last):
+            zero = hidden_zero(block)
+            b_channel = block * HIDDEN + tl.arange(0, HIDDEN)
+            taps = load_taps(p_taps, b_channel, hidden)
+            rows = hidden_gradient(p_item, tile, taps, b_channel, hidden)
+            b_gradient = join_rows(rows, HIDDEN).to(p_dz.dtype.element_ty)
+            added = ()
+            for i in tl.static_range(SUMS // PIECE):
+                b_input = i * PIECE + tl.arange(0, PIECE) + zero
+                b_expand = load_matrix(p_expand, b_channel, b_input, hidden, channels)
+                added += (dot(b_gradient, b_expand, sums[i], PRECISION),)
+            sums = added
+        out = (p_parts, p_expand, 0, p_out)
+        store_sums(sums, out, tile, (unit % splits, items, direct), channels, PIECE)
+
+
+def input_launch(launch: Launch) -> Launch:
+    """The launch for maps that one of feed_forward_kernel is for."""
+    names = ("HIDDEN", "SUMS", "PIECE", "MULTIPLE", "PRECISION")
+    constants = {name: launch.constants[name] for name in names}
+    if FOR_THREADS:
+        constants["HIDDEN"] = min(constants["HIDDEN"], 16 if constants["SUMS"] > 128 else 32)
+    return replace(launch, constants=constants)
 
 
 def backward(
@@ -63,52 +123,42 @@ def backward(
     biased: list[int],
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """grad_x like x, the gradients of the three weights, those of the biases that there are."""
-    expand, contract = weights[0].flatten(1), weights[2].flatten(1)
-    given = dict(zip(biased, biases, strict=True))
-    inner = is_channels_inner(x)
-    sides, count = weights[1].shape[2:], weights[1][0].numel()
-    with on_device(grad, x) as (grad, x):
-        hidden = apply(expand, x, inner, given.get(0))
-        dz = apply(contract.t(), grad, inner)
-        after = torch.empty_like(hidden)
-        launch, taps = depthwise.launch_of(hidden), depthwise.by_tap(weights[1])
-        run(
-            feed_forward_gelu_kernel,
-            depthwise.map_programs(hidden, launch),
-            hidden,
-            taps,
-            aligned_storage(given[1]) if 1 in given else taps,
-            dz,
-            after,
-            *hidden.shape[1:],
-            *sides,
-            int(1 in given),
-            launch=launch,
-        )
-        sums = depthwise.TapSums(hidden, count + 1, launch)
-        sums.add(dz, hidden, sides, 0, count)
-        totals = sums.totals(x.dtype)
-        dhidden = torch.empty_like(hidden)
-        depthwise.convolve(dz, dhidden, taps, None, sides, True, launch)
-        found = [
-            outer(dhidden, x, inner).view(weights[0].shape),
-            totals[:, :count].contiguous().view(weights[1].shape),
-            outer(grad, after, inner).view(weights[2].shape),
-        ]
-        of_biases = {
-            0: lambda: dhidden.sum(dim=(0, 2, 3)),
-            1: lambda: totals[:, count].contiguous(),
-            2: lambda: grad.sum(dim=(0, 2, 3)),
-        }
-        grad_x = apply(expand.t(), dhidden, inner)
-        return grad_x, found, [of_biases[i]() for i in biased]
+    if x.dtype == torch.float32 or generation_of(x) not in FUSED:
+        return steps.backward(grad, x, weights, biases, biased)
+    channels, height, width = x.shape[1:]
+    hidden, outputs = weights[0].shape[0], weights[2].shape[0]
+    multiple = known_factor(x, channels, hidden, outputs)
+    found = [torch.empty_like(each) for each in weights]
+    of_biases = [torch.empty_like(each) for each in biases]
+    grad_x = empty_map(x.shape, x, is_channels_inner(x))
+    if not is_channels_inner(x):
+        x, grad = (each.movedim(1, -1).contiguous().movedim(-1, 1) for each in (x, grad))
+    with on_device(grad, x, *weights) as (grad, x, *weights):
+        three, bits = all_biases(x, biases, biased)
+        dz, parts = run_sums(grad, x, weights, three, bits, multiple)
+        three, _bits = all_biases(x, of_biases, biased)
+        totals(parts, found, three, (channels, hidden, outputs), bits)
+        launch = products_launch(x.dtype, class_of(channels), is_hopper(x), True, multiple)
+        launch = input_launch(launch)
+        cut = Cut(x, hidden, launch)
+        sums = Parts(grad_x, cut.splits)
+        sizes = (channels, hidden, height, width, cut.tiles, cut.splits, cut.split_blocks)
+        arguments = (dz, weights[0], weights[1], sums.sums, grad_x, *sizes, int(sums.direct))
+        run(feed_forward_input_kernel, cut.programs, *arguments, launch=launch)
+        sums.finish(weights[0], 0, multiple)
+    return grad_x, found, of_biases
 
 
 def aot_cases() -> list[AotCase]:
-    """Every compilation of feed_forward_gelu_kernel."""
-    names = ("p_hidden", "p_taps", "p_bias", "p_grad", "p_gelu")
-    return [
-        AotCase(feed_forward_gelu_kernel, dict.fromkeys(names, dtype), launch)
-        for dtype in TRITON_DTYPES.values()
-        for launch in depthwise.layouts(dtype)
-    ]
+    """Every compilation of feed_forward_input_kernel."""
+    cases = []
+    for dtype in (torch.float16, torch.bfloat16):
+        names = ("p_dz", "p_expand", "p_taps", "p_out")
+        pointers = dict.fromkeys(names, TRITON_DTYPES[dtype]) | {"p_parts": "fp32"}
+        for launch, only in variants(dtype):
+            if launch.constants["INNER"]:
+                where = tuple(n for n in FUSED if only is None or n in only)
+                launch = input_launch(launch)
+                case = AotCase(feed_forward_input_kernel, pointers, launch, generations=where)
+                cases.append(case)
+    return cases

@@ -6,7 +6,6 @@ Source: Guo et al., SegNeXt (NeurIPS 2022), figure 2.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 
 import torch
 import triton
@@ -17,19 +16,22 @@ from .._gelu import gelu
 from .._launch import (
     TRITON_DTYPES,
     AotCase,
-    Launch,
     aligned_storage,
     is_hopper,
     on_device,
     refuse_tensor,
+    round_up,
     run,
 )
-from .._multiples import FACTORS, known_factor, known_multiple
+from .._multiples import known_factor, known_multiple
 from .._products import dot
 from .._rare import hidden_zero
+from .parts import Parts, store_sums
 from .tiles import (
+    COLUMNS,
     HALO,
     OWN,
+    ROWS,
     SIZES,
     Cut,
     begin_tile,
@@ -38,19 +40,16 @@ from .tiles import (
     load_matrix,
     load_taps,
     load_vector,
-    own_pixels,
     products_launch,
     refuse_channels,
     store_hidden,
-    store_pixels,
     tile_at,
     variants,
+    zero_sums,
 )
 
-TOTALS = Launch({"POSITIONS": 32, "CHANNELS": 64}, warps=4, registers=255)
 
-
-@triton.jit(do_not_specialize=[*SIZES, "padded", "tiles", "splits", "split_blocks"])
+@triton.jit(do_not_specialize=[*SIZES, "padded", "tiles", "splits", "split_blocks", "direct"])
 def feed_forward_kernel(
     p_x,
     p_expand,
@@ -72,6 +71,7 @@ def feed_forward_kernel(
     tiles,
     splits,
     split_blocks,
+    direct,
     HIDDEN: tl.constexpr,
     CHUNK: tl.constexpr,
     SUMS: tl.constexpr,
@@ -85,7 +85,7 @@ def feed_forward_kernel(
     p_x [B, C, H, W], p_out [B, K, H, W], or channels last with INNER; p_expand [D, C], p_taps
     [D, 1, 3, 3], p_contract [K, D]; biases [D], [D], [K], of which bits of `biased` say whether
     they are there; p_scratch [programs, HALO * (padded + 2 * HIDDEN)]; p_parts [splits, B, H, W, K]
-    float32, written with several splits, or contiguous maps, instead of out.
+    float32, written unless out is written (`direct`).
     Grid: programs that take every so many-th of tiles * splits units; a unit is a tile of positions
     and split_blocks blocks of hidden channels. A tile reads its part of x, 1.7 times what it owns,
     and all weights (out of the caches), and passes 1.7 times its hidden channels through scratch;
@@ -105,9 +105,7 @@ def feed_forward_kernel(
         p_item = p_x + tile.item * channels * area
         begin_tile(p_item, p_copy, tile, channels, padded, area, HIDDEN, CHUNK, INNER)
         tl.debug_barrier()
-        sums = ()
-        for _ in tl.static_range(SUMS // PIECE):
-            sums += (tl.zeros([OWN, PIECE], tl.float32),)
+        sums = zero_sums(OWN, PIECE, SUMS // PIECE)
         for block in range(first, last):
             # Offsets that the compiler took for constants of the loop would hold registers.
             zero = hidden_zero(block)
@@ -138,60 +136,9 @@ def feed_forward_kernel(
                 b_contract = load_matrix(p_contract, b_output, b_channel, outputs, hidden)
                 added += (dot(b_gelu, tl.trans(b_contract), sums[i], PRECISION),)
             sums = added
-        for i in tl.static_range(SUMS // PIECE):
-            b_output = i * PIECE + tl.arange(0, PIECE)
-            b_pixel, in_own = own_pixels(tile)
-            if (not INNER) or splits > 1:
-                items = tiles // (tl.cdiv(height, 4) * tl.cdiv(width, 16))
-                part = unit % splits * tl.cast(items, tl.int64) + tile.item
-                p_part = p_parts + part * outputs * area
-                store_pixels(p_part, sums[i], b_pixel, in_own, b_output, outputs, area, True)
-            else:
-                b_bias = load_vector(p_contract_bias, b_output, outputs, biased & 4)
-                b_out = sums[i] + b_bias[None, :]
-                p_image = p_out + tile.item * outputs * area
-                store_pixels(p_image, b_out, b_pixel, in_own, b_output, outputs, area, INNER)
-
-
-@triton.jit(do_not_specialize=["outputs", "positions", "area", "splits", "there"])
-def feed_forward_sums_kernel(
-    p_parts,
-    p_bias,
-    p_out,
-    outputs,
-    positions,
-    area,
-    splits,
-    there,
-    POSITIONS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    INNER: tl.constexpr,
-    MULTIPLE: tl.constexpr,
-):
-    """out = sum over the splits of parts, plus a bias if it is `there`.
-
-    p_parts [splits, B * H * W, K] float32, p_bias [K]; p_out [B, K, H, W], or channels last.
-    Grid: ceil(B * H * W / POSITIONS) * ceil(K / CHANNELS); one program owns a few channels of some
-    positions. Reads all parts and writes out once.
-    """
-    outputs = known_multiple(outputs, MULTIPLE)
-    blocks = tl.cdiv(outputs, CHANNELS)
-    tile = tl.program_id(0) // blocks
-    b_position = tile * POSITIONS + tl.arange(0, POSITIONS)
-    b_channel = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
-    in_map, in_channels = b_position < positions, b_channel < outputs
-    b_bias = load_vector(p_bias, b_channel, outputs, there)
-    mask = in_map[:, None] & in_channels[None, :]
-    p_part = p_parts + (b_position[:, None] * outputs + b_channel[None, :])
-    b_sum = tl.zeros([POSITIONS, CHANNELS], tl.float32) + b_bias[None, :]
-    for _split in range(splits):
-        b_sum += tl.load(p_part, mask=mask, other=0.0)
-        p_part += tl.cast(positions, tl.int64) * outputs
-    # Positions of all items: pixels of one item, but for where it begins in contiguous maps.
-    b_pixel = b_position
-    if not INNER:
-        b_pixel += b_position // area * (outputs - 1) * area
-    store_pixels(p_out, b_sum, b_pixel, in_map, b_channel, outputs, area, INNER)
+        items = tiles // (tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS))
+        out = (p_parts, p_contract_bias, biased & 4, p_out)
+        store_sums(sums, out, tile, (unit % splits, items, direct), outputs, PIECE)
 
 
 def all_biases(
@@ -200,14 +147,6 @@ def all_biases(
     """The three biases, `like` where there is none, and which there are, as bits."""
     given = dict(zip(biased, map(aligned_storage, biases), strict=True))
     return [given.get(i, like) for i in range(3)], sum(1 << i for i in biased)
-
-
-def sums_launch(inner: bool, multiple: int) -> Launch:
-    return Launch(
-        TOTALS.constants | {"INNER": inner, "MULTIPLE": multiple},
-        TOTALS.warps,
-        registers=TOTALS.registers,
-    )
 
 
 def forward(
@@ -224,10 +163,10 @@ def forward(
     multiple = known_factor(x, channels, hidden, outputs)
     launch = products_launch(x.dtype, class_of(outputs), is_hopper(x), inner, multiple)
     cut = Cut(x, hidden, launch)
-    scratch = x.new_empty((cut.programs, cut.scratch))
-    direct = inner and cut.splits == 1
-    splits = 0 if direct else cut.splits
-    parts = x.new_empty((splits, batch, height, width, outputs), dtype=torch.float32)
+    padded = round_up(channels, launch.constants["CHUNK"])
+    # of x, and two blocks of the hidden map
+    scratch = x.new_empty((cut.programs, HALO.value * (padded + 2 * cut.block)))
+    parts = Parts(out, cut.splits)
     with on_device(x, *weights) as (x, *weights):
         three, bits = all_biases(x, biases, biased)
         run(
@@ -237,7 +176,7 @@ def forward(
             *weights,
             *three,
             scratch,
-            parts,
+            parts.sums,
             out,
             channels,
             hidden,
@@ -245,29 +184,14 @@ def forward(
             height,
             width,
             bits,
-            cut.padded,
+            padded,
             cut.tiles,
             cut.splits,
             cut.split_blocks,
+            int(parts.direct),
             launch=launch,
         )
-        if not direct:
-            launch = sums_launch(inner, multiple)
-            positions = batch * height * width
-            programs = triton.cdiv(positions, launch.constants["POSITIONS"])
-            run(
-                feed_forward_sums_kernel,
-                programs * triton.cdiv(outputs, launch.constants["CHANNELS"]),
-                parts,
-                three[2],
-                out,
-                outputs,
-                positions,
-                height * width,
-                cut.splits,
-                bits & 4,
-                launch=launch,
-            )
+        parts.finish(three[2], bits & 4, multiple)
     return (out,)
 
 
@@ -298,8 +222,4 @@ def aot_cases() -> list[AotCase]:
         pointers["p_parts"] = "fp32"
         for launch, only in variants(dtype):
             cases.append(AotCase(feed_forward_kernel, pointers, launch, generations=only))
-        for inner, multiple in product((False, True), FACTORS[name]):
-            totals = {"p_parts": "fp32", "p_bias": name, "p_out": name}
-            launch = sums_launch(inner, multiple)
-            cases.append(AotCase(feed_forward_sums_kernel, totals, launch))
     return cases

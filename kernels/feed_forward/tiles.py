@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._launch import TRITON_DTYPES, Launch, generation_of, round_up
+from .._launch import HOPPER, INTERPRETED, TRITON_DTYPES, Launch, is_hopper
 from .._multiples import FACTORS
 from .._products import dot
 
@@ -25,6 +25,9 @@ HALO_COLUMNS = tl.constexpr(18)
 CELLS = tl.constexpr(108)  # of a halo
 HALO = tl.constexpr(128)  # the same, as a power of two
 SIZES = ["channels", "hidden", "outputs", "height", "width", "biased"]
+# Triton's interpreter takes as long for a large block as for a small one.
+FOR_THREADS = not INTERPRETED
+INTERPRETED_HIDDEN = 64
 PROGRAMS = 2 * 132  # at most: two for each multiprocessor of an H100
 
 
@@ -159,6 +162,15 @@ def store_hidden(
 
 
 @triton.jit
+def zero_sums(ROWS_OF: tl.constexpr, COLUMNS_OF: tl.constexpr, COUNT: tl.constexpr):
+    """COUNT sums [ROWS_OF, COLUMNS_OF] of nothing."""
+    sums = ()
+    for _ in tl.static_range(COUNT):
+        sums += (tl.zeros([ROWS_OF, COLUMNS_OF], tl.float32),)
+    return sums
+
+
+@triton.jit
 def load_taps(p_taps, b_channel, channels):
     """Nine taps [1, HIDDEN] of channels from [C, 1, 3, 3], row by row."""
     taps = ()
@@ -226,7 +238,7 @@ SHAPES = {
         256: Shape(64, 64, 16, 128),
     },
     (True, True): {
-        64: Shape(32, 64, 8, 128),
+        64: Shape(16, 64, 8, 128),
         128: Shape(32, 128, 8, 255),
         256: Shape(16, 256, 8, 255),
     },
@@ -238,12 +250,13 @@ SHAPES = {
     (False, True): {
         64: Shape(16, 64, 8, 255),
         128: Shape(16, 128, 8, 255),
-        256: Shape(16, 256, 8, 255),
     },
 }
 CLASSES = (64, 128, 256)
 MOST_CHANNELS = CLASSES[-1]
-BLACKWELL = 10  # of data centres: its tensor memory holds float32 sums of 128 channels at most
+BLACKWELL = 10  # of data centres
+FUSED = (HOPPER, BLACKWELL)  # whose registers hold the sums of the fused backward
+OTHERS = (8, BLACKWELL, 12)  # major compute capabilities but Hopper's
 
 
 def class_of(channels: int) -> int:
@@ -262,7 +275,7 @@ def products_launch(
     # Rows of weights that do not start on 16 bytes take registers.
     shape = shape_of(dtype, sums, hopper and multiple > 1)
     constants = {
-        "HIDDEN": shape.hidden,
+        "HIDDEN": shape.hidden if FOR_THREADS else INTERPRETED_HIDDEN,
         "CHUNK": 16 if dtype == torch.float32 else 32,  # channels of x that a product takes
         "SUMS": sums,
         "PIECE": shape.piece,
@@ -282,10 +295,9 @@ def variants(dtype: torch.dtype) -> list[tuple[Launch, tuple[int, ...] | None]]:
                 if sums < MOST_CHANNELS:
                     found.append((products_launch(dtype, sums, False, inner, 1), None))
                 continue
-            fits = dtype != torch.float32 or sums < MOST_CHANNELS
-            others = (8, BLACKWELL, 12) if fits else (8, 12)
-            for hopper, only in ((True, (9,)), (False, others)):
-                found.append((products_launch(dtype, sums, hopper, inner, multiple), only))
+            found.append((products_launch(dtype, sums, True, inner, multiple), (HOPPER,)))
+            if dtype != torch.float32 or sums < MOST_CHANNELS:
+                found.append((products_launch(dtype, sums, False, inner, multiple), OTHERS))
     return found
 
 
@@ -296,24 +308,25 @@ def refuse_channels(x: torch.Tensor, most: int, aligned: bool) -> str | None:
     if class_of(most) == MOST_CHANNELS:
         if not aligned:
             return f"triton: more than {CLASSES[1]} channels have to fill 16 bytes each time"
-        if x.dtype == torch.float32 and generation_of(x) == BLACKWELL:
-            return f"triton: tensor memory has float32 sums of at most {CLASSES[1]} channels"
+        if x.dtype == torch.float32 and not is_hopper(x):
+            return f"triton: float32 sums of more than {CLASSES[1]} channels fit on Hopper alone"
     return None
+
+
+def tiles_of(x: torch.Tensor) -> int:
+    """Tiles of all items of a map."""
+    batch, _channels, height, width = x.shape
+    return batch * triton.cdiv(width, COLUMNS.value) * triton.cdiv(height, ROWS.value)
 
 
 class Cut:
     """How a launch cuts a call into tiles, and the tiles' hidden channels into splits."""
 
     def __init__(self, x: torch.Tensor, hidden: int, launch: Launch) -> None:
-        batch, channels, height, width = x.shape
         self.block = launch.constants["HIDDEN"]
         blocks = triton.cdiv(hidden, self.block)
-        across, down = triton.cdiv(width, COLUMNS.value), triton.cdiv(height, ROWS.value)
-        self.tiles = batch * across * down
+        self.tiles = tiles_of(x)
         wanted = min(blocks, triton.cdiv(PROGRAMS, self.tiles))
         self.split_blocks = triton.cdiv(blocks, wanted)
         self.splits = triton.cdiv(blocks, self.split_blocks)
         self.programs = min(PROGRAMS, self.tiles * self.splits)
-        # of x, and two blocks of the hidden map
-        self.padded = round_up(channels, launch.constants["CHUNK"])
-        self.scratch = HALO.value * (self.padded + 2 * self.block)
