@@ -110,8 +110,8 @@ def input_launch(launch: Launch) -> Launch:
     """The launch for maps that one of feed_forward_kernel is for."""
     names = ("HIDDEN", "SUMS", "PIECE", "MULTIPLE", "PRECISION")
     constants = {name: launch.constants[name] for name in names}
-    if FOR_THREADS:
-        constants["HIDDEN"] = min(constants["HIDDEN"], 16 if constants["SUMS"] > 128 else 32)
+    if FOR_THREADS and launch.warps == 8:  # addresses at nine distances take registers
+        constants["HIDDEN"] = min(constants["HIDDEN"], 32)
     return replace(launch, constants=constants)
 
 
