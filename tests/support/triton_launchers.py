@@ -22,6 +22,9 @@ from attnops.kernels.anchor_attention import backward as anchor_attention_backwa
 from attnops.kernels.anchor_attention import forward as anchor_attention
 from attnops.kernels.anchor_attention import partials, tiles
 from attnops.kernels.depthwise_gelu import three as depthwise_gelu_of_three
+from attnops.kernels.feed_forward import backward as feed_forward_backward
+from attnops.kernels.feed_forward import parameters as feed_forward_parameters
+from attnops.kernels.feed_forward import tiles as feed_forward_tiles
 from attnops.kernels.group_attention import backward as group_attention_backward
 from attnops.kernels.group_attention import forward as group_attention
 from attnops.kernels.local_attention import backward as local_attention_backward
@@ -283,6 +286,36 @@ def test_segnext_gelu_of_long_strips(inner, monkeypatch):
     x, bias = in_layout(torch.randn(1, 5, 19, 7), inner), torch.randn(5)
     inputs = x, torch.randn(5, 1, 3, 3) / 3, bias
     check_on_triton(attnops.depthwise_gelu, reference.depthwise_gelu, *inputs)
+
+
+@pytest.mark.parametrize("inner", FLAGS, ids=["contiguous", "inner"])
+@pytest.mark.parametrize(
+    ("dtype", "channels", "hidden", "sides"),
+    [
+        *((dtype, (8, 16), 72, (9, 20)) for dtype in DTYPES),
+        (torch.bfloat16, (136, 8), 40, (3, 4)),
+    ],
+    ids=str,
+)
+def test_segnext_feed_forward_in_blocks(
+    dtype, channels, hidden, sides, inner, launches, monkeypatch
+):
+    """Several blocks of hidden channels in a program, splits of them, programs of several tiles."""
+    for module in (feed_forward_tiles, feed_forward_parameters, feed_forward_backward):
+        monkeypatch.setattr(module, "FOR_THREADS", True)
+    monkeypatch.setattr(feed_forward_tiles, "PROGRAMS", 3)
+    monkeypatch.setattr(feed_forward_parameters, "PROGRAMS", 2)
+    count, outputs = channels
+    inputs = [
+        in_layout(torch.randn(1, count, *sides), inner),
+        torch.randn(hidden, count, 1, 1) / count**0.5,
+        torch.randn(hidden, 1, 3, 3) / 3,
+        torch.randn(outputs, hidden, 1, 1) / hidden**0.5,
+        *(torch.randn(size) / 2 for size in (hidden, hidden, outputs)),
+    ]
+    inputs = [t.to(dtype) for t in inputs]
+    check_on_triton(attnops.feed_forward, reference.feed_forward, *inputs)
+    assert_compiled_ahead(launches)
 
 
 @pytest.mark.parametrize("inner", FLAGS, ids=["contiguous", "inner"])
