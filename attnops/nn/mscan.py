@@ -69,8 +69,8 @@ class ConvolutionalFeedForward(nn.Module):
         return convolve(contract, hidden)
 
     def _is_one_op(self, x: Tensor) -> bool:
-        """On CPUs. On GPUs the separate products are faster, by static estimates; the reference would
-        compute everything again for its gradient.
+        """On CPUs. On GPUs the separate products are faster, by static estimates; the reference
+        would compute everything again for its gradient.
         """
         return (
             x.device.type == "cpu"
@@ -87,8 +87,9 @@ class MSCABlock(Ordered):
     Attention is 1x1 convolution, GELU, `MSCA`, 1x1 convolution, plus its own input: so the first
     BatchNorm's output is added a second time, scaled. FeedForward is a 1x1 convolution to
     `expansion` times the channels, a depthwise 3x3 convolution, GELU and a 1x1 convolution back
-    (`attnops.feed_forward`). s1 and s2 are vectors over channels. The branches are dropped independently of each other, per sample, and
-    those that are kept are divided by the probability to be kept.
+    (`attnops.feed_forward`). s1 and s2 are vectors over channels. The branches are dropped
+    independently of each other, per sample, and those that are kept are divided by the probability
+    to be kept.
 
     Source: Guo et al., SegNeXt (NeurIPS 2022), section 3.1, figure 2; details that the paper leaves
     open as in the released code.

@@ -96,14 +96,14 @@ def _table_of_blocks() -> list[Wanted]:
 # Of a second for each row and setting of glibc, compiling, and peaks, with a share of what all ops
 # get ready once. Two are measured at two widths of the map.
 MINUTES = {
-    "pyramid_pool": 2.5,
+    "pyramid_pool": 2.1,
     "anchor_attention": 2.5,
     "local_attention": 1.1,
     "upsample_gate": 0.9,
     "group_attention": 0.8,
     "strip_conv": 1.0,
     "depthwise_gelu": 0.9,
-    "feed_forward": 0.9,
+    "feed_forward": 0.8,
     "nmf": 0.8,
     "merge_scales": 1.1,
     "upsample_cross_entropy": 1.4,

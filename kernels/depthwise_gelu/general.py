@@ -13,9 +13,9 @@ import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
 from .. import _depthwise as depthwise
+from .._gelu import gelu, gelu_slope
 from .._launch import TRITON_DTYPES, AotCase, Launch, aligned_storage, on_device, run
 from .._multiples import known_multiple
-from .._gelu import gelu, gelu_slope
 
 
 @triton.jit(do_not_specialize=[*depthwise.SIZES, *depthwise.KERNEL, "has_bias"])

@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 
 from ..._layout import empty_map, is_channels_inner
+from .._gelu import gelu, gelu_slope
 from .._launch import TRITON_DTYPES, AotCase, Launch, aligned_storage, on_device, run
 from .._multiples import FACTORS, known_factor, known_multiple
-from .._gelu import gelu, gelu_slope
 
 SIZES = ["channels", "height", "width", "rows"]
 ENOUGH = 1024  # warps: two for each scheduler of a GPU

@@ -355,7 +355,8 @@ def test_requirements_of_camvid() -> None:
     assert len(camvid_musts.of([])) == len(goals)
     assert {goal.verdict for goal in camvid_musts.of([])} == {"not measured"}
     names = {name for names in camvid_musts.SCORES for name in names}
-    assert names == {run.name for run in camvid_plan.RUNS if run.part == camvid_plan.LONGER}
+    longer = [run for run in camvid_plan.RUNS if run.part == camvid_plan.LONGER]
+    assert names == {run.name for run in longer if run.network != camvid_plan.SANET}
 
 
 def test_options_are_taken_out_of_a_command_line() -> None:
