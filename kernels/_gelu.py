@@ -31,28 +31,25 @@ def normal_tail(b_size):
 
 
 @triton.jit
-def gelu(b_z):
-    """z F(z) = max(z, 0) - |z| Q(|z|)."""
-    b_size = tl.abs(b_z)
-    b_tail, _b_power = normal_tail(b_size)
-    return tl.maximum(b_z, 0.0) - tl.minimum(b_size, LARGE) * b_tail
-
-
-@triton.jit
-def gelu_slope(b_z):
-    """F(z) + z f(z)."""
-    b_tail, b_power = normal_tail(tl.abs(b_z))
-    b_near = tl.minimum(tl.maximum(b_z, -LARGE), LARGE)
-    b_share = tl.where(b_z < 0.0, b_tail, 1.0 - b_tail)
-    return b_share + b_near * (DENSITY_AT_0 * b_power)
-
-
-@triton.jit
 def gelu_and_slope(b_z):
-    """Both, of one tail."""
+    """z F(z) = max(z, 0) - |z| Q(|z|) and F(z) + z f(z), of one tail."""
     b_size = tl.abs(b_z)
     b_tail, b_power = normal_tail(b_size)
     b_gelu = tl.maximum(b_z, 0.0) - tl.minimum(b_size, LARGE) * b_tail
     b_near = tl.minimum(tl.maximum(b_z, -LARGE), LARGE)
     b_share = tl.where(b_z < 0.0, b_tail, 1.0 - b_tail)
     return b_gelu, b_share + b_near * (DENSITY_AT_0 * b_power)
+
+
+@triton.jit
+def gelu(b_z):
+    """z F(z) alone: compilers drop the rest."""
+    b_gelu, _b_slope = gelu_and_slope(b_z)
+    return b_gelu
+
+
+@triton.jit
+def gelu_slope(b_z):
+    """F(z) + z f(z) alone."""
+    _b_gelu, b_slope = gelu_and_slope(b_z)
+    return b_slope

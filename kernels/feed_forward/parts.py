@@ -25,8 +25,7 @@ def store_sums(sums, out, tile, split, channels, PIECE: tl.constexpr):
     """Stores pieces [OWN, PIECE] of a tile's sums.
 
     out: p_parts [splits, B, H, W, K] float32; p_bias [K], and whether it is there; p_out
-    [B, H, W, K]. split: number of the part, items, and whether to
-    write out instead (not 0).
+    [B, H, W, K]. split: number of the part, items, and whether to write out instead (not 0).
     """
     p_parts, p_bias, there, p_out = out
     number, items, direct = split

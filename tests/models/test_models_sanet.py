@@ -99,13 +99,21 @@ def test_loss(dense_loss):
 
 
 def test_what_is_predicted_is_trained():
-    """Every channel of the prediction gets a gradient from its own class."""
+    """The loss pulls each channel of the prediction up where, and only where, its class is."""
     model = tiny().double().train()
     target = targets(2, CLASSES, 65, 57)
     outputs = model(torch.randn(2, 3, 65, 57, dtype=torch.float64))
-    (grad,) = torch.autograd.grad(model.loss(outputs, target), outputs["out_small"])
-    assert grad.abs().sum() > 0
+    small = outputs["out_small"]
+    (grad,) = torch.autograd.grad(model.loss(outputs, target), small)
+    full = interpolate(small.detach(), (65, 57), mode="bilinear").requires_grad_()
+    wanted = 0.8 * cross_entropy(full, target, ignore_index=IGNORED)
+    (pulled,) = torch.autograd.grad(wanted, full)
+    for k in range(CLASSES):
+        assert (pulled[:, k][target == k] < 0).all()
+        torch.testing.assert_close(grad[:, k].sum(), pulled[:, k].sum())
 
+
+def test_unknown_dense_loss():
     with pytest.raises(ValueError, match="dense_loss must be 'prediction' or 'dense', got 'mask'"):
         tiny(dense_loss="mask")
 
