@@ -99,10 +99,27 @@ def compile_package(program: torch.export.ExportedProgram, path: Path) -> None:
     from .packing import PackedConvolutions
 
     options = OPTIONS | {"post_grad_custom_pre_pass": PackedConvolutions(runs_inner_ops())}
-    with torch.no_grad():
+    with torch.no_grad(), _short_messages():
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(path), inductor_configs=options
         )
+
+
+@contextmanager
+def _short_messages() -> Iterator[None]:
+    """Inductor writes out the arguments of an op that it meets for the first time, for a log.
+
+    They are written with all that they are made of, twice where two of them are made of the same:
+    behind many sums of two maps that takes hours.
+    """
+    from torch._inductor.exc import OperatorIssue
+
+    written = vars(OperatorIssue)["operator_str"]
+    OperatorIssue.operator_str = staticmethod(lambda target, args, kwargs: f"target: {target}")
+    try:
+        yield
+    finally:
+        OperatorIssue.operator_str = written
 
 
 class CompiledMaps:

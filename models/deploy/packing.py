@@ -3,19 +3,24 @@
 Inductor lays weights out when it compiles for one size; for sizes that are free it leaves that to
 every call. The layout hardly depends on the size: laid out for the one that a graph was exported
 with, the weights are as they have to be for nearly all others too, and where they are not, oneDNN
-lays them out anew, as without this. 3x3 convolutions of stride 1 leave oneDNN for `winograd`.
+lays them out anew, as without this. Convolutions of stride 1 leave oneDNN for the C++ library:
+in bfloat16 for `tiles` on processors with AMX, 3x3 ones for `winograd` elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from .tiles import LEAST_CHANNELS as LEAST_IN_TILES
+from .tiles import has_tiles, in_tiles, tiled_op
 from .winograd import has_winograd, in_panels, share_of_products, winograd_op
 
 MAP = (2, 64, 68)  # batch and sides of a map whose sizes a graph does not tell
@@ -27,11 +32,11 @@ class PackedConvolutions(CustomGraphPass):
     """Lays out the constant weights of a graph's oneDNN convolutions.
 
     Args:
-        winograd: whether some may go to the C++ library.
+        library: whether some may go to the C++ library.
     """
 
-    def __init__(self, winograd: bool) -> None:
-        self.winograd = winograd
+    def __init__(self, library: bool) -> None:
+        self.library = library
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         if not torch.backends.mkldnn.is_available():
@@ -43,7 +48,10 @@ class PackedConvolutions(CustomGraphPass):
             value = _constant(graph, weight)
             if value is None or value.is_mkldnn:
                 continue
-            if self.winograd and _suits_winograd(node, value):
+            if self.library and _suits_tiles(node, value):
+                _use_tiles(graph, node, value, shared)
+                continue
+            if self.library and _suits_winograd(node, value):
                 _use_winograd(graph, node, value, shared)
                 continue
             packed = torch.ops.mkldnn._reorder_convolution_weight(
@@ -52,8 +60,11 @@ class PackedConvolutions(CustomGraphPass):
             _add_constant(graph, node, packed, weight.meta)
 
     def uuid(self) -> bytes:
-        files = (__file__, str(Path(__file__).with_name("winograd.py")))
-        return get_hash_for_files(files, str(self.winograd))
+        files = (
+            __file__,
+            *(str(Path(__file__).with_name(f"{n}.py")) for n in ("tiles", "winograd")),
+        )
+        return get_hash_for_files(files, str(self.library))
 
 
 def _constant(graph: torch.fx.Graph, node: torch.fx.Node) -> Tensor | None:
@@ -79,6 +90,22 @@ def _hints(x: torch.fx.Node, channels: int) -> list[int]:
     return [size if isinstance(size, int) else int(size.node.hint) for size in sizes]
 
 
+def _suits_tiles(node: torch.fx.Node, weight: Tensor) -> bool:
+    _, _, _, padding, stride, dilation, groups, attribute = node.args[:8]
+    side = weight.shape[2]
+    return (
+        has_tiles(weight.dtype)
+        and side in (1, 3)
+        and weight.shape[3] == side
+        and set(stride) == {1}
+        and len(set(dilation)) == 1
+        and set(padding) == {dilation[0] * (side - 1) // 2}
+        and groups == 1
+        and attribute == "none"
+        and min(weight.shape[:2]) >= LEAST_IN_TILES
+    )
+
+
 def _suits_winograd(node: torch.fx.Node, weight: Tensor) -> bool:
     x, _, _, padding, stride, dilation, groups, attribute = node.args[:8]
     outputs, channels = weight.shape[:2]
@@ -95,47 +122,105 @@ def _suits_winograd(node: torch.fx.Node, weight: Tensor) -> bool:
     )
 
 
-def _use_winograd(
-    graph: torch.fx.Graph,
-    node: torch.fx.Node,
-    value: Tensor,
-    shared: dict[str, torch.fx.Node],
+def _use_tiles(
+    graph: torch.fx.Graph, node: torch.fx.Node, value: Tensor, shared: dict[str, torch.fx.Node]
 ) -> None:
-    """Put the C++ library's convolution in place of oneDNN's, with the ReLU that takes its result.
+    """Put the C++ library's product of tiles in place of a convolution, what is added to its result
+    and the ReLU that takes that.
+    """
+    residual = _residual(node)
+    chain = [node] if residual is None else [node, *node.users]
+    relu = _append_relu(chain)
+    outputs, _, side, _ = value.shape
+    dilation = node.args[5][0]
+
+    def call(x: Any, weight: Any, bias: Any) -> torch.fx.Node:
+        more = None if residual is None else _in_channels_last(graph, residual)
+        arguments = (x, weight, bias, more, outputs, side, dilation, relu)
+        return graph.call_function(tiled_op(), arguments)
+
+    _use_library(graph, chain, shared, lambda: in_tiles(value), call, maps=(0, 3))
+
+
+def _use_winograd(
+    graph: torch.fx.Graph, node: torch.fx.Node, value: Tensor, shared: dict[str, torch.fx.Node]
+) -> None:
+    """Put the C++ library's convolution in place of oneDNN's and the ReLU that takes its result."""
+    chain = [node]
+    relu = _append_relu(chain)
+    dilation, groups = node.args[5][0], node.args[6]
+
+    def call(x: Any, weight: Any, bias: Any) -> torch.fx.Node:
+        arguments = (x, weight, bias, value.shape[0], groups, dilation, relu)
+        return graph.call_function(winograd_op(), arguments)
+
+    _use_library(graph, chain, shared, lambda: in_panels(value, groups), call, maps=(0,))
+
+
+def _append_relu(chain: list[torch.fx.Node]) -> bool:
+    """Lengthen a chain by the ReLU that alone takes its result, if there is one."""
+    taking = list(chain[-1].users)
+    relu = len(taking) == 1 and taking[0].target is torch.ops.aten.relu.default
+    if relu:
+        chain.append(taking[0])
+    return relu
+
+
+def _residual(node: torch.fx.Node) -> torch.fx.Node | None:
+    """The map like it that a result is added to, if nothing else takes that result."""
+    taking = list(node.users)
+    if len(taking) != 1 or taking[0].target is not torch.ops.aten.add.Tensor or taking[0].kwargs:
+        return None
+    others = [term for term in taking[0].args if term is not node]
+    if len(others) != 1 or not isinstance(others[0], torch.fx.Node):
+        return None
+    own, other = node.meta.get("val"), others[0].meta.get("val")
+    if own is None or other is None or own.dtype != other.dtype or own.dim() != other.dim():
+        return None
+    alike = all(statically_known_true(a == b) for a, b in zip(own.shape, other.shape, strict=True))
+    return others[0] if alike else None
+
+
+def _use_library(
+    graph: torch.fx.Graph,
+    chain: Sequence[torch.fx.Node],
+    shared: dict[str, torch.fx.Node],
+    lay_out: Callable[[], Tensor],
+    call: Callable[[Any, Any, Any], torch.fx.Node],
+    maps: Sequence[int],
+) -> None:
+    """Put the C++ library's convolution in place of oneDNN's and of what else it does.
 
     The library adds the bias in float32.
 
     Args:
-        value: of the weight.
+        chain: the convolution and what takes its result, one after the other.
         shared: what was made of weights and biases, which several convolutions may have.
+        lay_out: the weights as the library takes them.
+        call: map, weights and bias -> the library's convolution.
+        maps: which of its arguments are maps.
     """
-    x, weight, bias, _, _, dilation, groups = node.args[:7]
-    taking = list(node.users)
-    relu = len(taking) == 1 and taking[0].target is torch.ops.aten.relu.default
+    node, last = chain[0], chain[-1]
+    x, weight, bias = node.args[:3]
     if weight.target not in shared:
-        panels = in_panels(value, groups)
-        shared[weight.target] = _constant_before(graph, node, "panels", panels)
+        shared[weight.target] = _constant_before(graph, node, "weight", lay_out())
     if bias is not None and bias.target not in shared:
         wide = _constant(graph, bias).float()
         shared[bias.target] = _constant_before(graph, node, "bias", wide)
     shift = None if bias is None else shared[bias.target]
-    with graph.inserting_before(node):
-        x = _in_channels_last(graph, x)
-        arguments = (x, shared[weight.target], shift, value.shape[0], groups, dilation[0], relu)
-        result = graph.call_function(winograd_op(), arguments)
-    replaced = taking[0] if relu else node
-    result.meta.update(replaced.meta)
-    _keep_strides(result)
-    replaced.replace_all_uses_with(result)
-    if relu:
+    with graph.inserting_before(last):
+        result = call(_in_channels_last(graph, x), shared[weight.target], shift)
+    result.meta.update(last.meta)
+    _keep_strides(result, maps)
+    last.replace_all_uses_with(result)
+    for replaced in reversed(chain):
         graph.erase_node(replaced)
-    graph.erase_node(node)
 
 
 def _in_channels_last(graph: torch.fx.Graph, x: torch.fx.Node) -> torch.fx.Node:
     """A map as the library takes it: what makes others may choose their format when compiled."""
     convolution = torch.ops.mkldnn._convolution_pointwise.default
-    if x.target in (torch.ops.aten.relu.default, convolution, winograd_op()):
+    if x.target in (torch.ops.aten.relu.default, convolution, tiled_op(), winograd_op()):
         return x
     formatted = {"memory_format": torch.channels_last}
     made = graph.call_function(torch.ops.aten.clone.default, (x,), formatted)
@@ -144,17 +229,20 @@ def _in_channels_last(graph: torch.fx.Graph, x: torch.fx.Node) -> torch.fx.Node:
     return made
 
 
-def _keep_strides(node: torch.fx.Node) -> None:
-    """Hold the compiler to a map's channels being inside, for the op that takes it first.
+def _keep_strides(node: torch.fx.Node, maps: Sequence[int]) -> None:
+    """Hold the compiler to maps' channels being inside, for the op that takes them.
 
     It goes by what the node says of its arguments, which still is what the convolution took, or
     the ReLU; and it chooses the strides itself where the node says nothing.
     """
     node.meta.pop("eager_input_vals", None)
     values = [a.meta.get("val") if isinstance(a, torch.fx.Node) else a for a in node.args]
-    if values[0] is not None:
-        values[0] = values[0].clone(memory_format=torch.channels_last)
-        node.meta["eager_input_vals"] = (tuple(values), {})
+    if values[0] is None:
+        return
+    for index in maps:
+        if values[index] is not None:
+            values[index] = values[index].clone(memory_format=torch.channels_last)
+    node.meta["eager_input_vals"] = (tuple(values), {})
 
 
 def _constant_before(

@@ -1,7 +1,14 @@
 #include "isa.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace attnops::cpu {
 namespace {
@@ -34,9 +41,29 @@ bool names(const char* text, const char* name) {
   return *name == '\0';
 }
 
+const char* wanted_isa() { return std::getenv("ATTNOPS_ISA"); }
+
+// Whether the processor has AMX with bfloat16, and the kernel keeps the registers of this process.
+bool has_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+  unsigned a, b, c, d, low, high;
+  constexpr unsigned kOsXsave = 1u << 27;                        // of leaf 1, c
+  constexpr unsigned kBFloat16 = 1u << 22, kTiles = 1u << 24;    // of leaf 7, d
+  constexpr unsigned kTileConfig = 1u << 17, kTileData = 1u << 18;  // of XCR0
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & kOsXsave)) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kBFloat16) || !(d & kTiles)) return false;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  if (!(low & kTileConfig) || !(low & kTileData)) return false;
+  constexpr int kRequestPermission = 0x1023, kTileDataComponent = 18;  // of arch_prctl
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileDataComponent) == 0;
+#else
+  return false;
+#endif
+}
+
 Isa choose() {
   const Isa found = newest();
-  const char* wanted = std::getenv("ATTNOPS_ISA");
+  const char* wanted = wanted_isa();
   if (wanted != nullptr)
     for (const Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512})
       if (names(wanted, isa_name(isa))) return std::min(isa, found);
@@ -57,6 +84,15 @@ bool multiplies_bfloat16() {
 #else
   return false;
 #endif
+}
+
+bool multiplies_tiles() {
+  static const bool has = [] {
+    const char* wanted = wanted_isa();
+    return multiplies_bfloat16() && !(wanted && names(wanted, isa_name(Isa::kAvx512))) &&
+           has_tiles();
+  }();
+  return has;
 }
 
 const char* isa_name(Isa isa) {

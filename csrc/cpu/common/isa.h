@@ -17,6 +17,10 @@ const char* isa_name(Isa isa);
 // Whether the current set is AVX-512 on a processor that also has AVX512_BF16.
 bool multiplies_bfloat16();
 
+// Whether it also has AMX, and the kernel lets this process use it. ATTNOPS_ISA=avx512 leaves AMX
+// out.
+bool multiplies_tiles();
+
 // The compiled sets, oldest first, as the inside of a JSON list: "baseline", "avx2".
 const char* compiled_isas();
 

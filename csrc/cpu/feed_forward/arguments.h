@@ -46,7 +46,8 @@ struct FeedForwardArguments {
              channels[2],
              padded_to_panels(channels[1]),
              maps.channels_last,
-             multiplies_bfloat16()};
+             multiplies_bfloat16(),
+             multiplies_tiles()};
   }
 
   FeedForwardShape shape{};

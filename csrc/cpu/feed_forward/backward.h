@@ -17,7 +17,7 @@ class FeedForwardGradients {
 
   static bool is_pixels(const FeedForwardShape& s, int64_t channels) {
     return sizeof(S) == sizeof(A) && s.channels_last && channels % kPanelRows == 0 &&
-           channels % kRows == 0 && s.width % kRows == 0;
+           channels % kRows == 0 && s.width % (s.tiles ? kTileRows : kRows) == 0;
   }
   static void to_pixels(const FeedForwardShape& s, int64_t channels, const FeedForwardRange& range,
                         const void* map, void* pixels) {
@@ -94,6 +94,9 @@ class FeedForwardGradients {
         static_cast<const A*>(pixels.grad), static_cast<const A*>(pixels.x),
         static_cast<const E*>(pixels.grad_terms), static_cast<const E*>(pixels.x_terms),
         static_cast<C*>(pixels.dx)};
+#if defined(__AVX512F__)
+    const TileRegisters tiles(sizeof(A) == 2 && s.tiles);
+#endif
     own.rows_.run(own.packed(sources, chunk), ranges, count, maps, add,
                   ChunkSums<C>::in(s, results));
   }

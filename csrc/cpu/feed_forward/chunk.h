@@ -60,7 +60,7 @@ class FeedForwardChunk {
         hidden_{arena.take<C>((rows_ + 4) * row_), rows_ + 4},
         dz_{arena.take<C>((rows_ + 2) * row_), rows_ + 2},
         flat_(arena.take<C>(((rows_ + 2) * s.width + kRows) * kPixel)),
-        factors_(arena.take<A>(kPairs ? (rows_ * s.width + kRows) * kPixel : 0)),
+        factors_(arena.take<A>(kPairs ? (rows_ * s.width + kTileRows) * kPixel : 0)),
         terms_(arena.take<E>(kPairs ? (rows_ + 2) * terms_of<E>(s.width) * kPixel : 0)),
         places_(arena.take<int64_t>((rows_ + 4) * s.width)) {}
 
@@ -116,7 +116,7 @@ class FeedForwardChunk {
     const C* bias = w_.inner + 10 * w_.inner_row;
     const int64_t count = place_rows(hidden_, first, last);
     multiply_pixels<false, true>(
-        x + first * s_.width * padded, padded, w_.expand, count, w_.count,
+        s_, x + first * s_.width * padded, padded, w_.expand, count, w_.count,
         padded, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
           store(hidden_.data + places_[m] + c, sum + load(bias + c));
         });
@@ -142,7 +142,7 @@ class FeedForwardChunk {
     }
     const int64_t count = place_rows(dz_, first, last);
     multiply_pixels<false, true>(
-        maps.grad + first * width * padded, padded, w_.contract, count, w_.count,
+        s_, maps.grad + first * width * padded, padded, w_.contract, count, w_.count,
         padded, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
           C* at = dz_.data + places_[m] + c;
           store(at, load(at) * sum);
@@ -176,7 +176,7 @@ class FeedForwardChunk {
     add_pixel_sums(flat_, count, w_.count, sums_.inner + 10 * kPixel);
     C* target = maps.dx + first * width * padded;
     multiply_pixels<true, false>(
-        factors_of_rows(count), kPixel, w_.turned, count, padded,
+        s_, factors_of_rows(count), kPixel, w_.turned, count, padded,
         w_.count, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
           C* at = target + m * padded + c;
           store(at, add ? load(at) + sum : sum);

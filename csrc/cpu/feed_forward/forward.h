@@ -22,7 +22,7 @@ class FeedForward {
   FeedForward(const FeedForwardShape& s, int64_t rows, int64_t columns, Arena& arena)
       : s_(s),
         padded_(s.padded_channels()),
-        factors_(arena.take<A>((rows * (columns + 2) + kRows) * max64(padded_, s.hidden))),
+        factors_(arena.take<A>((rows * (columns + 2) + kTileRows) * max64(padded_, s.hidden))),
         places_(arena.take<int64_t>(rows * (columns + 2))),
         results_(arena.take<C>(s.channels_last ? 0 : (rows * columns + kW) * s.padded_outputs())) {}
 
@@ -43,7 +43,7 @@ class FeedForward {
     }
     const C* bias = static_cast<const C*>(weights.inner) + 10 * s_.hidden;
     multiply_pixels<false, !kResidual>(
-        factors_, padded_, static_cast<const B*>(weights.expand), count, s_.hidden,
+        s_, factors_, padded_, static_cast<const B*>(weights.expand), count, s_.hidden,
         padded_, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
           store(rows + places_[m] + c, sum + load(bias + c));
         });
@@ -77,7 +77,7 @@ class FeedForward {
     const int64_t padded = s_.padded_outputs();
     if (kResidual || s_.channels_last) {
       multiply_pixels<true, !kResidual>(
-          factors_, s_.hidden, panels, count, padded,
+          s_, factors_, s_.hidden, panels, count, padded,
           s_.hidden, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
             const int64_t lanes = min64(kW, outputs - c), at = places_[m] + c;
             if (lanes <= 0) return;
@@ -88,7 +88,7 @@ class FeedForward {
       return;
     }
     multiply_pixels<true, !kResidual>(
-        factors_, s_.hidden, panels, count, padded,
+        s_, factors_, s_.hidden, panels, count, padded,
         s_.hidden, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
           store(results_ + m * padded + c, sum + load(last_bias + c));
         });

@@ -14,8 +14,9 @@
 // W1 and W2 stand in panels of 16 rows, the order in which products read them, whatever the
 // instruction set: [rows / 16][columns][16] in float or double, [rows / 16][columns / 2][16][2] in
 // bfloat16. Products with weights in bfloat16 have their other factor rounded to it where the
-// processor has AVX512_BF16; it stays float elsewhere. All that is between is float, or double. C,
-// K and the hidden channels are padded with zeros to multiples of 16.
+// processor has AVX512_BF16, and are made in tiles where it has AMX too (of depths that are
+// multiples of 32); it stays float elsewhere. All that is between is float, or double. C, K and the
+// hidden channels are padded with zeros to multiples of 16.
 //
 // feed_forward takes weights as they are and packs them for a call. packed_feed_forward is one of
 // deployments: it is given packed weights, takes maps of float in channels_last with weights in
@@ -53,10 +54,11 @@ constexpr int64_t padded_to_panels(int64_t rows) {
   return (rows + kPanelRows - 1) / kPanelRows * kPanelRows;
 }
 
-// hidden: padded channels of the hidden map. native: the processor multiplies bfloat16.
+// hidden: padded channels of the hidden map. native: the processor multiplies bfloat16; tiles: in
+// tiles of AMX.
 struct FeedForwardShape {
   int64_t height, width, channels, outputs, hidden;
-  bool channels_last, native;
+  bool channels_last, native, tiles;
 
   int64_t padded_channels() const { return padded_to_panels(channels); }
   int64_t padded_outputs() const { return padded_to_panels(outputs); }

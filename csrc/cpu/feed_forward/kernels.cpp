@@ -19,6 +19,7 @@ struct ForwardEntries {
 #if defined(__AVX512F__)
     if constexpr (sizeof(B) == 2) {
       if (s.native) {
+        const TileRegisters tiles(s.tiles);
         FeedForward<S, BFloat16, B, kResidual> step(s, rows, columns, arena);
         return body(step);
       }
