@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from convolution_graphs import convolutions
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
@@ -117,26 +118,6 @@ def test_the_compiler_knows_what_comes_out():
     x, weight, bias = drawn((2, 32, 50, 1, 5, 8, 2), torch.float32)
     arguments = (x, in_panels(weight), bias, 50, 1, 2, True)
     torch.library.opcheck(winograd_op(), arguments, test_utils=("test_schema", "test_faketensor"))
-
-
-def convolutions(*options: tuple[nn.Conv2d, bool], dtype: torch.dtype) -> torch.fx.GraphModule:
-    """A chain of oneDNN's convolutions, with ReLU or without, as the compiler's passes see it."""
-    graph, root = torch.fx.Graph(), nn.Module()
-    x = graph.placeholder("x")
-    x.meta["val"] = torch.empty(1, options[0][0].in_channels, 9, 11, dtype=dtype)
-    for i, (conv, relu) in enumerate(options):
-        for name in ("weight", "bias"):
-            setattr(root, f"{name}{i}", getattr(conv, name).detach().to(dtype))
-        weight, bias = (graph.get_attr(f"{name}{i}") for name in ("weight", "bias"))
-        numbers = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        x = graph.call_function(
-            torch.ops.mkldnn._convolution_pointwise.default,
-            (x, weight, bias, *numbers, "none", [], ""),
-        )
-        if relu:
-            x = graph.call_function(torch.ops.aten.relu.default, (x,))
-    graph.output(x)
-    return torch.fx.GraphModule(root, graph)
 
 
 def test_far_neighbours_leave_tiles_empty():
