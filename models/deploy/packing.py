@@ -103,7 +103,17 @@ def _suits_tiles(node: torch.fx.Node, weight: Tensor) -> bool:
         and groups == 1
         and attribute == "none"
         and min(weight.shape[:2]) >= LEAST_IN_TILES
+        and not _goes_into_gelu(node)
     )
+
+
+def _goes_into_gelu(node: torch.fx.Node) -> bool:
+    """Whether oneDNN will compute a GELU of the result, too: it is written out by its error
+    function, of the result or of the result in float32.
+    """
+    wide = torch.ops.prims.convert_element_type.default
+    taking = {u for user in node.users for u in (user.users if user.target is wide else (user,))}
+    return any(u.target is torch.ops.aten.erf.default for user in taking for u in user.users)
 
 
 def _suits_winograd(node: torch.fx.Node, weight: Tensor) -> bool:
