@@ -38,19 +38,26 @@ def tables(results: Path) -> dict[str, str]:
 
 
 def _labels(rows: list[Row]) -> str:
-    """A sentence: deployed SegNeXt-T against its peers, each precision in a process of its own."""
+    """Deployed SegNeXt-T against its peers: a sentence for each processor, in which each precision
+    is of a process of its own.
+    """
     options = [["network", NETWORK], ["malloc", "default"]]
-    parts, last = [], None
+    chosen = [row for row in rows if row.options == options and row.p50 and row.shape[2] == SIDE]
+    devices = dict.fromkeys(row.device for row in chosen if row.name == OURS)
+    if not devices:
+        return "Labels of whole networks are not measured."
+    return "\n".join(_sentence([row for row in chosen if row.device == d]) for d in devices)
+
+
+def _sentence(rows: list[Row]) -> str:
+    parts = []
     for dtype in DTYPES:
-        chosen = [r for r in rows if r.dtype == dtype and r.options == options and r.p50]
-        times = {row.name: f"{number(row.p50)} ms" for row in chosen if row.shape[2] == SIDE}
+        times = {row.name: f"{number(row.p50)} ms" for row in rows if row.dtype == dtype}
         if OURS in times:
             peers = [f"{name} {times[key]}" for key, name in PEERS.items() if key in times]
             parts.append(f"{dtype} **{times[OURS]}**, {', '.join(peers)}")
-            last = chosen[-1]
-    if last is None:
-        return "Labels of whole networks are not measured."
     ends = [";"] * (len(parts) - 1) + ["."]
+    last = rows[-1]
     start = f"SegNeXt-T with 150 classes, deployed, labels a {SIDE}x{SIDE} image in channels_last"
     where = f"{last.threads} threads: {last.device.strip()}"
     start += f"\n({where}; torch {last.torch}; all in turn in one process, glibc as it is):"
