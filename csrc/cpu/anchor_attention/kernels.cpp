@@ -5,6 +5,7 @@
 // other. A contiguous map [C, N] puts positions along the vectors: scores are [anchors, positions]
 // and packed anchors are the left operand. A channels-inner map [N, C] is the transposed problem:
 // scores are [positions, anchors] and packed anchors are the right operand.
+#include "cpu/common/subnormals.h"
 #include "pack.h"
 #include "softmax.h"
 
@@ -230,6 +231,7 @@ struct AnchorEntries {
   static void forward(const AnchorShape& s, const void* packed, const void* value,
                       const void* query, void* out, void* lse, int64_t first, int64_t count,
                       void* scratch) {
+    const NoSubnormalResults none;
     (s.channels_inner
          ? forward_tile<S, true>
          : forward_tile<S, false>)(s, static_cast<const C*>(packed), static_cast<const S*>(value),
@@ -239,6 +241,7 @@ struct AnchorEntries {
   static void backward(const AnchorShape& s, const void* packed, const void* grad,
                        const void* query, const void* lse, void* dquery, void* partial,
                        int64_t first, int64_t count, void* scratch) {
+    const NoSubnormalResults none;
     (s.channels_inner
          ? backward_tile<S, true>
          : backward_tile<S, false>)(s, static_cast<const C*>(packed), static_cast<const S*>(grad),

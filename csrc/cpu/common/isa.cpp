@@ -47,8 +47,8 @@ const char* wanted_isa() { return std::getenv("ATTNOPS_ISA"); }
 bool has_tiles() {
 #if defined(__x86_64__) && defined(__linux__)
   unsigned a, b, c, d, low, high;
-  constexpr unsigned kOsXsave = 1u << 27;                        // of leaf 1, c
-  constexpr unsigned kBFloat16 = 1u << 22, kTiles = 1u << 24;    // of leaf 7, d
+  constexpr unsigned kOsXsave = 1u << 27;                           // of leaf 1, c
+  constexpr unsigned kBFloat16 = 1u << 22, kTiles = 1u << 24;       // of leaf 7, d
   constexpr unsigned kTileConfig = 1u << 17, kTileData = 1u << 18;  // of XCR0
   if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & kOsXsave)) return false;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kBFloat16) || !(d & kTiles)) return false;

@@ -35,9 +35,14 @@ void check(const Tensor& x, const Tensor& expand, const Tensor& contract, const 
 Tensor packed_feed_forward(Tensor x, Tensor expand, Tensor contract, Tensor inner, Tensor outer) {
   check(x, expand, contract, inner, outer);
   Tensor out = empty_map(x, x.size(1), x.size(2), x.size(3), true);
-  const FeedForwardShape shape = {x.size(2),     x.size(3), x.size(1),
-                                  x.size(1),     inner.size(1), true,
-                                  multiplies_bfloat16(), multiplies_tiles()};
+  const FeedForwardShape shape = {x.size(2),
+                                  x.size(3),
+                                  x.size(1),
+                                  x.size(1),
+                                  inner.size(1),
+                                  true,
+                                  multiplies_bfloat16(),
+                                  multiplies_tiles()};
   // A copy at whole cache lines: it is read for every vector of the map.
   const int64_t inner_bytes = inner.numel() * static_cast<int64_t>(inner.element_size());
   const Scratch aligned(inner_bytes);

@@ -151,9 +151,9 @@ struct TileProduct {
     const int64_t bytes = stride * static_cast<int64_t>(sizeof(BFloat16));
     clear_tile_block<kM, kN>();
     for (int64_t k = 0; k < depth; k += kTileDepth)
-      multiply_tile_block<kM, kN>(
-          {left + k, left + kTileRows * stride + k}, bytes,
-          {right + k * kPanelRows, right + (depth + k) * kPanelRows}, sizeof(VecF));
+      multiply_tile_block<kM, kN>({left + k, left + kTileRows * stride + k}, bytes,
+                                  {right + k * kPanelRows, right + (depth + k) * kPanelRows},
+                                  sizeof(VecF));
     store_tile_block<kM, kN>(sums, kStep);
     const int64_t count = min64(kM * kTileRows, rows - m);
     for (int64_t i = 0; i < count; ++i)

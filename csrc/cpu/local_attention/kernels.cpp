@@ -4,6 +4,7 @@
 // backward walks down the rows and keeps p and ds of the last ones, so that keys gather from the
 // queries around them in a fixed order; rows next to the end of a piece are computed in both
 // pieces.
+#include "cpu/common/subnormals.h"
 #include "maps.h"
 #include "softmax.h"
 
@@ -265,6 +266,7 @@ struct LocalEntries {
   }
   static void forward(const LocalShape& s, const LocalPiece& piece, const void* query,
                       const void* key, const void* value, void* out, void* lse, void* scratch) {
+    const NoSubnormalResults none;
     forward_piece(s, piece, static_cast<const S*>(query), static_cast<const S*>(key),
                   static_cast<const S*>(value), static_cast<S*>(out), static_cast<C*>(lse),
                   scratch);
@@ -272,6 +274,7 @@ struct LocalEntries {
   static void backward(const LocalShape& s, const LocalPiece& piece, const void* grad,
                        const void* query, const void* key, const void* value, const void* lse,
                        void* dquery, void* dkey, void* dvalue, void* scratch) {
+    const NoSubnormalResults none;
     backward_piece(s, piece, static_cast<const S*>(grad), static_cast<const S*>(query),
                    static_cast<const S*>(key), static_cast<const S*>(value),
                    static_cast<const C*>(lse), static_cast<S*>(dquery), static_cast<S*>(dkey),

@@ -1,4 +1,5 @@
 // Merging resized score maps, vectors along the classes; compiled once per instruction set.
+#include "cpu/common/subnormals.h"
 #include "cpu/resize/class_rows.h"
 #include "host.h"
 
@@ -220,6 +221,7 @@ struct MergeEntries {
   }
   static void merge(const MergeShape& s, const void* const* scores, const void* logits, void* out,
                     int64_t begin, int64_t end, void* scratch) {
+    const NoSubnormalResults none;
     Arena arena(scratch);
     Merger<S> merger(arena, s);
     merger.start(scores, logits);
@@ -228,6 +230,7 @@ struct MergeEntries {
   static void logit_gradients(const MergeShape& s, const void* grad, const void* const* scores,
                               const void* logits, void* dlogits, int64_t begin, int64_t end,
                               void* scratch) {
+    const NoSubnormalResults none;
     Arena arena(scratch);
     Merger<S> merger(arena, s);
     merger.start(scores, logits);
@@ -238,6 +241,7 @@ struct MergeEntries {
                               const void* const* scores, const void* logits, void* dscores,
                               int64_t first, int64_t last, int64_t begin, int64_t end,
                               void* scratch) {
+    const NoSubnormalResults none;
     Arena arena(scratch);
     Merger<S> merger(arena, s);
     merger.start(scores, logits);

@@ -108,8 +108,8 @@ Tensor tiled_convolution(Tensor x, Tensor weight, std::optional<Tensor> bias,
       for (int64_t c = 0; c < s.channel_steps(); c += blocks.channels) {
         const int64_t last_output = std::min(n + blocks.outputs, s.output_steps());
         const int64_t last_channel = std::min(c + blocks.channels, s.channel_steps());
-        const ConvolutionBlock block = {n,      last_output, c, last_channel,
-                                        c == 0, last_channel == s.channel_steps()};
+        const ConvolutionBlock block = {
+            n, last_output, c, last_channel, c == 0, last_channel == s.channel_steps()};
         kernels()->multiply(s, block, args, from, begin * kConvolutionStep,
                             std::min(end * kConvolutionStep, positions),
                             sums == nullptr ? nullptr : sums + begin * blocks.outputs * kSums);

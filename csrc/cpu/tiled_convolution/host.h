@@ -3,11 +3,11 @@
 //   out = relu(conv(x, weight) + bias + residual)
 //
 // A convolution is a sum over taps of products of pixels [positions, C] with weights [C, O]. For
-// that x is laid out anew, 32 channels at a time, with zeros around the map: [C / 32][positions][32],
-// where the positions count through all rows of all batch items, with the same zeros to the right
-// of a row and to the left of the next. Then the pixels that a tap sees are those of the results
-// moved by one distance, and 16 positions in a row are a tile; so are 16 pixels of a 1x1
-// convolution with whole tiles of channels, which takes x as it is.
+// that x is laid out anew, 32 channels at a time, with zeros around the map: [C /
+// 32][positions][32], where the positions count through all rows of all batch items, with the same
+// zeros to the right of a row and to the left of the next. Then the pixels that a tap sees are
+// those of the results moved by one distance, and 16 positions in a row are a tile; so are 16
+// pixels of a 1x1 convolution with whole tiles of channels, which takes x as it is.
 //
 // The processor multiplies faster than its third-level cache gives operands. So weights are taken
 // by blocks that stay in the second-level cache, while the positions go past them: up to

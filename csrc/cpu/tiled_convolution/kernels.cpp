@@ -110,20 +110,18 @@ class Product {
     const int64_t steps = (block_.last_channel - block_.first_channel) * s_.taps();
     const int64_t rows = (kStep + steps - 1) / steps;
     for (int64_t n = block_.first_output; n < block_.last_output; ++n) {
-      float* sums = waiting_ == nullptr ? nullptr
-                                        : waiting_ + (n - block_.first_output) * kStep * kStep;
+      float* sums =
+          waiting_ == nullptr ? nullptr : waiting_ + (n - block_.first_output) * kStep * kStep;
       if (block_.is_first)
         clear_tile_block<2, 2>();
       else
         load_tile_block(sums);
-      const BFloat16* weight =
-          static_cast<const BFloat16*>(args_.weight) +
-          (n * s_.channel_steps() + block_.first_channel) * s_.weight_step();
+      const BFloat16* weight = static_cast<const BFloat16*>(args_.weight) +
+                               (n * s_.channel_steps() + block_.first_channel) * s_.weight_step();
       const char* x = x_.data + begin * x_.bytes + block_.first_channel * x_.channel_bytes;
       // What the next positions bring that these have not seen, for the first results.
-      const char* next = n > block_.first_output
-                             ? nullptr
-                             : x + kStep * x_.bytes + distances_[s_.taps() - 1];
+      const char* next =
+          n > block_.first_output ? nullptr : x + kStep * x_.bytes + distances_[s_.taps() - 1];
       asked_ = {block_.is_last ? 0 : kStep, n * kStep, nullptr};
       for (int64_t c = block_.first_channel; c < block_.last_channel; ++c) {
         if (s_.side == 3)

@@ -1,5 +1,6 @@
 // Labels and cross-entropy of bilinearly resized logits, vectors along the classes; compiled once
 // per instruction set.
+#include "cpu/common/subnormals.h"
 #include "cpu/resize/class_rows.h"
 #include "host.h"
 #include "labels.h"
@@ -57,6 +58,7 @@ struct ClassesEntries {
 
   static void losses(const ClassesShape& s, const void* logits, const int64_t* target, void* loss_,
                      void* largest_, void* rest_, int64_t begin, int64_t end, void* scratch) {
+    const NoSubnormalResults none;
     Worker worker(s, 0, scratch);
     worker.rows.start(static_cast<const S*>(logits));
     const int64_t lanes = worker.lanes;
@@ -100,6 +102,7 @@ struct ClassesEntries {
                         const void* logits, const int64_t* target, const void* largest_,
                         const void* rest_, void* dlogits, int64_t first, int64_t last,
                         int64_t begin, int64_t end, void* scratch) {
+    const NoSubnormalResults none;
     Worker worker(s, last - first, scratch);
     worker.rows.start(static_cast<const S*>(logits));
     worker.gradients.start(first, last);
