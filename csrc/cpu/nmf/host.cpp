@@ -96,14 +96,20 @@ ATTNOPS_REGISTER(cpu, CPU, nmf,
                  "(Tensor x, Tensor bases, int steps, float inv_t, float eps, bool one_step, "
                  "int record) -> (Tensor bases, Tensor coef, Tensor past_bases, Tensor past_coef)")
 
+NmfProducts products_of(const NmfShape& shape) {
+  if (!shape.channels_inner) return NmfProducts::kFloat;
+  if (multiplies_tiles() && shape.channels % kNmfTileChannels == 0) return NmfProducts::kTiles;
+  return multiplies_bfloat16() && shape.channels % 2 == 0 ? NmfProducts::kPairs
+                                                          : NmfProducts::kFloat;
+}
+
 std::tuple<Tensor, Tensor> mixed_nmf(Tensor x, Tensor bases, int64_t steps, double inv_t,
                                      double eps) {
   STD_TORCH_CHECK(
       x.scalar_type() == ScalarType::BFloat16 && bases.scalar_type() == ScalarType::Float,
       "mixed_nmf: expected x in bfloat16 and bases in float32");
   const NmfShape shape = nmf_shape(x, bases, inv_t, eps);
-  const bool pairs = multiplies_bfloat16() && shape.channels_inner && shape.channels % 2 == 0;
-  const NmfKernels& kernels = mixed_nmf_kernels_for(pairs ? DType::kBFloat16 : DType::kFloat32);
+  const NmfKernels& kernels = mixed_nmf_kernels_for(products_of(shape));
   auto [out, coef, past_bases, past_coef] =
       factorise(x, bases, shape, kernels, steps, kRecordNothing);
   return {out, coef};

@@ -10,8 +10,9 @@
 // position forward does 2 D R + 2 R^2 multiply-adds, backward 4 D R + 5 R^2.
 //
 // host.cpp orders the updates; memory.h lays out a share's memory, pack.h and products.h feed
-// common/gemm.h, pairs.h in bfloat16, update.h is the pointwise part, forward.h and backward.h are
-// the steps of a share, kernels.cpp lists them. Here: what host and kernels share.
+// common/gemm.h, pairs.h multiplies in bfloat16, tiled.h and tile_products.h in tiles of AMX,
+// update.h is the pointwise part, forward.h and backward.h are the steps of a share, kernels.cpp
+// lists them. Here: what host and kernels share.
 #pragma once
 
 #include <cstdint>
@@ -79,7 +80,7 @@ struct NmfKernels {
 
   NmfBytes (*bytes)(const NmfShape&, bool backward);
 
-  // Packs the tiles of the share's positions.
+  // Packs the tiles of the share's positions; null where a packed tile has no bytes.
   void (*pack)(const NmfShape&, const NmfShare&);
 
   // Takes the bases over; with no steps to follow they also go to past and out (else null).
@@ -110,8 +111,19 @@ struct NmfKernels {
 
 ATTNOPS_DECLARE_KERNELS(NmfKernels, nmf_kernels)
 
-// Those of the forward alone, for x in bfloat16 and factors in float. Products with x are in float,
-// or in bfloat16 if a processor can: for an even number of channels, the inner ones.
-ATTNOPS_DECLARE_KERNELS(NmfKernels, mixed_nmf_kernels)
+// How x in bfloat16 is multiplied: in float, in pairs of terms or in tiles of AMX, for an even
+// number of channels and for whole tiles of them, the inner ones.
+enum class NmfProducts { kFloat, kPairs, kTiles };
+constexpr int64_t kNmfTileChannels = 32;
+
+// Entry points of the forward alone, for x in bfloat16 and factors in float.
+#define ATTNOPS_DECLARE_MIXED_NMF(isa)                       \
+  namespace isa {                                            \
+  const NmfKernels& mixed_nmf_kernels(NmfProducts products); \
+  }
+ATTNOPS_DECLARE_MIXED_NMF(baseline)
+ATTNOPS_DECLARE_MIXED_NMF(avx2)
+ATTNOPS_DECLARE_MIXED_NMF(avx512)
+#undef ATTNOPS_DECLARE_MIXED_NMF
 
 }  // namespace attnops::cpu

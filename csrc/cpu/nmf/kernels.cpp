@@ -1,6 +1,7 @@
 // The entry points of nmf; compiled once per instruction set.
 #include "backward.h"
 #include "pairs.h"
+#include "tiled.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
 namespace {
@@ -69,13 +70,30 @@ struct NmfEntries {
                                          one_step_backward};
 };
 
+#if defined(__AVX512F__)
+// Every pass reads x itself.
+struct NmfInTiles {
+  using Forward = NmfForward<float, PairTiles>;
+
+  static NmfBytes bytes(const NmfShape& shape, bool backward) {
+    const NmfLayout<float> layout(shape, backward);
+    constexpr int64_t size = sizeof(float);
+    return {layout.state * size, layout.partial * size,
+            (layout.scratch + TiledMemory(shape, layout, nullptr).size) * size, 0};
+  }
+  static constexpr NmfKernels kernels = {
+      kTile, bytes, nullptr, Forward::start, update_coef_in_tiles, Forward::update_bases};
+};
+#endif
+
 }  // namespace
 
 ATTNOPS_DEFINE_KERNELS(NmfKernels, nmf_kernels, NmfEntries)
 
-const NmfKernels& mixed_nmf_kernels([[maybe_unused]] DType products) {
+const NmfKernels& mixed_nmf_kernels([[maybe_unused]] NmfProducts products) {
 #if defined(__AVX512F__)
-  if (products == DType::kBFloat16) return NmfForward<float, PairTiles>::kernels;
+  if (products == NmfProducts::kTiles) return NmfInTiles::kernels;
+  if (products == NmfProducts::kPairs) return NmfForward<float, PairTiles>::kernels;
 #endif
   return NmfForward<float, WideTiles<BFloat16>>::kernels;
 }

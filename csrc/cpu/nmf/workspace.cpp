@@ -20,7 +20,7 @@ int64_t share_start(int64_t total, int64_t index, int64_t count, int64_t unit) {
 }  // namespace
 
 const NmfKernels& nmf_kernels_for(DType dtype) { ATTNOPS_SELECT_KERNELS(nmf_kernels, dtype); }
-const NmfKernels& mixed_nmf_kernels_for(DType products) {
+const NmfKernels& mixed_nmf_kernels_for(NmfProducts products) {
   ATTNOPS_SELECT_KERNELS(mixed_nmf_kernels, products);
 }
 
@@ -46,7 +46,7 @@ NmfGroup::NmfGroup(const Tensor& x, const NmfKernels& kernels, const NmfShape& s
                 : 1),
       most_shares_((shape.positions + kShortestShare - 1) / kShortestShare),
       item_tiles_(shape.positions / tile_ + std::min(threads_, most_shares_) + 1),
-      packs_(passes > 1 && size_ * item_tiles_ * bytes_.tile <= kPackedBudget),
+      packs_(bytes_.tile > 0 && passes > 1 && size_ * item_tiles_ * bytes_.tile <= kPackedBudget),
       state_(size_ * bytes_.state),
       partials_(std::max(size_, threads_) * bytes_.partial),
       scratch_(std::max(size_, threads_) * bytes_.scratch),

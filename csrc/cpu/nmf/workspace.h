@@ -10,7 +10,7 @@
 namespace attnops::cpu {
 
 const NmfKernels& nmf_kernels_for(DType dtype);
-const NmfKernels& mixed_nmf_kernels_for(DType products);
+const NmfKernels& mixed_nmf_kernels_for(NmfProducts products);
 
 NmfShape nmf_shape(const Tensor& x, const Tensor& bases, double inv_t, double eps);
 

@@ -17,19 +17,25 @@ from torch.nn.functional import normalize
 from attnops.models import deploy
 from attnops.models.deploy import inner_ops
 from attnops.models.deploy.inner_ops import has_library
+from attnops.models.deploy.tiles import has_tiles
 
 pytestmark = pytest.mark.skipif(not has_library(), reason="the CPU library is not built")
 
-# B, D, N, R: one position, odd channels, positions that fill no tile or no pair, ranks that fill no
-# vector, several shares.
+# B, D, N, R: one position, odd channels, channels that fill tiles or not, positions that fill no
+# tile or no pair, ranks that fill no vector or no tile, several shares.
 SHAPES = (
+    (1, 32, 1, 1),
+    (1, 32, 193, 33),
+    (1, 40, 50, 6),
     (1, 2, 1, 1),
     (1, 33, 50, 7),
     (3, 34, 33, 5),
     (1, 64, 97, 64),
+    (3, 96, 47, 48),
     (1, 130, 191, 100),
     (2, 512, 95, 1),
     (2, 256, 1000, 16),
+    (1, 256, 431, 64),
 )
 INV_T, EPS = 10.0, 1e-6
 
@@ -53,7 +59,7 @@ def inputs(shape: tuple[int, int, int, int], inner: bool) -> tuple[Tensor, Tenso
 @pytest.mark.parametrize("inner", [True, False], ids=["channels inner", "positions inner"])
 @pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_errs_as_little_as_rounded_products(shape, steps, inner):
+def test_errs_as_little_as_rounded_products(shape, steps, inner, threads):
     x, bases = inputs(shape, inner)
     found = torch.ops.attnops_cpu.mixed_nmf(x, bases, steps, INV_T, EPS)
     exact = factorised(x.double(), bases.double(), steps)
@@ -64,15 +70,34 @@ def test_errs_as_little_as_rounded_products(shape, steps, inner):
     assert (product - wanted).norm() <= 2e-3 * wanted.norm()
 
 
-def test_reads_nothing_beyond_the_map():
+@pytest.mark.parametrize("channels", [64, 66])
+def test_reads_nothing_beyond_the_map(channels):
     """Positions and channels around the ones of a map, which stand in the same memory, are NaN."""
-    around = torch.full((3, 99, 66), float("nan"), dtype=torch.bfloat16)
-    around[1:2, :, :] = torch.rand(1, 99, 66).bfloat16()
-    x, bases = around[1:2].mT, normalize(torch.rand(1, 66, 5), dim=1)
+    around = torch.full((3, 99, channels), float("nan"), dtype=torch.bfloat16)
+    around[1:2, :, :] = torch.rand(1, 99, channels).bfloat16()
+    x, bases = around[1:2].mT, normalize(torch.rand(1, channels, 5), dim=1)
     found = torch.ops.attnops_cpu.mixed_nmf(x, bases, 2, INV_T, EPS)
     apart = torch.ops.attnops_cpu.mixed_nmf(x.mT.clone().mT, bases, 2, INV_T, EPS)
     assert all(torch.isfinite(factor).all() for factor in found)
     assert all(map(torch.equal, found, apart))
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 1, 1), (1, 64, 47, 33), (1, 66, 47, 33)], ids=str)
+def test_takes_nothing_from_memory_that_it_did_not_write(shape):
+    """Its own memory is that of a call before, where everything was NaN."""
+    x, bases = inputs(shape, True)
+    torch.ops.attnops_cpu.mixed_nmf(torch.full_like(x, float("nan")), bases, 2, INV_T, EPS)
+    found = torch.ops.attnops_cpu.mixed_nmf(x, bases, 2, INV_T, EPS)
+    assert all(torch.isfinite(factor).all() for factor in found)
+
+
+@pytest.mark.parametrize("channels", [64, 66])
+def test_nan_stays_at_its_position_without_an_update_of_the_bases(channels):
+    x, bases = inputs((1, channels, 131, 9), True)
+    x[0, 5, 70] = float("nan")
+    _, coef = torch.ops.attnops_cpu.mixed_nmf(x, bases, 0, INV_T, EPS)
+    at = torch.arange(131) == 70
+    assert torch.isnan(coef[0, at]).all() and torch.isfinite(coef[0, ~at]).all()
 
 
 def test_compilers_know_what_comes_out():
@@ -81,7 +106,7 @@ def test_compilers_know_what_comes_out():
     opcheck(torch.ops.attnops_cpu.mixed_nmf.default, (x, bases, 2, INV_T, EPS))
 
 
-def test_same_in_every_run():
+def test_same_in_every_run(threads):
     x, bases = inputs((1, 64, 700, 12), True)
     first, *others = (torch.ops.attnops_cpu.mixed_nmf(x, bases, 3, INV_T, EPS) for _ in range(4))
     for other in others:
@@ -95,6 +120,25 @@ def test_refuses_other_dtypes():
             torch.ops.attnops_cpu.mixed_nmf(*wrong, 1, INV_T, EPS)
 
 
+def in_a_process(isa: str, *arguments: str) -> str:
+    """What Python prints on the instruction set."""
+    folder = Path(__file__).parent
+    path = os.pathsep.join([str(folder), str(folder.parents[1] / "support"), *sys.path])
+    environment = os.environ | {"ATTNOPS_ISA": isa, "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(not has_tiles(torch.bfloat16), reason="the rest of this file tests pairs")
+def test_pairs_where_the_processor_has_tiles():
+    chosen = "errs_as_little or nothing or nan or same_in_every_run"
+    options = ["-q", "-p", "no:cacheprovider", "-k", chosen]
+    assert " passed" in in_a_process("avx512", "-m", "pytest", *options, __file__)
+
+
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_other_instruction_sets(isa):
     """They multiply in float, and agree with float64 to its roundings."""
@@ -105,10 +149,7 @@ def test_other_instruction_sets(isa):
         "exact = t.factorised(x.double(), bases.double(), 3)\n"
         "for a, b in zip(found, exact): assert (a - b).norm() <= 1e-5 * b.norm(), (a - b).norm()\n"
     )
-    folder = Path(__file__).parent
-    path = os.pathsep.join([str(folder), str(folder.parents[1] / "support"), *sys.path])
-    environment = os.environ | {"ATTNOPS_ISA": isa, "PYTHONPATH": path}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    in_a_process(isa, "-c", code)
 
 
 def test_deployments_in_bfloat16_take_it(monkeypatch):
