@@ -1,6 +1,7 @@
 """One network, precision and setting of glibc, everything in turn in one process.
 
-python -m attnops.benchmarks.serving.measure NETWORK DTYPE HxW SECONDS: prints rows as JSON
+python -m attnops.benchmarks.serving.measure NETWORK DTYPE HxW SECONDS [CONTENDER ...]: prints rows
+as JSON
 """
 
 from __future__ import annotations
@@ -41,15 +42,16 @@ def prepare(network: str, sides: tuple[int, int]) -> tuple[nn.Module, Tensor]:
 
 
 def measure(
-    network: str, dtype: str, sides: tuple[int, int], seconds: float
+    network: str, dtype: str, sides: tuple[int, int], seconds: float, names: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """A row for every contender; what cannot run says why."""
+    """A row for every contender, or those with these names; what cannot run says why."""
     model, images = prepare(network, sides)
     with torch.no_grad():
         expected = model.predict(images)
     rows: dict[str, dict[str, Any]] = {}
     calls = {}
-    for name, make in CONTENDERS.items():
+    for name in names or CONTENDERS:
+        make = CONTENDERS[name]
         start = time.perf_counter()
         try:
             call = make(model, images, dtype)
@@ -86,11 +88,11 @@ def _agreement(labels: Tensor, expected: Tensor) -> float:
 
 
 def main(arguments: Sequence[str]) -> int:
-    network, dtype, sides, task = arguments
+    network, dtype, sides, task, *names = arguments
     if task in CONTENDERS:
         print(json.dumps(peak(network, dtype, size(sides), task)))
     else:
-        print(json.dumps(measure(network, dtype, size(sides), float(task))))
+        print(json.dumps(measure(network, dtype, size(sides), float(task), names)))
     return 0
 
 

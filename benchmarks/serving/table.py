@@ -1,8 +1,8 @@
 """Labels of whole networks on a CPU, against OpenVINO, onnxruntime and torch.compile.
 
     python -m attnops.benchmarks serving [--networks NAME,...] [--sizes HxW] [--dtypes ...]
-        [--malloc default,kept] [--memory | --peaks] [--compiled DIR] [--json FILE]
-        [--markdown FILE]
+        [--malloc default,kept] [--contenders NAME ...] [--memory | --peaks] [--compiled DIR]
+        [--json FILE] [--markdown FILE]
 
 Everything about one network, precision and setting of glibc takes turns in one process, which
 compiles everything anew, or takes what it finds in --compiled and leaves the rest there: where it
@@ -35,6 +35,7 @@ from ..measure.glibc import SETTINGS, environment
 from ..report.deliver import add_output_arguments
 from ..report.grid import markdown, show
 from ..report.records import Document, Row, write_whole
+from .contenders import CONTENDERS
 from .grids import TABLE, grids
 from .measure import CLASSES
 
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--size", type=size, default=(512, 512), metavar="HxW")
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--malloc", default="default,kept", help="settings of glibc")
+    parser.add_argument(
+        "--contenders", nargs="+", default=list(CONTENDERS), metavar="NAME", help="as in the table"
+    )
     parser.add_argument("--threads", type=positive_integer, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each row")
     peaks = parser.add_mutually_exclusive_group()
@@ -56,7 +60,11 @@ def main(arguments: Sequence[str]) -> int:
     add_output_arguments(parser)
     chosen = parser.parse_args(arguments)
     networks = chosen.networks.split(",")
-    for given, known in ((networks, list_models()), (chosen.malloc.split(","), list(SETTINGS))):
+    for given, known in (
+        (networks, list_models()),
+        (chosen.malloc.split(","), list(SETTINGS)),
+        (chosen.contenders, list(CONTENDERS)),
+    ):
         unknown = [name for name in given if name not in known]
         if unknown:
             parser.error(f"no {unknown[0]!r}; expected some of {', '.join(known)}")
@@ -137,7 +145,7 @@ def _measure(
     found_some = folder is not None and folder.is_dir()
     with TemporaryDirectory() as empty:
         given = argparse.Namespace(**vars(chosen) | {"compiled": chosen.compiled or Path(empty)})
-        rows = _run(network, dtype, malloc, given, [str(chosen.seconds)])
+        rows = _run(network, dtype, malloc, given, [str(chosen.seconds), *chosen.contenders])
         if chosen.memory and malloc == "default":
             for row in rows:
                 if "p50" in row:

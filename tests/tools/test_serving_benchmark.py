@@ -65,8 +65,13 @@ def test_rows_and_ratios(tmp_path, monkeypatch, capsys):
     found = Document.load(tmp_path / "s.json").rows
     peaks = [(row.p50, row.peak_mib) for row in found if row.peak_mib]
     assert peaks == [(ms, index + 1) for index, ms in enumerate(MS.values())] and len(found) == 10
-    with pytest.raises(SystemExit):
-        table.main(["--networks", "resnet"])
+    chosen = ["--contenders", "attnops deploy", "OpenVINO"]
+    monkeypatch.setattr(table, "_child", child)
+    table.main([*arguments, *chosen, "--malloc", "kept"])
+    assert asked[-1][0][3:] == ("4.0", "attnops deploy", "OpenVINO")
+    for unknown in (["--networks", "resnet"], ["--contenders", "TensorRT"]):
+        with pytest.raises(SystemExit):
+            table.main(unknown)
     capsys.readouterr()
 
 

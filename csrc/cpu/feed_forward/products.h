@@ -168,8 +168,9 @@ struct TileProduct {
 // before the next one starts, or with kColumnsOuter the other way round. In tiles of AMX where the
 // shape says so and the depth is one of whole tiles: rows of a can be read for whole tiles.
 template <bool kColumnsOuter, bool kChained, class A, class B, class Emit>
-static void multiply_pixels(const FeedForwardShape& shape, const A* a, int64_t stride, const B* b,
-                            int64_t rows, int64_t columns, int64_t depth, const Emit& emit) {
+static void multiply_pixels([[maybe_unused]] const FeedForwardShape& shape, const A* a,
+                            int64_t stride, const B* b, int64_t rows, int64_t columns,
+                            int64_t depth, const Emit& emit) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(A) == 2) {
     if (shape.tiles && depth % kTileDepth == 0) {
