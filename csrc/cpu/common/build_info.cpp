@@ -16,7 +16,8 @@ extern "C" __attribute__((visibility("default"))) const char* attnops_cpu_build_
   static const std::string info =
       std::string("{\"compiler\": \"" ATTNOPS_COMPILER "\", \"isas\": [") +
       attnops::cpu::compiled_isas() + "], \"isa\": \"" +
-      attnops::cpu::isa_name(attnops::cpu::current_isa()) +
+      attnops::cpu::isa_name(attnops::cpu::current_isa()) + "\", \"bfloat16\": \"" +
+      attnops::cpu::bfloat16_products() +
       "\", \"torch_target_version\": \"" ATTNOPS_STRING(TORCH_TARGET_VERSION) "\"}";
   return info.c_str();
 }

@@ -99,6 +99,10 @@ const char* isa_name(Isa isa) {
   return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "baseline";
 }
 
+const char* bfloat16_products() {
+  return multiplies_tiles() ? "AMX" : multiplies_bfloat16() ? "AVX512_BF16" : "float32";
+}
+
 const char* compiled_isas() {
   return "\"baseline\""
 #if defined(ATTNOPS_HAVE_AVX2)

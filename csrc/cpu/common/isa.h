@@ -14,6 +14,9 @@ Isa current_isa();
 
 const char* isa_name(Isa isa);
 
+// What multiplies bfloat16, in a word: "AMX", "AVX512_BF16" or "float32".
+const char* bfloat16_products();
+
 // Whether the current set is AVX-512 on a processor that also has AVX512_BF16.
 bool multiplies_bfloat16();
 
