@@ -13,7 +13,8 @@ NAMES = ("baseline", "avx2", "avx512")  # oldest first, as csrc/cpu/isa.h has th
 def settle_instruction_set() -> None:
     """Have the library choose its instruction set now, and warn of a choice it could not obey.
 
-    ATTNOPS_ISA only lowers what the processor has; the library reads it once.
+    ATTNOPS_ISA only lowers what the processor has, and avx512 leaves AMX out; the library reads it
+    once.
     """
     running = build_info("cpu")["isa"]
     wanted = os.environ.get("ATTNOPS_ISA", "")

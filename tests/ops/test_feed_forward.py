@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import harness
 import pytest
 import torch
@@ -107,6 +111,40 @@ def test_channels_and_widths_of_whole_blocks(backend, device, threads, dtype):
         pytest.skip("of the C++ kernels")
     x, *rest = operands(device, dtype, (2, 48, 11, 24), 150, 144, 3)
     check_op(fused, plain, [in_layout(x, "channels_last"), *rest], grad_layout="channels_last")
+
+
+IN_TILES = [  # (B, C, H, W), hidden channels, output channels
+    ((1, 32, 1, 1), 64, 32),
+    ((2, 64, 3, 5), 256, 64),
+    ((1, 48, 6, 17), 96, 16),
+    ((1, 16, 9, 33), 288, 48),
+    ((1, 256, 5, 16), 48, 32),
+]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", IN_TILES, ids=str)
+def test_products_in_tiles(backend, device, threads, case, layout):
+    """Depths that are multiples of 32, which tiles of AMX take, and that are not; few pixels."""
+    if backend != "cpu":
+        pytest.skip("of the C++ kernels")
+    x, *rest = operands(device, torch.bfloat16, *case, 3)
+    check_op(fused, plain, [in_layout(x, layout), *rest], grad_layout=layout)
+
+
+def test_products_without_tiles(backend):
+    """ATTNOPS_ISA=avx512 leaves AMX out, which is settled once a process."""
+    if backend != "cpu":
+        pytest.skip("of the C++ kernels")
+    options = ["-q", "-p", "no:cacheprovider", "--only-backend", "cpu", "-k"]
+    choice = "in_tiles or (agrees_with_float64 and bfloat16)"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, choice, __file__],
+        env={**os.environ, "ATTNOPS_ISA": "avx512", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-6000:]
 
 
 @pytest.mark.parametrize("shape", [(2, 9, 30, 33), (1, 24, 3, 70)], ids=str)

@@ -59,11 +59,12 @@ struct FeedForwardArguments {
 class InnerWeights {
  public:
   InnerWeights(const FeedForwardArguments& args, const FeedForwardPacking& packing)
-      : outer_offset_(kInnerRows * args.shape.hidden * packing.value_bytes),
+      : outer_offset_(kInnerRows * args.shape.hidden_stride() * packing.value_bytes),
         bytes_(outer_offset_ + args.shape.padded_outputs() * packing.value_bytes),
         values_(bytes_) {
     memset(values_.at(0), 0, static_cast<size_t>(bytes_));
-    const int64_t row = args.shape.hidden * packing.value_bytes, hidden = args.channels[0];
+    const int64_t row = args.shape.hidden_stride() * packing.value_bytes;
+    const int64_t hidden = args.channels[0];
     const int64_t element = packing.element_bytes;
     for (int64_t tap = 0; tap < 9; ++tap)
       packing.values(static_cast<const char*>(args.kernels[1]) + tap * element, 9, hidden,

@@ -186,8 +186,12 @@ class FeedForwardGradients {
                 expand_);
     pack_turned(contract, sources.hidden, s_.outputs, channels, s_.padded_outputs(), contract_);
     pack_turned(expand, s_.channels, channels, s_.channels, count, turned_);
-    return {count,    expand_, contract_, turned_, static_cast<const C*>(sources.inner) + begin,
-            s_.hidden};
+    return {count,
+            expand_,
+            contract_,
+            turned_,
+            static_cast<const C*>(sources.inner) + begin,
+            s_.hidden_stride()};
   }
 
   const FeedForwardShape& s_;

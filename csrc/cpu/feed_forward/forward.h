@@ -2,11 +2,12 @@
 #pragma once
 
 #include "cpu/common/arena.h"
-#include "cpu/depthwise/channels_last.h"
 #include "cpu/depthwise/gelu.h"
+#include "depthwise.h"
 #include "host.h"
 #include "pixels.h"
 #include "products.h"
+#include "short_gelu.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
 
@@ -22,53 +23,64 @@ class FeedForward {
   FeedForward(const FeedForwardShape& s, int64_t rows, int64_t columns, Arena& arena)
       : s_(s),
         padded_(s.padded_channels()),
+        pixel_(s.hidden_stride()),
         factors_(arena.take<A>((rows * (columns + 2) + kTileRows) * max64(padded_, s.hidden))),
         places_(arena.take<int64_t>(rows * (columns + 2))),
+        groups_(arena.take<TilePixels>(rows * ((columns + 2) / kTileRows + 1))),
         results_(arena.take<C>(s.channels_last ? 0 : (rows * columns + kW) * s.padded_outputs())) {}
 
   void expand(const FeedForwardWeights& weights, const FeedForwardStrip& strip, const S* x,
               int64_t first, int64_t last, const HiddenRows& hidden) {
     const int64_t left = max64(0, strip.left - 1), right = min64(s_.width, strip.right + 1);
-    const int64_t pixels = strip.hidden_pixels();
-    C* rows = static_cast<C*>(hidden.data);
-    int64_t count = 0;
-    for (int64_t y = first; y < last; ++y) {
-      C* row = rows + y % hidden.rows * pixels * s_.hidden;
-      const size_t pixel_bytes = static_cast<size_t>(s_.hidden) * sizeof(C);
-      if (left == strip.left) memset(row, 0, pixel_bytes);
-      if (right == strip.right) memset(row + (pixels - 1) * s_.hidden, 0, pixel_bytes);
-      load_factors(x, y, left, right, factors_ + count * padded_);
-      for (int64_t at = left; at < right; ++at)
-        places_[count++] = row - rows + (at - strip.left + 1) * s_.hidden;
+    for (int64_t y = first; y < last; ++y)
+      load_factors(x, y, left, right, factors_ + (y - first) * (right - left) * padded_);
+    const auto row_of = [&](int64_t y) {
+      return static_cast<C*>(hidden.data) + y % hidden.rows * strip.hidden_pixels() * pixel_;
+    };
+    if (expands_in_tiles()) {
+      expand_in_tiles(weights, left, right, first, last,
+                      [&](int64_t y) { return row_of(y) + (left - strip.left + 1) * pixel_; });
+    } else {
+      C* rows = row_of(0);
+      int64_t count = 0;
+      for (int64_t y = first; y < last; ++y)
+        for (int64_t at = left; at < right; ++at)
+          places_[count++] = row_of(y) - rows + (at - strip.left + 1) * pixel_;
+      const C* bias = static_cast<const C*>(weights.inner) + 10 * pixel_;
+      multiply_pixels<false, !kResidual>(
+          s_, factors_, padded_, static_cast<const B*>(weights.expand), count, s_.hidden,
+          padded_, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
+            store(rows + places_[m] + c, sum + load(bias + c));
+          });
     }
-    const C* bias = static_cast<const C*>(weights.inner) + 10 * s_.hidden;
-    multiply_pixels<false, !kResidual>(
-        s_, factors_, padded_, static_cast<const B*>(weights.expand), count, s_.hidden,
-        padded_, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
-          store(rows + places_[m] + c, sum + load(bias + c));
-        });
+    const size_t pixel_bytes = static_cast<size_t>(s_.hidden) * sizeof(C);
+    for (int64_t y = first; y < last; ++y) {
+      C* row = row_of(y);
+      if (left == strip.left) memset(row, 0, pixel_bytes);
+      if (right == strip.right)
+        memset(row + (strip.right - strip.left + 1) * pixel_, 0, pixel_bytes);
+    }
   }
 
   void contract(const FeedForwardWeights& weights, const FeedForwardStrip& strip,
                 const HiddenRows& hidden, const S* x, int64_t first, int64_t last, S* out) {
-    const int64_t pixels = strip.hidden_pixels(), outputs = s_.outputs;
-    const C *inner = static_cast<const C*>(weights.inner), *bias = inner + 9 * s_.hidden;
+    const int64_t row_elements = strip.hidden_pixels() * pixel_, outputs = s_.outputs;
     const C *rows = static_cast<const C*>(hidden.data),
+            *inner = static_cast<const C*>(weights.inner),
             *last_bias = static_cast<const C*>(weights.outer);
-    const ChannelsLastKernel<C> kernel = {3, 3, inner, s_.hidden};
     int64_t count = 0;
     for (int64_t y = first; y < last; ++y) {
       const C* seen[3];
       for (int64_t i = 0; i < 3; ++i) {
         const int64_t row = y + i - 1;
-        seen[i] =
-            row < 0 || row >= s_.height ? nullptr : rows + row % hidden.rows * pixels * s_.hidden;
+        seen[i] = row < 0 || row >= s_.height ? nullptr : rows + row % hidden.rows * row_elements;
       }
-      A* factors = factors_ + (count - 1) * s_.hidden;  // of column 1 first
-      convolve_channels_last(
-          kernel, SeenRows<C>{seen, s_.hidden, pixels}, 1, pixels - 1,
-          s_.hidden, [&](int64_t at, int64_t c, int64_t, V z) __attribute__((always_inline)) {
-            store_factor(factors + at * s_.hidden + c, gelu_lanes<C>(z + load(bias + c)));
+      A* factors = factors_ + count * s_.hidden;
+      const int64_t stride = s_.hidden;
+      convolve_hidden(
+          seen, pixel_, inner, pixel_, strip.right - strip.left,
+          stride, [=](int64_t at, int64_t c, auto& z) __attribute__((always_inline)) {
+            store_gelu(z, factors + at * stride + c, stride);
           });
       for (int64_t at = strip.left; at < strip.right; ++at)
         places_[count++] = (y * s_.width + at) * outputs;
@@ -99,6 +111,50 @@ class FeedForward {
   }
 
  private:
+  bool expands_in_tiles() const { return sizeof(A) == 2 && s_.tiles && padded_ % kTileDepth == 0; }
+
+  // to(y): where pixel `left` of a row goes.
+  template <class To>
+  void expand_in_tiles([[maybe_unused]] const FeedForwardWeights& weights, int64_t left,
+                       int64_t right, int64_t first, int64_t last, const To& to) {
+    if constexpr (sizeof(A) == 2) {
+      int64_t count = 0;
+      for (int64_t y = first; y < last; ++y) {
+        const A* factors = factors_ + (y - first) * (right - left) * padded_;
+        for (int64_t at = 0; at < right - left; at += kTileRows)
+          groups_[count++] = {factors + at * padded_, to(y) + at * pixel_};
+      }
+#if defined(__AVX512F__)
+      const TilePixelProduct product = {groups_,
+                                        padded_,
+                                        static_cast<const B*>(weights.expand),
+                                        padded_,
+                                        static_cast<const C*>(weights.inner) + 10 * pixel_,
+                                        pixel_};
+      for_tile_blocks<true>(count * kTileRows, s_.hidden, product);
+#endif
+    }
+  }
+
+  // GELUs of neighbours, as factors.
+  template <int kCount>
+  static inline __attribute__((always_inline)) void store_gelu(V (&z)[kCount], A* to,
+                                                               int64_t stride) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(A) == 2) {
+      constexpr int kTogether = kCount < 4 ? kCount : 4;
+#pragma GCC unroll 2
+      for (int p = 0; p < kCount; p += kTogether) short_gelu<kTogether>(z + p);
+    } else
+#endif
+    {
+#pragma GCC unroll 8
+      for (int p = 0; p < kCount; ++p) z[p] = gelu_lanes<C>(z[p]);
+    }
+#pragma GCC unroll 8
+    for (int p = 0; p < kCount; ++p) store_factor(to + p * stride, z[p]);
+  }
+
   // Pixels [left, right) of row y, in rows of padded_ channels.
   void load_factors(const S* x, int64_t y, int64_t left, int64_t right, A* factors) {
     const int64_t channels = s_.channels;
@@ -116,10 +172,11 @@ class FeedForward {
   }
 
   const FeedForwardShape& s_;
-  const int64_t padded_;
-  A* factors_;       // a side of a product: pixels [C, padded], or GELUs [hidden]
-  int64_t* places_;  // of pixels, where results go
-  C* results_;       // pixels [K, padded] of contiguous maps
+  const int64_t padded_, pixel_;  // elements of a pixel of x and of the hidden map
+  A* factors_;                    // a side of a product: pixels [C, padded], or GELUs [hidden]
+  int64_t* places_;               // of pixels, where results go
+  TilePixels* groups_;            // of pixels of a row
+  C* results_;                    // pixels [K, padded] of contiguous maps
 };
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

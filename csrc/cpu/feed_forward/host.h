@@ -15,8 +15,9 @@
 // instruction set: [rows / 16][columns][16] in float or double, [rows / 16][columns / 2][16][2] in
 // bfloat16. Products with weights in bfloat16 have their other factor rounded to it where the
 // processor has AVX512_BF16, and are made in tiles where it has AMX too (of depths that are
-// multiples of 32); it stays float elsewhere. All that is between is float, or double. C, K and the
-// hidden channels are padded with zeros to multiples of 16.
+// multiples of 32); it stays float elsewhere. All that is between is float, or double, but for
+// GELUs that are to be rounded, which need not be more exact (short_gelu.h). C, K and the hidden
+// channels are padded with zeros to multiples of 16.
 //
 // feed_forward takes weights as they are and packs them for a call. packed_feed_forward is one of
 // deployments: it is given packed weights, takes maps of float in channels_last with weights in
@@ -35,7 +36,8 @@
 // order; where the rows are fewer than threads could take, they share the chunks, each with a dx.
 //
 // host.cpp and packed.cpp are the entries of the two; rows.h lays out the rows over threads. pack.h
-// packs, products.h multiplies, forward.h holds the two steps, kernels.cpp lists the entry points.
+// packs, products.h and tile_products.h multiply, depthwise.h is the convolution between, forward.h
+// holds the two steps, kernels.cpp lists the entry points.
 // Of the backward, backward.cpp is the host's part, chunk.h goes down the rows, gradients.h sums
 // over pixels, backward.h does what is around that.
 #pragma once
@@ -62,21 +64,26 @@ struct FeedForwardShape {
 
   int64_t padded_channels() const { return padded_to_panels(channels); }
   int64_t padded_outputs() const { return padded_to_panels(outputs); }
+  // From a pixel of the hidden map to the next, and from a row of `inner`: an odd number of panels,
+  // so that pixels spread over all sets of caches.
+  int64_t hidden_stride() const { return (hidden / kPanelRows | 1) * kPanelRows; }
 };
 
-// inner [11][hidden]: 9 taps, the bias behind them, that before them; outer [K, padded]: b3.
+// inner [11][hidden], rows hidden_stride() apart: 9 taps, the bias behind them, that before them;
+// outer [K, padded]: b3.
 struct FeedForwardWeights {
   const void *expand, *contract, *inner, *outer;
 };
 
-// Columns [left, right) of a batch item, with a column of the hidden map on either side.
+// Columns [left, right) of a batch item, with a column of the hidden map on either side, and pixels
+// behind them that tiles may be written to.
 struct FeedForwardStrip {
   int64_t left, right;
 
-  int64_t hidden_pixels() const { return right - left + 2; }
+  int64_t hidden_pixels() const { return right - left + 2 + kPanelRows - 1; }
 };
 
-// Row y of a strip is data + (y % rows) * pixels * hidden channels, column left - 1 first.
+// Row y of a strip is data + (y % rows) * hidden_pixels() * hidden_stride(), column left - 1 first.
 struct HiddenRows {
   void* data;
   int64_t rows;
@@ -85,7 +92,7 @@ struct HiddenRows {
 // Entry points of one instruction set, one element type of maps and one of weights. x and out are
 // those of a batch item; scratch is private to the caller and aligned to 64 bytes.
 struct FeedForwardKernels {
-  int64_t hidden_bytes;  // of an element of the hidden map
+  int64_t hidden_bytes, weight_bytes;  // of an element of the hidden map, and of W1 and W2
   // For up to so many rows of so many columns in a call.
   int64_t (*scratch_bytes)(const FeedForwardShape&, int64_t rows, int64_t columns);
   // Rows [first, last) of the hidden map.

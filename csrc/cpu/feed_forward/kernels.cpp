@@ -50,7 +50,8 @@ struct ForwardEntries {
     });
   }
 
-  static constexpr FeedForwardKernels kernels = {sizeof(C), scratch_bytes, expand, contract};
+  static constexpr FeedForwardKernels kernels = {sizeof(C), sizeof(B), scratch_bytes, expand,
+                                                 contract};
 };
 
 template <class S>

@@ -44,9 +44,12 @@ Tensor packed_feed_forward(Tensor x, Tensor expand, Tensor contract, Tensor inne
                                   multiplies_bfloat16(),
                                   multiplies_tiles()};
   // A copy at whole cache lines: it is read for every vector of the map.
-  const int64_t inner_bytes = inner.numel() * static_cast<int64_t>(inner.element_size());
-  const Scratch aligned(inner_bytes);
-  memcpy(aligned.at(0), inner.const_data_ptr(), static_cast<size_t>(inner_bytes));
+  const int64_t row = shape.hidden * static_cast<int64_t>(sizeof(float));
+  const int64_t stride = shape.hidden_stride() * static_cast<int64_t>(sizeof(float));
+  const Scratch aligned(kInnerRows * stride);
+  for (int64_t i = 0; i < kInnerRows; ++i)
+    memcpy(aligned.at(i * stride), static_cast<const char*>(inner.const_data_ptr()) + i * row,
+           static_cast<size_t>(row));
   const FeedForwardWeights weights = {expand.const_data_ptr(), contract.const_data_ptr(),
                                       aligned.at(0), outer.const_data_ptr()};
   FeedForwardRows(shape, kernels_for(dtype_of(expand)), weights, x, out).run();

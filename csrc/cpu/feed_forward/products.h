@@ -6,8 +6,8 @@
 #pragma once
 
 #include "cpu/common/gemm.h"
-#include "cpu/common/tiles.h"
 #include "host.h"
+#include "tile_products.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
 
@@ -132,38 +132,6 @@ static void multiply_panel_block(const A* a, int64_t stride, const B* b, int64_t
     for (int64_t j = 0; j < kUsed; ++j) emit(m + i, (vector + j) * kW, load(sums[i] + j * kW));
 }
 
-#if defined(__AVX512F__)
-// The same by tiles of AMX, for depths of whole tiles.
-template <class Emit>
-struct TileProduct {
-  static constexpr int64_t kStep = 2 * kTileRows;
-
-  const BFloat16* a;
-  int64_t stride;
-  const BFloat16* b;
-  int64_t rows, depth;
-  const Emit& emit;
-  float* sums;  // [kStep][kStep]
-
-  template <int kM, int kN>
-  void run(int64_t m, int64_t n) const {
-    const BFloat16 *left = a + m * stride, *right = b + n * depth;
-    const int64_t bytes = stride * static_cast<int64_t>(sizeof(BFloat16));
-    clear_tile_block<kM, kN>();
-    for (int64_t k = 0; k < depth; k += kTileDepth)
-      multiply_tile_block<kM, kN>({left + k, left + kTileRows * stride + k}, bytes,
-                                  {right + k * kPanelRows, right + (depth + k) * kPanelRows},
-                                  sizeof(VecF));
-    store_tile_block<kM, kN>(sums, kStep);
-    const int64_t count = min64(kM * kTileRows, rows - m);
-    for (int64_t i = 0; i < count; ++i)
-#pragma GCC unroll 2
-      for (int64_t j = 0; j < kN * kTileRows; j += kPanelRows)
-        emit(m + i, n + j, load(sums + i * kStep + j));
-  }
-};
-#endif
-
 // emit(m, n, vector) for all `rows` x `columns`. A block of rows is finished across all columns
 // before the next one starts, or with kColumnsOuter the other way round. In tiles of AMX where the
 // shape says so and the depth is one of whole tiles: rows of a can be read for whole tiles.
@@ -174,9 +142,15 @@ static void multiply_pixels([[maybe_unused]] const FeedForwardShape& shape, cons
 #if defined(__AVX512F__)
   if constexpr (sizeof(A) == 2) {
     if (shape.tiles && depth % kTileDepth == 0) {
-      alignas(64) float sums[4 * kTileRows * kTileRows];
-      return for_tile_blocks<kColumnsOuter>(
-          rows, columns, TileProduct<Emit>{a, stride, b, rows, depth, emit, sums});
+      constexpr int64_t kDeep = 8 * kTileDepth;
+      WaitingSums waiting;
+      const auto in_tiles = [&](const auto& product) {
+        for_tile_blocks<kColumnsOuter>(rows, columns, product);
+        product.finish();
+      };
+      return depth < kDeep
+                 ? in_tiles(TileProduct<false, Emit>{a, stride, b, rows, depth, emit, waiting})
+                 : in_tiles(TileProduct<true, Emit>{a, stride, b, rows, depth, emit, waiting});
     }
   }
 #endif

@@ -30,12 +30,12 @@ class FeedForwardRows {
   // Strips [0, strips) are those of the first batch item, and so on.
   void run_in_strips(int64_t threads) const {
     constexpr int64_t kRingBytes = int64_t{768} << 10;  // of three rows
-    const int64_t pixel_bytes = shape_.hidden * kernels_.hidden_bytes;
+    const int64_t pixel_bytes = shape_.hidden_stride() * kernels_.hidden_bytes;
     const int64_t most = std::max<int64_t>(16, kRingBytes / (3 * pixel_bytes));
     const int64_t strips = quotient_up(shape_.width, most);
     const int64_t columns = quotient_up(shape_.width, strips), rows = rows_at_once(columns);
     const int64_t total = batch_ * strips * shape_.height, workers = std::min(threads, total);
-    const int64_t ring = (columns + 2) * (rows + 2) * pixel_bytes;
+    const int64_t ring = FeedForwardStrip{0, columns}.hidden_pixels() * (rows + 2) * pixel_bytes;
     const int64_t bytes = ring + scratch_bytes(rows, columns);
     const Scratch scratch(workers * bytes);
     for_each_worker(workers, [&](int64_t worker) {
@@ -73,7 +73,7 @@ class FeedForwardRows {
     const FeedForwardStrip strip = {0, shape_.width};
     const int64_t height = shape_.height, total = batch_ * height;
     const int64_t hidden_item =
-        height * strip.hidden_pixels() * shape_.hidden * kernels_.hidden_bytes;
+        height * strip.hidden_pixels() * shape_.hidden_stride() * kernels_.hidden_bytes;
     const int64_t bytes = scratch_bytes(1, shape_.width);
     const Scratch scratch(workers * bytes);
     const Scratch map(batch_ * hidden_item);
@@ -94,10 +94,14 @@ class FeedForwardRows {
     });
   }
 
-  // So many that a product has pixels enough to read its weights for.
+  // So many that a product has pixels enough to read its weights for. Tiles take less time for a
+  // pixel than weights that fill a second-level cache take to come.
   int64_t rows_at_once(int64_t columns) const {
-    constexpr int64_t kPixels = 64;
-    return std::min(shape_.height, quotient_up(kPixels, columns));
+    constexpr int64_t kPixels = 64, kTilePixels = 256, kMostWeightBytes = int64_t{5} << 18;
+    const int64_t weights = (shape_.padded_channels() + shape_.padded_outputs()) * shape_.hidden *
+                            kernels_.weight_bytes;
+    const bool many = shape_.tiles && kernels_.weight_bytes == 2 && weights > kMostWeightBytes;
+    return std::min(shape_.height, quotient_up(many ? kTilePixels : kPixels, columns));
   }
   int64_t scratch_bytes(int64_t rows, int64_t columns) const {
     return quotient_up(kernels_.scratch_bytes(shape_, rows, columns), 64) * 64;

@@ -24,7 +24,9 @@ pytestmark = pytest.mark.skipif(not has_library(), reason="the CPU library is no
 
 DTYPES = (torch.float32, torch.bfloat16)
 # B, C, hidden channels, H, W: one pixel, lines, channels that fill no vector, maps in strips of
-# columns, in several rows at a time.
+# columns, in several rows at a time. Channels that are multiples of 32 and that are not, which AMX
+# takes or leaves, in widths that fill no tile; products so deep that sums leave while others are
+# made; weights so large that more pixels are taken at a time, and in strips.
 SHAPES = (
     (3, 5, 20, 1, 1),
     (1, 1, 8, 4, 5),
@@ -33,6 +35,12 @@ SHAPES = (
     (2, 16, 64, 7, 13),
     (1, 20, 300, 2, 400),
     (2, 40, 640, 9, 9),
+    (2, 32, 64, 1, 1),
+    (1, 64, 48, 3, 5),
+    (1, 48, 128, 4, 33),
+    (2, 96, 300, 5, 18),
+    (1, 20, 272, 6, 47),
+    (1, 320, 1056, 4, 70),
 )
 
 
@@ -64,10 +72,11 @@ def test_errs_as_little_as_pytorch(shape, dtype):
     assert (found - exact).abs().max() <= budget
 
 
+@pytest.mark.parametrize("channels", [16, 24])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_is_the_same_for_all_threads(dtype):
+def test_is_the_same_for_all_threads(dtype, channels):
     """Few rows for each of them, too: then the hidden map is made as a whole."""
-    parts, x = parts_of(24, 96), torch.randn(2, 24, 11, 37)
+    parts, x = parts_of(channels, 96), torch.randn(2, channels, 11, 37)
     before = torch.get_num_threads()
     try:
         found = []
@@ -77,6 +86,25 @@ def test_is_the_same_for_all_threads(dtype):
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(other, found[0]) for other in found[1:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gelus_of_large_and_small_numbers(dtype):
+    """All three convolutions are the identity."""
+    parts = parts_of(32, 32)
+    for parameter in parts.parameters():
+        parameter.zero_()
+    for conv in (parts.expand, parts.contract):
+        conv.weight.view(32, 32).fill_diagonal_(1)
+    parts.depthwise.weight[:, :, 1, 1] = 1
+    x = torch.linspace(-12, 12, 32 * 99).view(1, 32, 9, 11)
+    x[0, 0, 0, :6] = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e30, -1e30])
+    x = x.to(torch.bfloat16).float()
+    found, exact = fused(parts, x, dtype) - x, gelu(x.double())
+    budget = 1e-6 * (x.abs() + exact.abs())
+    if dtype == torch.bfloat16:  # half a unit in the last place, and what short_gelu.h says
+        budget += (2**-8 + 2**-10) * exact.abs() + 2.2e-5
+    assert ((found - exact).abs() <= budget).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -123,14 +151,15 @@ OLDER = """
 import torch, test_deploy_feed_forward as tests
 torch.manual_seed(0)
 for dtype in tests.DTYPES:
-    tests.test_is_the_same_for_all_threads(dtype)
+    tests.test_is_the_same_for_all_threads(dtype, 24)
     for shape in tests.SHAPES:
         tests.test_errs_as_little_as_pytorch(shape, dtype)
 """
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_older_instruction_sets(isa):
+    """avx512 leaves AMX out."""
     paths = [str(Path(__file__).parent), *sys.path]
     environment = {"ATTNOPS_ISA": isa, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-W", "ignore", "-c", OLDER]
