@@ -42,7 +42,7 @@ class FeedForwardGradients {
   static constexpr bool kPairs = sizeof(A) < sizeof(C);
 
   static int64_t pairs(const FeedForwardShape& s) {
-    return kPairs ? s.height * terms_of<E>(s.width) : 0;
+    return kPairs ? s.height * row_terms<E>(s) : 0;
   }
   static void to_pairs(const FeedForwardShape& s, int64_t channels, const FeedForwardRange& range,
                        const void* pixels, void* out) {
@@ -50,8 +50,12 @@ class FeedForwardGradients {
       const int64_t padded = padded_to_panels(channels);
       for (int64_t y = range.first; y < range.last; ++y) {
         const int64_t row = range.item * s.height + y;
-        pair_pixels(static_cast<const A*>(pixels) + row * s.width * padded, padded, s.width, padded,
-                    static_cast<E*>(out) + row * terms_of<E>(s.width) * padded);
+        const A* from = static_cast<const A*>(pixels) + row * s.width * padded;
+        E* to = static_cast<E*>(out) + row * row_terms<E>(s) * padded;
+        if (s.tiles)
+          turn_pairs(from, padded, s.width, padded, to);
+        else
+          pair_pixels(from, padded, s.width, padded, to);
       }
     }
   }

@@ -2,10 +2,11 @@
 #pragma once
 
 #include "cpu/common/arena.h"
-#include "cpu/depthwise/channels_last.h"
 #include "cpu/depthwise/gelu.h"
+#include "depthwise.h"
 #include "gradients.h"
 #include "products.h"
+#include "short_gelu.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
 
@@ -61,7 +62,7 @@ class FeedForwardChunk {
         dz_{arena.take<C>((rows_ + 2) * row_), rows_ + 2},
         flat_(arena.take<C>(((rows_ + 2) * s.width + kRows) * kPixel)),
         factors_(arena.take<A>(kPairs ? (rows_ * s.width + kTileRows) * kPixel : 0)),
-        terms_(arena.take<E>(kPairs ? (rows_ + 2) * terms_of<E>(s.width) * kPixel : 0)),
+        terms_(arena.take<E>(kPairs ? (rows_ + 2) * row_terms<E>(s) * kPixel : 0)),
         places_(arena.take<int64_t>((rows_ + 4) * s.width)) {}
 
   // Adds to `sums` and stores dx, or with `add` adds to it.
@@ -71,10 +72,14 @@ class FeedForwardChunk {
     sums_ = sums;
     clear_sides(hidden_);
     clear_sides(dz_);
+    // What fills rows up stays.
+    if (kPairs)
+      memset(static_cast<void*>(terms_), 0,
+             static_cast<size_t>((rows_ + 2) * row_terms<E>(s_) * kPixel) * sizeof(E));
     for (const FeedForwardRange* range = ranges; range < ranges + count; ++range) {
       const int64_t outputs = s_.padded_outputs(), channels = s_.padded_channels();
       const int64_t pixel = range->item * s_.height * s_.width;
-      const int64_t term = range->item * s_.height * terms_of<E>(s_.width);
+      const int64_t term = range->item * s_.height * row_terms<E>(s_);
       run_range(
           *range,
           {maps.grad + pixel * outputs, maps.x + pixel * channels, maps.grad_terms + term * outputs,
@@ -126,18 +131,20 @@ class FeedForwardChunk {
   void compute_dz(const ChunkMaps<C, A>& maps, int64_t first, int64_t last, int64_t begin,
                   int64_t end) {
     const int64_t width = s_.width, padded = s_.padded_outputs();
-    const C* bias = w_.inner + 9 * w_.inner_row;
-    const ChannelsLastKernel<C> kernel = {3, 3, w_.inner, w_.inner_row};
+    const DepthwiseTaps<C> kernel = {w_.inner, w_.inner_row, w_.inner + 9 * w_.inner_row};
     for (int64_t y = first; y < last; ++y) {
       const C* seen[3];
       see(hidden_, y, seen);
-      C *slopes = ring_row(dz_, y), *gelu = flat_ + ((y - first) * width - 1) * kPixel;
-      convolve_channels_last(
-          kernel, SeenRows<C>{seen, kPixel, width + 2}, 1, width + 1,
-          w_.count, [&](int64_t at, int64_t c, int64_t, V z) __attribute__((always_inline)) {
-            z += load(bias + c);
-            store(gelu + at * kPixel + c, gelu_lanes<C>(z));
-            store(slopes + at * kPixel + c, gelu_slope_lanes<C>(z));
+      C *slopes = ring_row(dz_, y) + kPixel, *gelus = flat_ + (y - first) * width * kPixel;
+      convolve_hidden(
+          seen, kPixel, kernel, width,
+          w_.count, [=](int64_t at, int64_t c, auto& z) __attribute__((always_inline)) {
+            store_neighbours(
+                slopes + at * kPixel + c, z,
+                [](V v) __attribute__((always_inline)) { return gelu_slope_lanes<C>(v); });
+            factor_gelu<A>(z);
+            store_neighbours(
+                gelus + at * kPixel + c, z, [](V v) __attribute__((always_inline)) { return v; });
           });
     }
     const int64_t count = place_rows(dz_, first, last);
@@ -148,8 +155,8 @@ class FeedForwardChunk {
           store(at, load(at) * sum);
         });
     if (begin >= end) return;
-    const int64_t terms = terms_of<E>(width);
-    add_outer_products(maps.grad_terms + begin * terms * padded, padded,
+    const int64_t terms = row_terms<E>(s_);
+    add_outer_products(s_, maps.grad_terms + begin * terms * padded, padded,
                        terms_of_rows(begin - first, end - first), (end - begin) * terms, padded,
                        w_.count, sums_.contract);
     for (int64_t y = begin; y < end; ++y) {
@@ -162,15 +169,16 @@ class FeedForwardChunk {
   // Rows [first, last) of dx.
   void compute_dx(const ChunkMaps<C, A>& maps, int64_t first, int64_t last, bool add) {
     const int64_t width = s_.width, padded = s_.padded_channels(), count = (last - first) * width;
-    const ChannelsLastKernel<C> turned = {3, 3, w_.inner + 8 * w_.inner_row, -w_.inner_row};
+    const DepthwiseTaps<C> turned = {w_.inner + 8 * w_.inner_row, -w_.inner_row, nullptr};
     for (int64_t y = first; y < last; ++y) {
       const C* seen[3];
       see(dz_, y, seen);
-      C* row = flat_ + ((y - first) * width - 1) * kPixel;
-      convolve_channels_last(
-          turned, SeenRows<C>{seen, kPixel, width + 2}, 1, width + 1,
-          w_.count, [&](int64_t at, int64_t c, int64_t, V v) __attribute__((always_inline)) {
-            store(row + at * kPixel + c, v);
+      C* row = flat_ + (y - first) * width * kPixel;
+      convolve_hidden(
+          seen, kPixel, turned, width,
+          w_.count, [=](int64_t at, int64_t c, auto& v) __attribute__((always_inline)) {
+            store_neighbours(
+                row + at * kPixel + c, v, [](V v) __attribute__((always_inline)) { return v; });
           });
     }
     add_pixel_sums(flat_, count, w_.count, sums_.inner + 10 * kPixel);
@@ -181,8 +189,8 @@ class FeedForwardChunk {
           C* at = target + m * padded + c;
           store(at, add ? load(at) + sum : sum);
         });
-    const int64_t terms = terms_of<E>(width);
-    add_outer_products(maps.x_terms + first * terms * padded, padded,
+    const int64_t terms = row_terms<E>(s_);
+    add_outer_products(s_, maps.x_terms + first * terms * padded, padded,
                        terms_of_rows(0, last - first), (last - first) * terms, padded, w_.count,
                        sums_.expand);
   }
@@ -192,7 +200,7 @@ class FeedForwardChunk {
     if constexpr (kPairs) {
       for (int64_t y = first; y < last; ++y)
         pair_pixels(flat_ + y * s_.width * kPixel, kPixel, s_.width, w_.count,
-                    terms_ + (y - first) * terms_of<E>(s_.width) * kPixel);
+                    terms_ + (y - first) * row_terms<E>(s_) * kPixel);
       return terms_;
     } else {
       return flat_ + first * s_.width * kPixel;
@@ -208,6 +216,13 @@ class FeedForwardChunk {
     } else {
       return flat_;
     }
+  }
+
+  template <int kCount, class Of>
+  static inline __attribute__((always_inline)) void store_neighbours(C* to, const V (&v)[kCount],
+                                                                     const Of& of) {
+#pragma GCC unroll 8
+    for (int p = 0; p < kCount; ++p) store(to + p * kPixel, of(v[p]));
   }
 
   C* ring_row(const Ring& ring, int64_t y) const { return ring.data + y % ring.rows * row_; }

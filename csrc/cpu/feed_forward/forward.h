@@ -68,6 +68,7 @@ class FeedForward {
     const C *rows = static_cast<const C*>(hidden.data),
             *inner = static_cast<const C*>(weights.inner),
             *last_bias = static_cast<const C*>(weights.outer);
+    const DepthwiseTaps<C> kernel = {inner, pixel_, inner + 9 * pixel_};
     int64_t count = 0;
     for (int64_t y = first; y < last; ++y) {
       const C* seen[3];
@@ -78,9 +79,12 @@ class FeedForward {
       A* factors = factors_ + count * s_.hidden;
       const int64_t stride = s_.hidden;
       convolve_hidden(
-          seen, pixel_, inner, pixel_, strip.right - strip.left,
+          seen, pixel_, kernel, strip.right - strip.left,
           stride, [=](int64_t at, int64_t c, auto& z) __attribute__((always_inline)) {
-            store_gelu(z, factors + at * stride + c, stride);
+            factor_gelu<A>(z);
+            constexpr int kCount = sizeof(z) / sizeof(V);
+#pragma GCC unroll 8
+            for (int p = 0; p < kCount; ++p) store_factor(factors + (at + p) * stride + c, z[p]);
           });
       for (int64_t at = strip.left; at < strip.right; ++at)
         places_[count++] = (y * s_.width + at) * outputs;
@@ -134,25 +138,6 @@ class FeedForward {
       for_tile_blocks<true>(count * kTileRows, s_.hidden, product);
 #endif
     }
-  }
-
-  // GELUs of neighbours, as factors.
-  template <int kCount>
-  static inline __attribute__((always_inline)) void store_gelu(V (&z)[kCount], A* to,
-                                                               int64_t stride) {
-#if defined(__AVX512F__)
-    if constexpr (sizeof(A) == 2) {
-      constexpr int kTogether = kCount < 4 ? kCount : 4;
-#pragma GCC unroll 2
-      for (int p = 0; p < kCount; p += kTogether) short_gelu<kTogether>(z + p);
-    } else
-#endif
-    {
-#pragma GCC unroll 8
-      for (int p = 0; p < kCount; ++p) z[p] = gelu_lanes<C>(z[p]);
-    }
-#pragma GCC unroll 8
-    for (int p = 0; p < kCount; ++p) store_factor(to + p * stride, z[p]);
   }
 
   // Pixels [left, right) of row y, in rows of padded_ channels.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/common/gemm.h"
+#include "cpu/common/tiles.h"
 #include "host.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
@@ -19,14 +20,21 @@ struct TermOf<BFloat16> {
 template <class A>
 using Term = typename TermOf<A>::type;
 
-// Terms of a row of so many pixels; the last pair may be half of one.
 template <class E>
-constexpr int64_t terms_of(int64_t width) {
-  return width;
+constexpr bool kIsPair = false;
+template <>
+constexpr bool kIsPair<Pair> = true;
+
+// Terms of a row of pixels; the last pair may be half of one. For tiles rows are filled up with
+// pairs of zeros.
+constexpr int64_t kTilePairs = kTileDepth / 2;
+template <class E>
+ATTNOPS_INLINE int64_t row_terms(const FeedForwardShape& s) {
+  return s.width;
 }
 template <>
-constexpr int64_t terms_of<Pair>(int64_t width) {
-  return (width + 1) / 2;
+inline int64_t row_terms<Pair>(const FeedForwardShape& s) {
+  return round_up((s.width + 1) / 2, s.tiles ? kTilePairs : 1);
 }
 
 template <class E, int kUsed>
@@ -54,11 +62,45 @@ static void add_outer_block(const E* left, int64_t stride, const E* right, int64
     }
 }
 
+#if defined(__AVX512F__)
+// In tiles: left [terms / 16][rows][16], right [terms][kFeedForwardChunk].
+struct OuterTileProduct {
+  const Pair *left, *right;
+  int64_t terms, rows;
+  float* sums;
+
+  template <int kM, int kN>
+  void run(int64_t m, int64_t n) const {
+    constexpr int64_t kRow = kFeedForwardChunk * static_cast<int64_t>(sizeof(float));
+    float *target = sums + m * kFeedForwardChunk + n,
+          *below = target + kTileRows * kFeedForwardChunk;
+    load_tile<0>(target, kRow);
+    if (kN > 1) load_tile<1>(target + kTileRows, kRow);
+    if (kM > 1) load_tile<2>(below, kRow);
+    if (kM > 1 && kN > 1) load_tile<3>(below + kTileRows, kRow);
+    for (int64_t p = 0; p < terms; p += kTilePairs) {
+      const Pair *a = left + p * rows + m * kTilePairs, *b = right + p * kFeedForwardChunk + n;
+      multiply_tile_block<kM, kN>({a, a + kTileRows * kTilePairs}, sizeof(VecF), {b, b + kTileRows},
+                                  kRow);
+    }
+    store_tile_block<kM, kN>(target, kFeedForwardChunk);
+  }
+};
+#endif
+
 // sums[m, n] += sum_p left[p, m] right[p, n], left in rows of `stride`. Rows of sums are there, and
-// elements behind the last of left can be read, for whole blocks of kRows.
+// elements behind the last of left can be read, for whole blocks of kRows. In tiles of AMX, where
+// the shape says so, left is turned (turn_pairs).
 template <class E>
-static void add_outer_products(const E* left, int64_t stride, const E* right, int64_t terms,
-                               int64_t rows, int64_t columns, Sum<E>* sums) {
+static void add_outer_products([[maybe_unused]] const FeedForwardShape& shape, const E* left,
+                               int64_t stride, const E* right, int64_t terms, int64_t rows,
+                               int64_t columns, Sum<E>* sums) {
+#if defined(__AVX512F__)
+  if constexpr (kIsPair<E>) {
+    if (shape.tiles)
+      return for_tile_blocks<true>(rows, columns, OuterTileProduct{left, right, terms, rows, sums});
+  }
+#endif
   constexpr int64_t kW = kWidth<Sum<E>>;
   for (int64_t p = 0; p < terms; p += kChain) {
     const int64_t count = min64(kChain, terms - p);
@@ -88,6 +130,28 @@ static void pair_pixels(const S* row, int64_t stride, int64_t width, int64_t cha
   for (int64_t x = 0; x < width; x += 2, row += 2 * stride, out += stride)
     for (int64_t c = 0; c < channels; c += kWidth<float>)
       store_pairs(out + c, load(row + c), x + 1 < width ? load(row + stride + c) : VecF{});
+}
+
+// The same of a row in groups of 16 pairs, filled up with zeros: out [groups][channels][16], so
+// that the pairs of a channel stand beside each other.
+static void turn_pairs(const BFloat16* row, int64_t stride, int64_t width, int64_t channels,
+                       Pair* out) {
+  const auto halves = [&](int64_t x, int64_t c) __attribute__((always_inline)) {
+    HalfLanes lanes = {};
+    if (x < width) memcpy(&lanes, row + x * stride + c, sizeof(lanes));
+    return __builtin_convertvector(lanes, WordLanes);
+  };
+  for (int64_t x = 0; x < width; x += kTileDepth, out += channels * kTilePairs)
+    for (int64_t c = 0; c < channels; c += kTileRows) {
+      VecF pairs[kTilePairs];
+#pragma GCC unroll 16
+      for (int i = 0; i < kTilePairs; ++i)
+        pairs[i] = (VecF)(halves(x + 2 * i, c) | halves(x + 2 * i + 1, c) << 16);
+      transpose_steps<float>(pairs);
+#pragma GCC unroll 16
+      for (int i = 0; i < kTilePairs; ++i)
+        memcpy(out + (c + i) * kTilePairs, &pairs[i], sizeof(pairs[i]));
+    }
 }
 #endif
 

@@ -32,14 +32,15 @@
 // and the last rows of hidden and of dz stay in rings, whole rows of the map. Maps are read and
 // written once for every chunk, as pixels with padded channels: where they are not so, they are
 // brought into that form before. Factors of products are bfloat16 where maps are and the processor
-// has AVX512_BF16, else float or double. Runs of rows have sums of their own, which are added in
-// order; where the rows are fewer than threads could take, they share the chunks, each with a dx.
+// has AVX512_BF16, else float or double; sums over pixels go in tiles of AMX where it has them,
+// over pairs of neighbours in a row. Runs of rows have sums of their own, which are added in order;
+// where the rows are fewer than threads could take, they share the chunks, each with a dx.
 //
 // host.cpp and packed.cpp are the entries of the two; rows.h lays out the rows over threads. pack.h
-// packs, products.h and tile_products.h multiply, depthwise.h is the convolution between, forward.h
-// holds the two steps, kernels.cpp lists the entry points.
-// Of the backward, backward.cpp is the host's part, chunk.h goes down the rows, gradients.h sums
-// over pixels, backward.h does what is around that.
+// packs, products.h and tile_products.h multiply, depthwise.h is the convolution between,
+// short_gelu.h its GELU, forward.h holds the two steps, kernels.cpp lists the entry points. Of the
+// backward, backward.cpp is the host's part, chunk.h goes down the rows, gradients.h sums over
+// pixels, backward.h does what is around that.
 #pragma once
 
 #include <cstdint>
@@ -150,7 +151,8 @@ struct FeedForwardBackwardKernels {
   // bytes apart, which are added to the first.
   void (*to_pixels)(const FeedForwardShape&, int64_t channels, const FeedForwardRange&,
                     const void* map, void* pixels);
-  // Pairs of pixels of an item, 0 where there are none, and those of a map.
+  // Pairs of pixels of an item, 0 where there are none, and those of a map: [pairs][channels], or
+  // for tiles [pairs / 16][channels][16].
   int64_t (*pairs)(const FeedForwardShape&);
   void (*to_pairs)(const FeedForwardShape&, int64_t channels, const FeedForwardRange&,
                    const void* pixels, void* out);

@@ -6,11 +6,11 @@
 // pieces, where |x| > 4.4, the result is 0 or x, which it is to within 2.2e-5.
 #pragma once
 
-#include "cpu/common/vec.h"
-
-#if defined(__AVX512F__)
+#include "cpu/depthwise/gelu.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
+
+#if defined(__AVX512F__)
 
 constexpr float kShortPiece = 39.0f / 128;
 
@@ -67,6 +67,22 @@ ATTNOPS_INLINE void short_gelu(VecF* x) {
   for (int p = 0; p < kCount; ++p) x[p] *= sum[p];
 }
 
-}  // namespace attnops::cpu::ATTNOPS_ISA
-
 #endif
+
+// x = gelu(x) of neighbours, to be rounded to factors of type A.
+template <class A, class V, int kCount>
+ATTNOPS_INLINE void factor_gelu(V (&x)[kCount]) {
+  using C = Compute<A>;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) < sizeof(C)) {
+    constexpr int kTogether = kCount < 4 ? kCount : 4;
+#pragma GCC unroll 2
+    for (int p = 0; p < kCount; p += kTogether) short_gelu<kTogether>(x + p);
+    return;
+  }
+#endif
+#pragma GCC unroll 8
+  for (int p = 0; p < kCount; ++p) x[p] = gelu_lanes<C>(x[p]);
+}
+
+}  // namespace attnops::cpu::ATTNOPS_ISA
