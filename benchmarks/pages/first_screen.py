@@ -46,7 +46,7 @@ def _labels(rows: list[Row]) -> str:
     devices = dict.fromkeys(row.device for row in chosen if row.name == OURS)
     if not devices:
         return "Labels of whole networks are not measured."
-    return "\n".join(_sentence([row for row in chosen if row.device == d]) for d in devices)
+    return "\n\n".join(_sentence([row for row in chosen if row.device == d]) for d in devices)
 
 
 def _sentence(rows: list[Row]) -> str:
