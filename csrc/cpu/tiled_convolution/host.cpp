@@ -82,16 +82,14 @@ Tensor tiled_convolution(Tensor x, Tensor weight, std::optional<Tensor> bias,
       x.const_data_ptr(), weight.const_data_ptr(), residual ? residual->const_data_ptr() : nullptr,
       bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr, out.mutable_data_ptr()};
 
-  const bool as_it_is = s.takes_as_it_is();
-  const int64_t positions = as_it_is ? s.batch * s.height * s.width : s.positions();
-  const int64_t steps = (positions + kConvolutionStep - 1) / kConvolutionStep;
+  const int64_t steps = s.items() * s.steps();
   const int64_t workers = std::min(thread_count(), steps);
   const Blocks blocks(s);
   // Tensors, because deployments keep the memory of tensors.
   std::optional<Tensor> laid_out, waiting;
-  if (!as_it_is) {
-    laid_out = new_output(x, {s.channel_steps() * s.laid_out() * kConvolutionStep});
-    const int64_t rows = s.batch * s.item_rows(), parts = std::min(thread_count(), rows);
+  if (!s.takes_as_it_is()) {
+    laid_out = new_output(x, {s.channel_steps() * s.batch * s.laid_out() * kConvolutionStep});
+    const int64_t rows = s.batch * s.height, parts = std::min(thread_count(), rows);
     for_each_worker(parts, [&](int64_t part) {
       kernels()->lay_out(s, args.x, rows * part / parts, rows * (part + 1) / parts,
                          laid_out->mutable_data_ptr());
@@ -110,8 +108,7 @@ Tensor tiled_convolution(Tensor x, Tensor weight, std::optional<Tensor> bias,
         const int64_t last_channel = std::min(c + blocks.channels, s.channel_steps());
         const ConvolutionBlock block = {
             n, last_output, c, last_channel, c == 0, last_channel == s.channel_steps()};
-        kernels()->multiply(s, block, args, from, begin * kConvolutionStep,
-                            std::min(end * kConvolutionStep, positions),
+        kernels()->multiply(s, block, args, from, begin, end,
                             sums == nullptr ? nullptr : sums + begin * blocks.outputs * kSums);
       }
   });

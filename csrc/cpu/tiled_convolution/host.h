@@ -3,11 +3,12 @@
 //   out = relu(conv(x, weight) + bias + residual)
 //
 // A convolution is a sum over taps of products of pixels [positions, C] with weights [C, O]. For
-// that x is laid out anew, 32 channels at a time, with zeros around the map: [C /
-// 32][positions][32], where the positions count through all rows of all batch items, with the same
-// zeros to the right of a row and to the left of the next. Then the pixels that a tap sees are
-// those of the results moved by one distance, and 16 positions in a row are a tile; so are 16
-// pixels of a 1x1 convolution with whole tiles of channels, which takes x as it is.
+// that x is laid out anew, 32 channels at a time, [C / 32][positions][32]: the rows of an item one
+// after the other, with the same zeros to the right of a row and to the left of the next, and some
+// before the first and behind the last. Then the pixels that a tap sees are those of the results
+// moved by one distance, and 16 positions in a row are a tile; so are 16 pixels of a 1x1
+// convolution with whole tiles of channels, which takes x as it is. Taps that see nothing but zeros
+// above or below the map are left out.
 //
 // The processor multiplies faster than its third-level cache gives operands. So weights are taken
 // by blocks that stay in the second-level cache, while the positions go past them: up to
@@ -31,30 +32,32 @@ namespace attnops::cpu {
 
 constexpr int64_t kConvolutionStep = 32;  // channels, results and positions of a step
 
-// side: 1 or 3. pitch, item_rows: of the positions, in a row and an item; spare: rows, and
-// positions of a row, before the first result.
+// side: 1 or 3. An item has `rows` of `pitch` positions, the results in the first ones of a row; of
+// a map that is taken as it is, all items are one row.
 struct ConvolutionShape {
   int64_t batch, channels, outputs, height, width, side, dilation;
   bool relu;
 
   int64_t taps() const { return side * side; }
   int64_t pad() const { return dilation * (side - 1) / 2; }
-  int64_t pitch() const { return width + pad(); }
-  int64_t item_rows() const { return height + 2 * pad(); }
-  int64_t positions() const { return batch * item_rows() * pitch(); }
-  // Those that a step may read behind the last, too.
-  int64_t laid_out() const { return positions() + 2 * pad() * (pitch() + 1) + kConvolutionStep; }
-  int64_t channel_steps() const { return (channels + kConvolutionStep - 1) / kConvolutionStep; }
-  int64_t output_steps() const { return (outputs + kConvolutionStep - 1) / kConvolutionStep; }
-  int64_t weight_step() const { return taps() * kConvolutionStep * kConvolutionStep; }
   bool takes_as_it_is() const {
     return side == 1 && channels % kConvolutionStep == 0 &&
            batch * height * width >= kConvolutionStep;
   }
+  int64_t items() const { return takes_as_it_is() ? 1 : batch; }
+  int64_t pitch() const { return takes_as_it_is() ? batch * height * width : width + pad(); }
+  int64_t rows() const { return takes_as_it_is() ? 1 : height; }
+  int64_t positions() const { return rows() * pitch(); }  // of an item
+  int64_t steps() const { return (positions() + kConvolutionStep - 1) / kConvolutionStep; }
+  // Positions of an item as it is laid out: a step of zeros, its rows, zeros to the right of the
+  // last one, a step of zeros.
+  int64_t laid_out() const { return positions() + pad() + 2 * kConvolutionStep; }
+  int64_t channel_steps() const { return (channels + kConvolutionStep - 1) / kConvolutionStep; }
+  int64_t output_steps() const { return (outputs + kConvolutionStep - 1) / kConvolutionStep; }
+  int64_t weight_step() const { return taps() * kConvolutionStep * kConvolutionStep; }
 };
 
-// Steps of 32 results and of 32 channels, [first, last) each. sums [results][positions][32]: where
-// sums wait between blocks of channels, null if there is one block.
+// Steps of 32 results and of 32 channels, [first, last) each.
 struct ConvolutionBlock {
   int64_t first_output, last_output, first_channel, last_channel;
   bool is_first, is_last;
@@ -68,10 +71,12 @@ struct ConvolutionArguments {
 };
 
 struct ConvolutionKernels {
-  // Rows [first, last) of all items to their places. The rest of `laid_out` is zero before.
+  // Rows [first, last) of all items, `height` each, to their places, and the zeros around them.
   void (*lay_out)(const ConvolutionShape&, const void* x, int64_t first, int64_t last,
                   void* laid_out);
-  // Positions [first, last), of the items' rows, or of x as it is.
+  // Steps [first, last) of the positions of all items. laid_out: null for x as it is. sums
+  // [steps][results][32][32]: where sums wait between blocks of channels, null if there is one
+  // block.
   void (*multiply)(const ConvolutionShape&, const ConvolutionBlock&, const ConvolutionArguments&,
                    const void* laid_out, int64_t first, int64_t last, float* sums);
 };

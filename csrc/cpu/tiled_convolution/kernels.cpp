@@ -28,25 +28,20 @@ void clear_lines(BFloat16* to, int64_t count) { memset(to, 0, static_cast<size_t
 void lay_out(const ConvolutionShape& s, const void* x, int64_t first, int64_t last,
              void* laid_out) {
   const int64_t pitch = s.pitch(), pad = s.pad(), all = s.laid_out();
-  const int64_t rows = s.batch * s.item_rows();
-  for (int64_t step = 0; step < s.channel_steps(); ++step) {
-    BFloat16* to = static_cast<BFloat16*>(laid_out) + step * all * kStep;
+  for (int64_t step = 0; step < s.channel_steps(); ++step)
     for (int64_t row = first; row < last; ++row) {
-      const int64_t item = row / s.item_rows(), y = row % s.item_rows() - pad;
-      BFloat16* line = to + row * pitch * kStep;
-      if (y < 0 || y >= s.height) {
-        clear_lines(line, pitch);
-        continue;
-      }
+      const int64_t item = row / s.height, y = row % s.height;
+      BFloat16* line = static_cast<BFloat16*>(laid_out) +
+                       ((step * s.batch + item) * all + kStep + y * pitch) * kStep;
+      if (y == 0) clear_lines(line - kStep * kStep, kStep);
+      if (y == s.height - 1) clear_lines(line + pitch * kStep, pad + kStep);
       clear_lines(line, pad);
-      const BFloat16* pixel = static_cast<const BFloat16*>(x) +
-                              (item * s.height + y) * s.width * s.channels + step * kStep;
+      const BFloat16* pixel =
+          static_cast<const BFloat16*>(x) + row * s.width * s.channels + step * kStep;
       line += pad * kStep;
       for (int64_t at = 0; at < s.width; ++at, pixel += s.channels, line += kStep)
         copy_line(pixel, s.channels - step * kStep, line);
     }
-    if (last == rows) clear_lines(to + rows * pitch * kStep, all - rows * pitch);
-  }
 }
 
 // Factors of the positions from one on: tiles of channels `channel_bytes` apart, rows of a tile
@@ -64,18 +59,19 @@ class Product {
     if (laid_out == nullptr)
       x_ = {static_cast<const char*>(args.x), s.channels * kHalf, kLine};
     else
-      x_ = {static_cast<const char*>(laid_out), kLine, s.laid_out() * kLine};
-    for (int64_t i = 0; i < s.side; ++i)
-      for (int64_t j = 0; j < s.side; ++j)
-        distances_[i * s.side + j] = (i * s.pitch() + j) * s.dilation * x_.bytes;
+      x_ = {static_cast<const char*>(laid_out) + kStep * kLine, kLine,
+            s.batch * s.laid_out() * kLine};
   }
 
-  void run(bool laid_out, int64_t first, int64_t last) {
-    for (int64_t m = first; m < last; m += kStep) {
+  // Steps [first, last) of all items' positions.
+  void run(int64_t first, int64_t last) {
+    for (int64_t step = first; step < last; ++step) {
+      const int64_t item = step / s_.steps(), m = step % s_.steps() * kStep;
       // A map as it is ends with its last pixel: its last step begins before.
-      const int64_t begin = laid_out ? m : min64(m, s_.batch * s_.height * s_.width - kStep);
+      const int64_t begin = s_.takes_as_it_is() ? min64(m, s_.positions() - kStep) : m;
       finish();  // what stands in the places
-      if (place(laid_out, begin, m, min64(m + kStep, last))) multiply(begin);
+      see(begin);
+      if (place(item, begin, m)) multiply(item * s_.laid_out() + begin);
       waiting_ += waiting_ == nullptr ? 0 : outputs() * kStep * kStep;
     }
     finish();
@@ -86,28 +82,31 @@ class Product {
 
   int64_t outputs() const { return block_.last_output - block_.first_output; }
 
-  // Which pixels the positions from `begin` on are, of [first, last); whether there are any.
-  bool place(bool laid_out, int64_t begin, int64_t first, int64_t last) {
+  // The taps that see some of the map, from positions `begin` on of an item.
+  void see(int64_t begin) {
+    seen_ = 0;
+    const int64_t end = s_.positions() + s_.pad();
+    for (int64_t tap = 0; tap < s_.taps(); ++tap) {
+      const int64_t i = tap / s_.side - s_.side / 2, j = tap % s_.side;
+      const int64_t moved = (i * s_.pitch() + j) * s_.dilation, from = begin + moved;
+      if (from + kStep > 0 && from < end) taps_[seen_++] = {moved * x_.bytes, tap * kStep * kStep};
+    }
+  }
+
+  // Which pixels the positions from `begin` on are, of those from `first` on; whether any are.
+  bool place(int64_t item, int64_t begin, int64_t first) {
     bool any = false;
     for (int64_t i = 0; i < kStep; ++i) {
-      const int64_t at = begin + i;
-      places_[i] = -1;
-      if (at < first || at >= last) continue;
-      if (laid_out) {
-        const int64_t row = at / s_.pitch(), x = at % s_.pitch();
-        const int64_t item = row / s_.item_rows(), y = row % s_.item_rows();
-        if (x >= s_.width || y >= s_.height) continue;
-        places_[i] = (item * s_.height + y) * s_.width + x;
-      } else {
-        places_[i] = at;
-      }
-      any = true;
+      const int64_t at = begin + i, row = at / s_.pitch(), x = at % s_.pitch();
+      const bool is_result = at >= first && row < s_.rows() && x < s_.pitch() - s_.pad();
+      places_[i] = is_result ? (item * s_.rows() + row) * (s_.pitch() - s_.pad()) + x : -1;
+      any = any || is_result;
     }
     return any;
   }
 
   void multiply(int64_t begin) {
-    const int64_t steps = (block_.last_channel - block_.first_channel) * s_.taps();
+    const int64_t steps = (block_.last_channel - block_.first_channel) * seen_;
     const int64_t rows = (kStep + steps - 1) / steps;
     for (int64_t n = block_.first_output; n < block_.last_output; ++n) {
       float* sums =
@@ -121,13 +120,10 @@ class Product {
       const char* x = x_.data + begin * x_.bytes + block_.first_channel * x_.channel_bytes;
       // What the next positions bring that these have not seen, for the first results.
       const char* next =
-          n > block_.first_output ? nullptr : x + kStep * x_.bytes + distances_[s_.taps() - 1];
+          n > block_.first_output ? nullptr : x + kStep * x_.bytes + taps_[seen_ - 1].distance;
       asked_ = {block_.is_last ? 0 : kStep, n * kStep, nullptr};
       for (int64_t c = block_.first_channel; c < block_.last_channel; ++c) {
-        if (s_.side == 3)
-          add_taps<9>(x, weight, next, rows);
-        else
-          add_taps<1>(x, weight, next, rows);
+        add_taps(x, weight, next, rows);
         x += x_.channel_bytes;
         if (next != nullptr) next += x_.channel_bytes;
         weight += s_.weight_step();
@@ -141,20 +137,17 @@ class Product {
     }
   }
 
-  template <int kTaps>
   inline __attribute__((always_inline)) void add_taps(const char* x, const BFloat16* weight,
                                                       const char* next, int64_t rows) {
-    constexpr int64_t kLines = (kStep + kTaps - 1) / kTaps;
-    for (int64_t tap = 0; tap < kTaps; ++tap) {
-      const char* from = x + distances_[tap];
-      const BFloat16* with = weight + tap * kStep * kStep;
+    const int64_t lines = (kStep + seen_ - 1) / seen_;
+    for (int64_t tap = 0; tap < seen_; ++tap) {
+      const char* from = x + taps_[tap].distance;
+      const BFloat16* with = weight + taps_[tap].weight;
       multiply_tile_block<2, 2>({from, from + kTileRows * x_.bytes}, x_.bytes,
                                 {with, with + kTileRows * kStep}, kLine);
-      if (next != nullptr) {
-#pragma GCC unroll 32
-        for (int64_t i = 0; i < kLines; ++i)
-          __builtin_prefetch(next + (tap * kLines + i) * x_.bytes, 0, 2);
-      }
+      if (next != nullptr)
+        for (int64_t i = 0; i < lines; ++i)
+          __builtin_prefetch(next + (tap * lines + i) * x_.bytes, 0, 2);
       for (int64_t i = 0; i < rows; ++i) {
         write_row();
         ask_for_row();
@@ -222,7 +215,12 @@ class Product {
   const ConvolutionArguments& args_;
   float* waiting_;  // sums of these positions between two blocks of channels, or null
   Positions x_{};
-  int64_t distances_[9];
+  // Of a tap: from a result to the pixel that it sees, in bytes, and from weights to its own.
+  struct Tap {
+    int64_t distance, weight;
+  };
+  Tap taps_[9];
+  int64_t seen_ = 0;
   int64_t places_[kStep];
   Rows written_ = {kStep, 0, nullptr}, asked_ = {kStep, 0, nullptr};
   int turn_ = 0;
@@ -233,7 +231,7 @@ void multiply(const ConvolutionShape& s, const ConvolutionBlock& block,
               const ConvolutionArguments& args, const void* laid_out, int64_t first, int64_t last,
               float* sums) {
   const TileRegisters tiles(true);
-  Product(s, block, args, laid_out, sums).run(laid_out != nullptr, first, last);
+  Product(s, block, args, laid_out, sums).run(first, last);
 }
 
 constexpr ConvolutionKernels kKernels = {lay_out, multiply};
