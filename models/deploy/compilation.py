@@ -110,7 +110,7 @@ def _short_messages() -> Iterator[None]:
     """Inductor writes out the arguments of an op that it meets for the first time, for a log.
 
     They are written with all that they are made of, twice where two of them are made of the same:
-    behind many sums of two maps that takes hours.
+    behind sums of two maps the text doubles with each.
     """
     from torch._inductor.exc import OperatorIssue
 

@@ -58,13 +58,23 @@ def direct_calls(half: bool) -> dict[Any, Callable[..., tuple[Tensor, ...]]]:
 
 def declare_feed_forward() -> None:
     """Tell compilers what `attnops_cpu::packed_feed_forward` gives."""
-    _declare(FEED_FORWARD, _like_first)
+    declare(FEED_FORWARD, _like_first)
 
 
-def _declare(name: str, fake: Callable[..., Any]) -> None:
+def declare(name: str, fake: Callable[..., Any]) -> None:
+    """Tell compilers once what the library's op `name` gives."""
     if name not in _known:
         torch.library.register_fake(f"attnops_cpu::{name}", fake, lib=_library)
         _known.add(name)
+
+
+def convolved(x: Tensor, outputs: int) -> Tensor:
+    """What a convolution of the library that keeps a map's size gives, for compilers.
+
+    Its strides are those of the memory format as they know them: they ask whether maps have them.
+    """
+    size = (x.shape[0], outputs, *x.shape[2:])
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _like_first(x: Tensor, *weights: Tensor) -> Tensor:
@@ -76,7 +86,7 @@ def _direct(op: Op) -> Callable[..., tuple[Tensor, ...]]:
     inner = getattr(torch.ops.attnops_cpu, op.name).default
     single = len(inner._schema.returns) == 1
     fake = op._forward.fake
-    _declare(op.name, (lambda *args: fake(*args)[0]) if single else fake)
+    declare(op.name, (lambda *args: fake(*args)[0]) if single else fake)
 
     def run(*args: Any) -> tuple[Tensor, ...]:
         outputs = inner(*op._forward.prepare(*args))
@@ -90,7 +100,7 @@ def _direct(op: Op) -> Callable[..., tuple[Tensor, ...]]:
 
 def _mixed_nmf() -> Callable[..., tuple[Tensor, ...]]:
     """What `nmf` without gradients does of maps that are rounded to bfloat16."""
-    _declare(MIXED_NMF, _factors)
+    declare(MIXED_NMF, _factors)
 
     def run(x: Tensor, bases: Tensor, steps: int, inv_t: float, eps: float, *options: Any) -> Any:
         half, wide = dense(x.bfloat16()), bases.float().contiguous()

@@ -1,8 +1,8 @@
 """Convolutions of a compiled network in bfloat16 by the tiles of AMX, in the C++ library.
 
-oneDNN multiplies in tiles, too, and takes most operands from the third-level cache, which gives
-them more slowly than they are multiplied. The library's way is that of
-csrc/cpu/tiled_convolution/host.h.
+oneDNN multiplies in tiles, too. The library (csrc/cpu/tiled_convolution/host.h) keeps weights in
+the second-level cache while maps go past them, and adds the residual; it does not win everywhere:
+3x3 convolutions of few channels on large maps are slower.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .inner_ops import convolved, declare
+
 STEP = 32  # channels and outputs that are multiplied at a time
 LEAST_CHANNELS = 16  # fewer, and most of a step would be zeros
-
-_library = torch.library.Library("attnops_cpu", "FRAGMENT")
-_known: list[bool] = []
 
 
 @cache
@@ -34,9 +33,7 @@ def has_tiles(dtype: torch.dtype) -> bool:
 
 def tiled_op() -> torch._ops.OpOverload:
     """The op of the library: map, tiles, bias, residual, outputs, side, dilation, relu -> map."""
-    if not _known:
-        torch.library.register_fake("attnops_cpu::tiled_convolution", _fake, lib=_library)
-        _known.append(True)
+    declare("tiled_convolution", _fake)
     return torch.ops.attnops_cpu.tiled_convolution.default
 
 
@@ -50,9 +47,7 @@ def _fake(
     dilation: int,
     relu: bool,
 ) -> Tensor:
-    # Strides of this memory format as the compiler knows them: it asks whether maps have them.
-    size = (x.shape[0], outputs, *x.shape[2:])
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return convolved(x, outputs)
 
 
 def in_tiles(weight: Tensor) -> Tensor:

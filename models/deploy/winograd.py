@@ -12,14 +12,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .inner_ops import convolved, declare
 from .processor import instruction_sets
 
 PANEL = 48  # outputs whose weights lie side by side
 # Rows of G, which turns three weights into those of four parts.
 TRANSFORM = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
-
-_library = torch.library.Library("attnops_cpu", "FRAGMENT")
-_known: list[bool] = []
 
 
 @cache
@@ -39,9 +37,7 @@ def has_winograd(dtype: torch.dtype) -> bool:
 
 def winograd_op() -> torch._ops.OpOverload:
     """The op of the library: map, panels, bias, outputs, groups, dilation, relu -> map."""
-    if not _known:
-        torch.library.register_fake("attnops_cpu::winograd", _fake, lib=_library)
-        _known.append(True)
+    declare("winograd", _fake)
     return torch.ops.attnops_cpu.winograd.default
 
 
@@ -54,9 +50,7 @@ def _fake(
     dilation: int,
     relu: bool,
 ) -> Tensor:
-    # Strides of this memory format as the compiler knows them: it asks whether maps have them.
-    size = (x.shape[0], outputs, *x.shape[2:])
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return convolved(x, outputs)
 
 
 def share_of_products(sides: Sequence[int], dilation: int) -> float:

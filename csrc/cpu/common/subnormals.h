@@ -8,7 +8,7 @@
 namespace attnops::cpu::ATTNOPS_ISA {
 
 // As long as this lives, results of this thread below the normal range are zero. For softmaxes:
-// weights of e^-88 and less are such numbers, and Intel's processors take a hundred cycles for
+// weights of e^-88 and less are such numbers, and Intel's processors take many times as long for
 // every product with one.
 class NoSubnormalResults {
  public:

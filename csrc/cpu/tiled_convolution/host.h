@@ -11,8 +11,8 @@
 // above or below the map are left out.
 //
 // The processor multiplies faster than its third-level cache gives operands. So weights are taken
-// by blocks that stay in the second-level cache, while the positions go past them: up to
-// kMostColumns results by all their terms, or of so many terms as fit, and sums wait in memory. A
+// by blocks that stay in the second-level cache, while the positions go past them: as many results
+// as fit by all their terms, or a few results by as many terms as fit, and sums wait in memory. A
 // block of 32 positions stays in the first-level cache from one tap to the next.
 //
 // Reads x once more than there are such blocks, writes out once; 2 x 2 tiles of sums are made of
