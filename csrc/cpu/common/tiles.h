@@ -94,7 +94,15 @@ ATTNOPS_INLINE void multiply_tile_block(const void* const (&a)[2], int64_t a_byt
     if (kN > 1) add_tile_products<3, 5, 7>();
   }
 }
-// Sums in rows of `stride` elements.
+// Sums in rows of `stride` elements; with stride 0 the same row for all.
+template <int kM, int kN>
+ATTNOPS_INLINE void load_tile_block(const float* sums, int64_t stride) {
+  const int64_t bytes = stride * static_cast<int64_t>(sizeof(float));
+  load_tile<0>(sums, bytes);
+  if (kN > 1) load_tile<1>(sums + kTileRows, bytes);
+  if (kM > 1) load_tile<2>(sums + kTileRows * stride, bytes);
+  if (kM > 1 && kN > 1) load_tile<3>(sums + kTileRows * stride + kTileRows, bytes);
+}
 template <int kM, int kN>
 ATTNOPS_INLINE void store_tile_block(float* sums, int64_t stride) {
   const int64_t bytes = stride * static_cast<int64_t>(sizeof(float));

@@ -72,12 +72,8 @@ struct OuterTileProduct {
   template <int kM, int kN>
   void run(int64_t m, int64_t n) const {
     constexpr int64_t kRow = kFeedForwardChunk * static_cast<int64_t>(sizeof(float));
-    float *target = sums + m * kFeedForwardChunk + n,
-          *below = target + kTileRows * kFeedForwardChunk;
-    load_tile<0>(target, kRow);
-    if (kN > 1) load_tile<1>(target + kTileRows, kRow);
-    if (kM > 1) load_tile<2>(below, kRow);
-    if (kM > 1 && kN > 1) load_tile<3>(below + kTileRows, kRow);
+    float* target = sums + m * kFeedForwardChunk + n;
+    load_tile_block<kM, kN>(target, kFeedForwardChunk);
     for (int64_t p = 0; p < terms; p += kTilePairs) {
       const Pair *a = left + p * rows + m * kTilePairs, *b = right + p * kFeedForwardChunk + n;
       multiply_tile_block<kM, kN>({a, a + kTileRows * kTilePairs}, sizeof(VecF), {b, b + kTileRows},

@@ -97,10 +97,7 @@ struct TilePixelProduct {
     const int64_t left_bytes = stride * static_cast<int64_t>(sizeof(BFloat16));
     const int64_t pixel_bytes = pixel * static_cast<int64_t>(sizeof(float));
     const float* start = bias + n;
-    load_tile<0>(start, 0);
-    if (kN > 1) load_tile<1>(start + kTileRows, 0);
-    if (kM > 1) load_tile<2>(start, 0);
-    if (kM > 1 && kN > 1) load_tile<3>(start + kTileRows, 0);
+    load_tile_block<kM, kN>(start, 0);
     for (int64_t k = 0; k < depth; k += kTileDepth)
       multiply_tile_block<kM, kN>({first.factors + k, second.factors + k}, left_bytes,
                                   {right + k * kPanelRows, next + k * kPanelRows}, sizeof(VecF));

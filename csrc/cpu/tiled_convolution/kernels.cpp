@@ -114,7 +114,7 @@ class Product {
       if (block_.is_first)
         clear_tile_block<2, 2>();
       else
-        load_tile_block(sums);
+        load_tile_block<2, 2>(sums, kStep);
       const BFloat16* weight = static_cast<const BFloat16*>(args_.weight) +
                                (n * s_.channel_steps() + block_.first_channel) * s_.weight_step();
       const char* x = x_.data + begin * x_.bytes + block_.first_channel * x_.channel_bytes;
@@ -153,14 +153,6 @@ class Product {
         ask_for_row();
       }
     }
-  }
-
-  void load_tile_block(const float* sums) const {
-    constexpr int64_t kBytes = kStep * static_cast<int64_t>(sizeof(float));
-    load_tile<0>(sums, kBytes);
-    load_tile<1>(sums + kTileRows, kBytes);
-    load_tile<2>(sums + kTileRows * kStep, kBytes);
-    load_tile<3>(sums + kTileRows * kStep + kTileRows, kBytes);
   }
 
   // Results leave a row at a time, while the next ones are multiplied, and what they are written
