@@ -28,6 +28,13 @@ ATTNOPS_INLINE HalfLanes rounded(VecF v) {
   asm("vcvtneps2bf16 %1, %0" : "=v"(lanes) : "v"(v));
   return lanes;
 }
+// Two vectors, `low` first.
+typedef uint16_t HalfLanesPair __attribute__((vector_size(kVectorBytes)));
+ATTNOPS_INLINE HalfLanesPair rounded(VecF low, VecF high) {
+  HalfLanesPair lanes;
+  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(lanes) : "v"(low), "v"(high));
+  return lanes;
+}
 #endif
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

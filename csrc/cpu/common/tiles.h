@@ -112,6 +112,23 @@ ATTNOPS_INLINE void store_tile_block(float* sums, int64_t stride) {
   if (kM > 1 && kN > 1) store_tile<3>(sums + kTileRows * stride + kTileRows, bytes);
 }
 
+// Some processors wait 250 ns for the next store of a tile if they have stored none for about 30
+// products of 2 x 2 tiles, as long as for 10 of them. Between products this stores one that nobody
+// reads.
+class TileStores {
+ public:
+  inline __attribute__((always_inline)) void expect(int64_t products) {
+    if ((since_ += products) <= kMost) return;
+    store_tile<7>(unused_, 64);
+    since_ = products;
+  }
+
+ private:
+  static constexpr int64_t kMost = 18;
+  int64_t since_ = 0;
+  alignas(64) char unused_[kTileRows * 64];
+};
+
 // body.run<kM, kN>(m, n) for blocks of tiles that cover `rows` x `columns`, with kColumnsOuter
 // those of the same columns one after another.
 template <bool kColumnsOuter, class Body>

@@ -73,8 +73,10 @@ struct OuterTileProduct {
   void run(int64_t m, int64_t n) const {
     constexpr int64_t kRow = kFeedForwardChunk * static_cast<int64_t>(sizeof(float));
     float* target = sums + m * kFeedForwardChunk + n;
+    TileStores stores;
     load_tile_block<kM, kN>(target, kFeedForwardChunk);
     for (int64_t p = 0; p < terms; p += kTilePairs) {
+      stores.expect(1);
       const Pair *a = left + p * rows + m * kTilePairs, *b = right + p * kFeedForwardChunk + n;
       multiply_tile_block<kM, kN>({a, a + kTileRows * kTilePairs}, sizeof(VecF), {b, b + kTileRows},
                                   kRow);

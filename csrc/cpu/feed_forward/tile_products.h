@@ -44,8 +44,10 @@ struct TileProduct {
     const BFloat16 *left = a + m * stride, *right = b + n * depth;
     const int64_t bytes = stride * static_cast<int64_t>(sizeof(BFloat16));
     const int64_t steps = depth / kTileDepth, share = (kStep + steps - 1) / steps;
+    TileStores stores;
     clear_tile_block<kM, kN>();
     for (int64_t k = 0; k < depth; k += kTileDepth) {
+      stores.expect(1);
       multiply_tile_block<kM, kN>({left + k, left + kTileRows * stride + k}, bytes,
                                   {right + k * kPanelRows, right + (depth + k) * kPanelRows},
                                   sizeof(VecF));

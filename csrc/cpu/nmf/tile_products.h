@@ -79,11 +79,13 @@ struct TileSum {
     } else {
       clear_tile_block<kM, kN>();
     }
+    TileStores stores;
     for (const TileFactors& f : factors) {
       const BFloat16* a = at(f.left, m, 0);
       const int64_t row_bytes = f.left.row * static_cast<int64_t>(sizeof(BFloat16));
       const Pair *b = at(f.right, 0, n), *next = at(f.right, 0, n + kTileRows);
       for (int64_t k = 0; k < depth; k += kTileDepth) {
+        stores.expect(1);
         multiply_tile_block<kM, kN>({a, a + kTileRows * f.left.row}, row_bytes, {b, next}, kBytes);
         ahead.step();
         a += f.left.step;
@@ -107,12 +109,9 @@ static void multiply_tiles(const TileFactors (&factors)[kCount], Panels<float> o
 ATTNOPS_INLINE void store_words(void* p, WordLanes words) { memcpy(p, &words, sizeof(words)); }
 
 ATTNOPS_INLINE WordLanes rounded_pairs(VecF even, VecF odd) {
-  typedef uint16_t Lanes __attribute__((vector_size(kVectorBytes)));
-  constexpr Lanes kTurns = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  Lanes lanes;
-  asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(lanes) : "v"(odd), "v"(even));
-  return (WordLanes)__builtin_shuffle(lanes, kTurns);
+  constexpr HalfLanesPair kTurns = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                    8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return (WordLanes)__builtin_shuffle(rounded(even, odd), kTurns);
 }
 // Pairs of terms, and of what rounding takes from them.
 struct Split {
