@@ -20,7 +20,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .tiles import LEAST_CHANNELS as LEAST_IN_TILES
-from .tiles import has_tiles, in_tiles, tiled_op
+from .tiles import STEP, has_tiles, in_tiles, tiled_op
 from .winograd import has_winograd, in_panels, share_of_products, winograd_op
 
 MAP = (2, 64, 68)  # batch and sides of a map whose sizes a graph does not tell
@@ -100,9 +100,11 @@ def _suits_tiles(node: torch.fx.Node, weight: Tensor) -> bool:
         and set(stride) == {1}
         and len(set(dilation)) == 1
         and set(padding) == {dilation[0] * (side - 1) // 2}
-        and groups == 1
         and attribute == "none"
         and min(weight.shape[:2]) >= LEAST_IN_TILES
+        and (
+            groups == 1 or all(n % STEP == 0 for n in (weight.shape[0] // groups, weight.shape[1]))
+        )
         and not _goes_into_gelu(node)
     )
 
@@ -142,11 +144,11 @@ def _use_tiles(
     chain = [node] if residual is None else [node, *node.users]
     relu = _append_relu(chain)
     outputs, _, side, _ = value.shape
-    dilation = node.args[5][0]
+    dilation, groups = node.args[5][0], node.args[6]
 
     def call(x: Any, weight: Any, bias: Any) -> torch.fx.Node:
         more = None if residual is None else _in_channels_last(graph, residual)
-        arguments = (x, weight, bias, more, outputs, side, dilation, relu)
+        arguments = (x, weight, bias, more, outputs, side, dilation, groups, relu)
         return graph.call_function(tiled_op(), arguments)
 
     _use_library(graph, chain, shared, lambda: in_tiles(value), call, maps=(0, 3))

@@ -1,8 +1,7 @@
 """Convolutions of a compiled network in bfloat16 by the tiles of AMX, in the C++ library.
 
 oneDNN multiplies in tiles, too. The library (csrc/cpu/tiled_convolution/host.h) keeps weights in
-the second-level cache while maps go past them, and adds the residual; it does not win everywhere:
-3x3 convolutions of few channels on large maps are slower.
+the second-level cache while maps go past them, and adds the residual.
 """
 
 from __future__ import annotations
@@ -25,14 +24,16 @@ def has_tiles(dtype: torch.dtype) -> bool:
         return False
     x = torch.zeros(1, STEP, 1, 1, dtype=dtype)
     try:
-        tiled_op()(x, in_tiles(x), None, None, 1, 1, 1, False)
+        tiled_op()(x, in_tiles(x), None, None, 1, 1, 1, 1, False)
     except RuntimeError:  # another processor, or ATTNOPS_ISA leaves AMX out
         return False
     return True
 
 
 def tiled_op() -> torch._ops.OpOverload:
-    """The op of the library: map, tiles, bias, residual, outputs, side, dilation, relu -> map."""
+    """The op of the library: map, tiles, bias, residual, outputs, side, dilation, groups, relu
+    -> map.
+    """
     declare("tiled_convolution", _fake)
     return torch.ops.attnops_cpu.tiled_convolution.default
 
@@ -45,13 +46,14 @@ def _fake(
     outputs: int,
     side: int,
     dilation: int,
+    groups: int,
     relu: bool,
 ) -> Tensor:
     return convolved(x, outputs)
 
 
 def in_tiles(weight: Tensor) -> Tensor:
-    """Weights `[O, C, k, k]` as the library takes them.
+    """Weights `[O, C, k, k]`, C of a group, as the library takes them.
 
     Shapes: `[O/32, C/32, k*k, 2, 16, 16, 2]`, outputs by pairs of channels, O and C padded with
         zeros to multiples of 32.

@@ -12,6 +12,14 @@ inline bool is_channels_last(const Tensor& map) {
   return map.size(1) > 1 && map.stride(1) == 1 && !map.is_contiguous();
 }
 
+// Whether the channels of a pixel, the pixels of a row, the rows and the items follow one another.
+inline bool has_inner_channels(const Tensor& map) {
+  const int64_t channels = map.size(1), height = map.size(2), width = map.size(3);
+  return (channels == 1 || map.stride(1) == 1) && (width == 1 || map.stride(3) == channels) &&
+         (height == 1 || map.stride(2) == width * channels) &&
+         (map.size(0) == 1 || map.stride(0) == height * width * channels);
+}
+
 inline MapSizes map_sizes(const Tensor& map) {
   STD_TORCH_CHECK(map.dim() == 4, "expected maps [B, C, H, W]");
   return {map.size(0), map.size(1), map.size(2), map.size(3), is_channels_last(map)};

@@ -7,12 +7,15 @@
 #include "common/register.h"
 #include "cpu/common/host.h"
 #include "cpu/common/maps.h"
+#include "plan.h"
 
 namespace attnops::cpu {
 namespace {
 
 constexpr int64_t kWeightBytes = int64_t{1} << 20;  // of a block: half of a second-level cache
 constexpr int64_t kFewestOutputs = 4;               // steps of a block that does not hold all terms
+constexpr int64_t kStripeBytes = int64_t{1} << 17;  // of pixels that are multiplied once laid out
+constexpr int64_t kSums = kConvolutionStep * kConvolutionStep;
 
 const ConvolutionKernels* kernels() {
   if (!multiplies_tiles()) return nullptr;
@@ -25,12 +28,11 @@ struct Blocks {
   int64_t outputs, channels;
 
   explicit Blocks(const ConvolutionShape& s) {
-    const int64_t step = s.weight_step() * 2, column = s.channel_steps() * step;
-    const int64_t fit = kWeightBytes / column, all = s.output_steps();
+    const int64_t terms = s.group_channel_steps(), step = s.weight_step() * 2;
+    const int64_t fit = kWeightBytes / (terms * step), all = s.group_output_steps();
     outputs = even(all, std::max(fit, kFewestOutputs));
-    channels = outputs <= fit
-                   ? s.channel_steps()
-                   : even(s.channel_steps(), std::max<int64_t>(1, kWeightBytes / (outputs * step)));
+    channels =
+        outputs <= fit ? terms : even(terms, std::max<int64_t>(1, kWeightBytes / (outputs * step)));
   }
 
  private:
@@ -40,32 +42,102 @@ struct Blocks {
   }
 };
 
+bool takes_as_it_is(const ConvolutionShape& s) {
+  return s.side == 1 && s.channels % kConvolutionStep == 0 &&
+         s.batch * s.height * s.width >= kConvolutionStep;
+}
+
+// What a worker does.
+struct Work {
+  const ConvolutionShape& shape;
+  const ConvolutionArguments& args;
+  const Blocks& blocks;
+  const Plan& plan;
+  BFloat16* laid_out;  // null where x is taken as it is
+  float* waiting;      // null where a block holds all terms
+
+  LaidOut place(const LaidOut& rows, int64_t at) const {
+    return {rows.item, rows.first, rows.last, laid_out == nullptr ? nullptr : laid_out + at};
+  }
+
+  // Share `part` of `parts` of all rows, where all workers share them.
+  void lay_out(int64_t part, int64_t parts) const {
+    const int64_t all = shape.batch * shape.height, end = all * (part + 1) / parts;
+    for (int64_t row = all * part / parts; row < end;) {
+      const int64_t first = row % shape.height;
+      const int64_t last = std::min(first + end - row, shape.height);
+      LaidOut item = {row / shape.height, 0, shape.height, nullptr};
+      item = place(item, item.item * item.elements(shape));
+      kernels()->lay_out(shape, args.x, first, last, item);
+      row += last - first;
+    }
+  }
+
+  void multiply(int64_t worker) const {
+    const int64_t outputs = shape.group_output_steps(), terms = shape.group_channel_steps();
+    bool is_first = true;
+    for (int64_t group = 0; group < shape.groups; ++group)
+      for (int64_t n = 0; n < outputs; n += blocks.outputs)
+        for (int64_t c = 0; c < terms; c += blocks.channels) {
+          const int64_t last_output = std::min(n + blocks.outputs, outputs);
+          const int64_t last_term = std::min(c + blocks.channels, terms);
+          const ConvolutionBlock block = {group * outputs + n,
+                                          group * outputs + last_output,
+                                          group * terms + c,
+                                          group * terms + last_term,
+                                          c == 0,
+                                          last_term == terms};
+          for (const Part& part : plan.workers[static_cast<size_t>(worker)])
+            multiply(block, part, is_first && laid_out != nullptr && !plan.shares);
+          is_first = false;
+        }
+  }
+
+ private:
+  // With `lays_out` rows are laid out as they are needed.
+  void multiply(const ConvolutionBlock& block, const Part& part, bool lays_out) const {
+    const int64_t bytes = shape.channel_steps() * kSums * static_cast<int64_t>(sizeof(BFloat16));
+    const int64_t stripe =
+        lays_out ? std::max<int64_t>(1, kStripeBytes / bytes) : part.last - part.first;
+    const LaidOut rows = place(part.rows, part.at);
+    int64_t row = rows.first;
+    for (int64_t step = part.first; step < part.last; step += stripe) {
+      const int64_t last = std::min(step + stripe, part.last), needed = shape.last_row(last);
+      if (lays_out && row < needed) {
+        kernels()->lay_out(shape, args.x, row, needed, rows);
+        row = needed;
+      }
+      const int64_t before = rows.item * shape.steps() + step;
+      float* const sums = waiting == nullptr ? nullptr : waiting + before * blocks.outputs * kSums;
+      kernels()->multiply(shape, block, args, rows, step, last, sums);
+    }
+  }
+};
+
 void check(const Tensor& x, const Tensor& weight, const ConvolutionShape& s) {
   STD_TORCH_CHECK(kernels() != nullptr, "tiled_convolution: this processor has no AMX");
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16 && x.numel() > 0,
                   "tiled_convolution: expected a map in bfloat16");
   STD_TORCH_CHECK((s.side == 1 || s.side == 3) && s.dilation > 0 && s.outputs > 0,
                   "tiled_convolution: expected 1x1 or 3x3 weights");
-  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::BFloat16 && weight.is_contiguous() &&
-                      weight.numel() == s.output_steps() * s.channel_steps() * s.weight_step(),
-                  "tiled_convolution: expected weights in tiles of ", s.channels, " channels and ",
-                  s.outputs, " outputs");
-}
-
-bool has_inner_channels(const Tensor& x) {
-  const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
-  return (channels == 1 || x.stride(1) == 1) && (width == 1 || x.stride(3) == channels) &&
-         (height == 1 || x.stride(2) == width * channels) &&
-         (x.size(0) == 1 || x.stride(0) == height * width * channels);
+  const int64_t step = kConvolutionStep * s.groups;
+  STD_TORCH_CHECK(
+      s.groups == 1 || (s.groups > 1 && s.channels % step == 0 && s.outputs % step == 0),
+      "tiled_convolution: expected groups of multiples of 32 channels and outputs");
+  STD_TORCH_CHECK(
+      weight.scalar_type() == ScalarType::BFloat16 && weight.is_contiguous() &&
+          weight.numel() == s.output_steps() * s.group_channel_steps() * s.weight_step(),
+      "tiled_convolution: expected weights in tiles of ", s.channels / s.groups, " channels and ",
+      s.outputs, " outputs");
 }
 
 Tensor tiled_convolution(Tensor x, Tensor weight, std::optional<Tensor> bias,
                          std::optional<Tensor> residual, int64_t outputs, int64_t side,
-                         int64_t dilation, bool relu) {
+                         int64_t dilation, int64_t groups, bool relu) {
   STD_TORCH_CHECK(x.dim() == 4 && has_inner_channels(x),
                   "tiled_convolution: expected a map [B, C, H, W] with contiguous channels");
-  const ConvolutionShape s = {x.size(0), x.size(1), outputs,  x.size(2),
-                              x.size(3), side,      dilation, relu};
+  ConvolutionShape s = {x.size(0), x.size(1), outputs, x.size(2), x.size(3),
+                        side,      dilation,  groups,  relu};
   check(x, weight, s);
   if (residual)
     STD_TORCH_CHECK(residual->scalar_type() == ScalarType::BFloat16 && residual->dim() == 4 &&
@@ -82,43 +154,32 @@ Tensor tiled_convolution(Tensor x, Tensor weight, std::optional<Tensor> bias,
       x.const_data_ptr(), weight.const_data_ptr(), residual ? residual->const_data_ptr() : nullptr,
       bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr, out.mutable_data_ptr()};
 
-  const int64_t steps = s.items() * s.steps();
-  const int64_t workers = std::min(thread_count(), steps);
+  const bool as_it_is = takes_as_it_is(s);
+  if (as_it_is)
+    s = {1, s.channels, outputs, 1, s.batch * s.height * s.width, side, dilation, groups, relu};
   const Blocks blocks(s);
+  const Plan plan(s, as_it_is, thread_count());
   // Tensors, because deployments keep the memory of tensors.
   std::optional<Tensor> laid_out, waiting;
-  if (!s.takes_as_it_is()) {
-    laid_out = new_output(x, {s.channel_steps() * s.batch * s.laid_out() * kConvolutionStep});
-    const int64_t rows = s.batch * s.height, parts = std::min(thread_count(), rows);
-    for_each_worker(parts, [&](int64_t part) {
-      kernels()->lay_out(s, args.x, rows * part / parts, rows * (part + 1) / parts,
-                         laid_out->mutable_data_ptr());
-    });
-  }
-  constexpr int64_t kSums = kConvolutionStep * kConvolutionStep;
-  const bool waits = blocks.channels < s.channel_steps();
-  if (waits) waiting = new_output(x, {steps * blocks.outputs * kSums * 2});
-  const void* const from = laid_out ? laid_out->const_data_ptr() : nullptr;
-  float* const sums = waiting ? static_cast<float*>(waiting->mutable_data_ptr()) : nullptr;
-  for_each_worker(workers, [&](int64_t worker) {
-    const int64_t begin = steps * worker / workers, end = steps * (worker + 1) / workers;
-    for (int64_t n = 0; n < s.output_steps(); n += blocks.outputs)
-      for (int64_t c = 0; c < s.channel_steps(); c += blocks.channels) {
-        const int64_t last_output = std::min(n + blocks.outputs, s.output_steps());
-        const int64_t last_channel = std::min(c + blocks.channels, s.channel_steps());
-        const ConvolutionBlock block = {
-            n, last_output, c, last_channel, c == 0, last_channel == s.channel_steps()};
-        kernels()->multiply(s, block, args, from, begin, end,
-                            sums == nullptr ? nullptr : sums + begin * blocks.outputs * kSums);
-      }
-  });
+  if (!as_it_is) laid_out = new_output(x, {plan.elements});
+  if (blocks.channels < s.group_channel_steps())
+    waiting = new_output(x, {s.batch * s.steps() * blocks.outputs * kSums * 2});
+  const Work work = {s,
+                     args,
+                     blocks,
+                     plan,
+                     laid_out ? static_cast<BFloat16*>(laid_out->mutable_data_ptr()) : nullptr,
+                     waiting ? static_cast<float*>(waiting->mutable_data_ptr()) : nullptr};
+  const int64_t workers = static_cast<int64_t>(plan.workers.size());
+  if (plan.shares) for_each_worker(workers, [&](int64_t worker) { work.lay_out(worker, workers); });
+  for_each_worker(workers, [&](int64_t worker) { work.multiply(worker); });
   return out;
 }
 // x [B, C, H, W] and residual [B, outputs, H, W] in bfloat16 with contiguous channels, weight in
 // tiles, bias [outputs] float32 -> out like residual.
 ATTNOPS_REGISTER(cpu, CPU, tiled_convolution,
                  "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int outputs, int side, "
-                 "int dilation, bool relu) -> Tensor")
+                 "int dilation, int groups, bool relu) -> Tensor")
 
 }  // namespace
 }  // namespace attnops::cpu

@@ -3,23 +3,24 @@
 //   out = relu(conv(x, weight) + bias + residual)
 //
 // A convolution is a sum over taps of products of pixels [positions, C] with weights [C, O]. For
-// that x is laid out anew, 32 channels at a time, [C / 32][positions][32]: the rows of an item one
-// after the other, with the same zeros to the right of a row and to the left of the next, and some
-// before the first and behind the last. Then the pixels that a tap sees are those of the results
-// moved by one distance, and 16 positions in a row are a tile; so are 16 pixels of a 1x1
-// convolution with whole tiles of channels, which takes x as it is. Taps that see nothing but zeros
-// above or below the map are left out.
+// that x is laid out anew, 32 channels at a time, [C / 32][positions][32]: rows one after the
+// other, with the same zeros to the right of a row and to the left of the next, and some before the
+// first and behind the last. Then the pixels that a tap sees are those of the results moved by one
+// distance, and 16 positions in a row are a tile. Taps that see nothing but zeros above or below
+// the map are left out. A 1x1 convolution takes 16 pixels of x as it is as a tile.
 //
 // The processor multiplies faster than its third-level cache gives operands. So weights are taken
 // by blocks that stay in the second-level cache, while the positions go past them: as many results
 // as fit by all their terms, or a few results by as many terms as fit, and sums wait in memory. A
+// worker lays out a few rows and multiplies them at once, with the first block of weights; where it
+// would lay out more for its neighbours' sake than of its own, all lay out the whole map before. A
 // block of 32 positions stays in the first-level cache from one tap to the next.
 //
 // Reads x once more than there are such blocks, writes out once; 2 x 2 tiles of sums are made of
 // 4 tiles of factors at a time, 64 bytes a cycle, which the second-level cache just gives.
 //
-// Weights: [O / 32][C / 32][taps][2][16][16][2], outputs by terms in pairs, C and O padded with
-// zeros to multiples of 32.
+// Weights: [O / 32][C / 32][taps][2][16][16][2], outputs by terms in pairs, C (of a group) and O
+// padded with zeros to multiples of 32.
 //
 // host.cpp plans the blocks and shares positions out; kernels.cpp lays x out and multiplies.
 #pragma once
@@ -32,32 +33,49 @@ namespace attnops::cpu {
 
 constexpr int64_t kConvolutionStep = 32;  // channels, results and positions of a step
 
-// side: 1 or 3. An item has `rows` of `pitch` positions, the results in the first ones of a row; of
-// a map that is taken as it is, all items are one row.
+// side: 1 or 3; of several groups each has whole steps of channels and of results. An item has
+// `height` rows of `pitch` positions, with the results in the first `width` of a row.
 struct ConvolutionShape {
-  int64_t batch, channels, outputs, height, width, side, dilation;
+  int64_t batch, channels, outputs, height, width, side, dilation, groups;
   bool relu;
 
   int64_t taps() const { return side * side; }
   int64_t pad() const { return dilation * (side - 1) / 2; }
-  bool takes_as_it_is() const {
-    return side == 1 && channels % kConvolutionStep == 0 &&
-           batch * height * width >= kConvolutionStep;
-  }
-  int64_t items() const { return takes_as_it_is() ? 1 : batch; }
-  int64_t pitch() const { return takes_as_it_is() ? batch * height * width : width + pad(); }
-  int64_t rows() const { return takes_as_it_is() ? 1 : height; }
-  int64_t positions() const { return rows() * pitch(); }  // of an item
+  int64_t pitch() const { return width + pad(); }
+  int64_t positions() const { return height * pitch(); }  // of an item
   int64_t steps() const { return (positions() + kConvolutionStep - 1) / kConvolutionStep; }
-  // Positions of an item as it is laid out: a step of zeros, its rows, zeros to the right of the
-  // last one, a step of zeros.
-  int64_t laid_out() const { return positions() + pad() + 2 * kConvolutionStep; }
+  // Rows [first, last) that the results of steps [first, last) see.
+  int64_t first_row(int64_t first) const {
+    const int64_t row = first * kConvolutionStep / pitch() - pad();
+    return row < 0 ? 0 : row;
+  }
+  int64_t last_row(int64_t last) const {
+    const int64_t row = (last * kConvolutionStep - 1) / pitch() + 1 + pad();
+    return row > height ? height : row;
+  }
   int64_t channel_steps() const { return (channels + kConvolutionStep - 1) / kConvolutionStep; }
   int64_t output_steps() const { return (outputs + kConvolutionStep - 1) / kConvolutionStep; }
+  int64_t group_channel_steps() const { return channel_steps() / groups; }
+  int64_t group_output_steps() const { return output_steps() / groups; }
   int64_t weight_step() const { return taps() * kConvolutionStep * kConvolutionStep; }
 };
 
-// Steps of 32 results and of 32 channels, [first, last) each.
+// Rows [first, last) of an item, laid out: for every step of channels a step of zeros, the rows,
+// zeros to the right of the last one, a step of zeros. data is null where x is taken as it is: a
+// 1x1 convolution of one row, of at least a step, with whole steps of channels.
+struct LaidOut {
+  int64_t item, first, last;
+  void* data;
+
+  int64_t positions(const ConvolutionShape& s) const {
+    return (last - first) * s.pitch() + 2 * s.pad() + 2 * kConvolutionStep;
+  }
+  int64_t elements(const ConvolutionShape& s) const {
+    return s.channel_steps() * positions(s) * kConvolutionStep;
+  }
+};
+
+// Steps of 32 results and of 32 channels, [first, last) each, of one group.
 struct ConvolutionBlock {
   int64_t first_output, last_output, first_channel, last_channel;
   bool is_first, is_last;
@@ -71,14 +89,14 @@ struct ConvolutionArguments {
 };
 
 struct ConvolutionKernels {
-  // Rows [first, last) of all items, `height` each, to their places, and the zeros around them.
+  // Rows [first, last) of those of `to`, and the zeros around them.
   void (*lay_out)(const ConvolutionShape&, const void* x, int64_t first, int64_t last,
-                  void* laid_out);
-  // Steps [first, last) of the positions of all items. laid_out: null for x as it is. sums
+                  const LaidOut& to);
+  // Steps [first, last) of an item's positions, all of whose taps see rows that are laid out. sums
   // [steps][results][32][32]: where sums wait between blocks of channels, null if there is one
   // block.
   void (*multiply)(const ConvolutionShape&, const ConvolutionBlock&, const ConvolutionArguments&,
-                   const void* laid_out, int64_t first, int64_t last, float* sums);
+                   const LaidOut&, int64_t first, int64_t last, float* sums);
 };
 
 #define ATTNOPS_DECLARE_CONVOLUTION(isa)            \

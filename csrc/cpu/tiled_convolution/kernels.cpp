@@ -9,13 +9,13 @@ namespace {
 
 constexpr int64_t kStep = kConvolutionStep;
 constexpr int64_t kVector = kWidth<float>;
-constexpr int64_t kLine = kStep * static_cast<int64_t>(sizeof(BFloat16));
+constexpr int64_t kHalf = sizeof(BFloat16);
+constexpr int64_t kLine = kStep * kHalf;
 static_assert(kStep == 2 * kTileRows && kStep == kTileDepth, "a step is whole tiles");
 
 // 32 channels of a pixel, of which `count` are there.
 ATTNOPS_INLINE void copy_line(const BFloat16* from, int64_t count, BFloat16* to) {
-  typedef uint16_t Lanes __attribute__((vector_size(kLine)));
-  Lanes lanes = {};
+  HalfLanesPair lanes = {};
   if (count >= kStep)
     memcpy(&lanes, from, sizeof(lanes));
   else
@@ -26,88 +26,90 @@ ATTNOPS_INLINE void copy_line(const BFloat16* from, int64_t count, BFloat16* to)
 void clear_lines(BFloat16* to, int64_t count) { memset(to, 0, static_cast<size_t>(count * kLine)); }
 
 void lay_out(const ConvolutionShape& s, const void* x, int64_t first, int64_t last,
-             void* laid_out) {
-  const int64_t pitch = s.pitch(), pad = s.pad(), all = s.laid_out();
-  for (int64_t step = 0; step < s.channel_steps(); ++step)
-    for (int64_t row = first; row < last; ++row) {
-      const int64_t item = row / s.height, y = row % s.height;
-      BFloat16* line = static_cast<BFloat16*>(laid_out) +
-                       ((step * s.batch + item) * all + kStep + y * pitch) * kStep;
-      if (y == 0) clear_lines(line - kStep * kStep, kStep);
-      if (y == s.height - 1) clear_lines(line + pitch * kStep, pad + kStep);
-      clear_lines(line, pad);
-      const BFloat16* pixel =
-          static_cast<const BFloat16*>(x) + row * s.width * s.channels + step * kStep;
-      line += pad * kStep;
-      for (int64_t at = 0; at < s.width; ++at, pixel += s.channels, line += kStep)
-        copy_line(pixel, s.channels - step * kStep, line);
+             const LaidOut& to) {
+  const int64_t pitch = s.pitch(), pad = s.pad(), apart = to.positions(s) * kStep;
+  for (int64_t row = first; row < last; ++row) {
+    BFloat16* line = static_cast<BFloat16*>(to.data) + (kStep + (row - to.first) * pitch) * kStep;
+    for (int64_t step = 0; step < s.channel_steps(); ++step) {
+      BFloat16* begin = line + step * apart;
+      if (row == to.first) clear_lines(begin - kStep * kStep, kStep + pad);
+      clear_lines(begin + pitch * kStep, row == to.last - 1 ? 2 * pad + kStep : pad);
     }
+    line += pad * kStep;
+    const BFloat16* pixel =
+        static_cast<const BFloat16*>(x) + (to.item * s.height + row) * s.width * s.channels;
+    for (int64_t at = 0; at < s.width; ++at, pixel += s.channels, line += kStep)
+      for (int64_t c = 0; c < s.channels; c += kStep)
+        copy_line(pixel + c, s.channels - c, line + c / kStep * apart);
+  }
 }
-
-// Factors of the positions from one on: tiles of channels `channel_bytes` apart, rows of a tile
-// `bytes` apart.
-struct Positions {
-  const char* data;
-  int64_t bytes, channel_bytes;
-};
 
 class Product {
  public:
   Product(const ConvolutionShape& s, const ConvolutionBlock& block,
-          const ConvolutionArguments& args, const void* laid_out, float* sums)
+          const ConvolutionArguments& args, const LaidOut& from, float* sums)
       : s_(s), block_(block), args_(args), waiting_(sums) {
-    if (laid_out == nullptr)
-      x_ = {static_cast<const char*>(args.x), s.channels * kHalf, kLine};
+    if (from.data == nullptr)
+      x_ = {static_cast<const char*>(args.x), 0, s.channels * kHalf, kLine};
     else
-      x_ = {static_cast<const char*>(laid_out) + kStep * kLine, kLine,
-            s.batch * s.laid_out() * kLine};
+      x_ = {static_cast<const char*>(from.data), from.first * s.pitch() - kStep, kLine,
+            from.positions(s) * kLine};
+    takes_as_it_is_ = from.data == nullptr;
+    first_pixel_ = from.item * s.height * s.width;
+    for (int64_t tap = 0; tap < s.taps(); ++tap) {
+      const int64_t i = tap / s.side - s.side / 2, j = tap % s.side;
+      moved_[tap] = (i * s.pitch() + j) * s.dilation;
+    }
   }
 
-  // Steps [first, last) of all items' positions.
+  // Steps [first, last) of the item's positions.
   void run(int64_t first, int64_t last) {
     for (int64_t step = first; step < last; ++step) {
-      const int64_t item = step / s_.steps(), m = step % s_.steps() * kStep;
       // A map as it is ends with its last pixel: its last step begins before.
-      const int64_t begin = s_.takes_as_it_is() ? min64(m, s_.positions() - kStep) : m;
+      const int64_t begin =
+          takes_as_it_is_ ? min64(step * kStep, s_.positions() - kStep) : step * kStep;
       finish();  // what stands in the places
       see(begin);
-      if (place(item, begin, m)) multiply(item * s_.laid_out() + begin);
+      if (place(begin, step * kStep)) multiply(begin);
       waiting_ += waiting_ == nullptr ? 0 : outputs() * kStep * kStep;
     }
     finish();
   }
 
  private:
-  static constexpr int64_t kHalf = sizeof(BFloat16);
-
   int64_t outputs() const { return block_.last_output - block_.first_output; }
 
-  // The taps that see some of the map, from positions `begin` on of an item.
+  // The taps that see some of the map, from positions `begin` on.
   void see(int64_t begin) {
     seen_ = 0;
     const int64_t end = s_.positions() + s_.pad();
     for (int64_t tap = 0; tap < s_.taps(); ++tap) {
-      const int64_t i = tap / s_.side - s_.side / 2, j = tap % s_.side;
-      const int64_t moved = (i * s_.pitch() + j) * s_.dilation, from = begin + moved;
-      if (from + kStep > 0 && from < end) taps_[seen_++] = {moved * x_.bytes, tap * kStep * kStep};
+      const int64_t from = begin + moved_[tap];
+      if (from + kStep > 0 && from < end)
+        taps_[seen_++] = {moved_[tap] * x_.bytes, tap * kStep * kStep};
     }
   }
 
   // Which pixels the positions from `begin` on are, of those from `first` on; whether any are.
-  bool place(int64_t item, int64_t begin, int64_t first) {
-    bool any = false;
-    for (int64_t i = 0; i < kStep; ++i) {
-      const int64_t at = begin + i, row = at / s_.pitch(), x = at % s_.pitch();
-      const bool is_result = at >= first && row < s_.rows() && x < s_.pitch() - s_.pad();
-      places_[i] = is_result ? (item * s_.rows() + row) * (s_.pitch() - s_.pad()) + x : -1;
-      any = any || is_result;
+  bool place(int64_t begin, int64_t first) {
+    int64_t row = begin / s_.pitch(), column = begin % s_.pitch(), any = 0;
+    for (int64_t i = 0; i < kStep; ++row, column = 0) {
+      const int64_t run = min64(kStep - i, s_.pitch() - column);
+      const int64_t results = row < s_.height ? s_.width - column : 0;
+      const int64_t pixel = first_pixel_ + row * s_.width + column, skipped = first - begin - i;
+      for (int64_t k = 0; k < run; ++k) {
+        const bool is_result = k < results && k >= skipped;
+        places_[i + k] = is_result ? pixel + k : -1;
+        any += is_result;
+      }
+      i += run;
     }
-    return any;
+    return any > 0;
   }
 
   void multiply(int64_t begin) {
     const int64_t steps = (block_.last_channel - block_.first_channel) * seen_;
-    const int64_t rows = (kStep + steps - 1) / steps;
+    const int64_t rows = (kStep + steps - 1) / steps, terms = s_.group_channel_steps();
     for (int64_t n = block_.first_output; n < block_.last_output; ++n) {
       float* sums =
           waiting_ == nullptr ? nullptr : waiting_ + (n - block_.first_output) * kStep * kStep;
@@ -116,16 +118,20 @@ class Product {
       else
         load_tile_block<2, 2>(sums, kStep);
       const BFloat16* weight = static_cast<const BFloat16*>(args_.weight) +
-                               (n * s_.channel_steps() + block_.first_channel) * s_.weight_step();
-      const char* x = x_.data + begin * x_.bytes + block_.first_channel * x_.channel_bytes;
-      // What the next positions bring that these have not seen, for the first results.
-      const char* next =
-          n > block_.first_output ? nullptr : x + kStep * x_.bytes + taps_[seen_ - 1].distance;
+                               (n * terms + block_.first_channel % terms) * s_.weight_step();
+      const char* x =
+          x_.data + (begin - x_.first) * x_.bytes + block_.first_channel * x_.channel_bytes;
+      // The next pixels of a map as it is are asked for with the first results.
+      const bool asks = takes_as_it_is_ && n == block_.first_output;
+      TileStores stores;
       asked_ = {block_.is_last ? 0 : kStep, n * kStep, nullptr};
       for (int64_t c = block_.first_channel; c < block_.last_channel; ++c) {
-        add_taps(x, weight, next, rows);
+        stores.expect(seen_);
+        if (asks)
+          for (int64_t i = 0; i < kStep; ++i) __builtin_prefetch(x + (kStep + i) * x_.bytes, 0, 2);
+        add_taps(x, weight, rows);
+        ask_for_sums(sums, c);
         x += x_.channel_bytes;
-        if (next != nullptr) next += x_.channel_bytes;
         weight += s_.weight_step();
       }
       finish();
@@ -138,63 +144,71 @@ class Product {
   }
 
   inline __attribute__((always_inline)) void add_taps(const char* x, const BFloat16* weight,
-                                                      const char* next, int64_t rows) {
-    const int64_t lines = (kStep + seen_ - 1) / seen_;
+                                                      int64_t rows) {
     for (int64_t tap = 0; tap < seen_; ++tap) {
       const char* from = x + taps_[tap].distance;
       const BFloat16* with = weight + taps_[tap].weight;
       multiply_tile_block<2, 2>({from, from + kTileRows * x_.bytes}, x_.bytes,
                                 {with, with + kTileRows * kStep}, kLine);
-      if (next != nullptr)
-        for (int64_t i = 0; i < lines; ++i)
-          __builtin_prefetch(next + (tap * lines + i) * x_.bytes, 0, 2);
-      for (int64_t i = 0; i < rows; ++i) {
-        write_row();
-        ask_for_row();
-      }
+      write_rows(rows);
+      ask_for_rows(rows);
     }
   }
 
-  // Results leave a row at a time, while the next ones are multiplied, and what they are written
-  // to is asked for while they are.
-  inline __attribute__((always_inline)) void ask_for_row() {
-    if (asked_.row >= kStep) return;
-    const int64_t place = places_[asked_.row++], at = place * s_.outputs + asked_.n;
-    if (place < 0) return;
-    asm volatile("prefetchw %0" ::"m"(static_cast<BFloat16*>(args_.out)[at]));
-    if (args_.residual != nullptr)
-      __builtin_prefetch(static_cast<const BFloat16*>(args_.residual) + at);
+  // Results leave a few rows at a time, while the next ones are multiplied, and what they are
+  // written to is asked for while they are.
+  inline __attribute__((always_inline)) void ask_for_rows(int64_t count) {
+    if (args_.residual == nullptr) return;
+    const BFloat16* const residual = static_cast<const BFloat16*>(args_.residual) + asked_.n;
+    for (const int64_t last = min64(asked_.row + count, kStep); asked_.row < last; ++asked_.row)
+      if (places_[asked_.row] >= 0) __builtin_prefetch(residual + places_[asked_.row] * s_.outputs);
   }
 
-  inline __attribute__((always_inline)) void write_row() {
-    if (written_.row >= kStep) return;
-    const int64_t row = written_.row++, n = written_.n, place = places_[row];
-    if (place < 0) return;
-    const int64_t count = min64(kStep, s_.outputs - n), at = place * s_.outputs + n;
-    const float* sums = written_.sums + row * kStep;
-    VecF v[2] = {load(sums), load(sums + kVector)};
+  // A share of the sums that come next, for one step of channels.
+  void ask_for_sums(const float* sums, int64_t channel) {
+    if (sums == nullptr) return;
+    constexpr int64_t kSums = kStep * kStep;
+    const int64_t steps = block_.last_channel - block_.first_channel;
+    const int64_t share = (kSums / kVector + steps - 1) / steps * kVector;
+    const int64_t first = (channel - block_.first_channel) * share;
+    for (int64_t i = first; i < min64(first + share, kSums); i += kVector)
+      __builtin_prefetch(sums + kSums + i, 0, 2);
+  }
+
+  inline __attribute__((always_inline)) void write_rows(int64_t count) {
+    const int64_t n = written_.n, first = written_.row, last = min64(first + count, kStep);
+    if (first >= last) return;
+    written_.row = last;
+    const int64_t outputs = s_.outputs, lanes = min64(kStep, outputs - n), more = lanes - kVector;
+    const bool relu = s_.relu;
+    const float* sums = written_.sums + first * kStep;
+    BFloat16* const out = static_cast<BFloat16*>(args_.out) + n;
+    const BFloat16* const residual =
+        args_.residual == nullptr ? nullptr : static_cast<const BFloat16*>(args_.residual) + n;
+    VecF bias[2] = {};
     if (args_.bias != nullptr) {
-      v[0] += load_lanes(args_.bias + n, count);
-      if (count > kVector) v[1] += load_lanes(args_.bias + n + kVector, count - kVector);
+      bias[0] = load_lanes(args_.bias + n, lanes);
+      if (more > 0) bias[1] = load_lanes(args_.bias + n + kVector, more);
     }
-    if (args_.residual != nullptr) {
-      const BFloat16* more = static_cast<const BFloat16*>(args_.residual) + at;
-      v[0] += load_lanes(more, count);
-      if (count > kVector) v[1] += load_lanes(more + kVector, count - kVector);
+    for (int64_t row = first; row < last; ++row, sums += kStep) {
+      const int64_t at = places_[row] * outputs;
+      if (at < 0) continue;
+      VecF v[2] = {load(sums) + bias[0], load(sums + kVector) + bias[1]};
+      if (residual != nullptr) {
+        v[0] += load_lanes(residual + at, lanes);
+        if (more > 0) v[1] += load_lanes(residual + at + kVector, more);
+      }
+      if (relu)
+        for (VecF& part : v) part = select(part < 0.0f, VecF{}, part);
+      const HalfLanesPair halves = rounded(v[0], v[1]);
+      if (lanes == kStep)
+        memcpy(out + at, &halves, sizeof(halves));
+      else
+        memcpy(out + at, &halves, static_cast<size_t>(lanes) * sizeof(BFloat16));
     }
-    if (s_.relu)
-      for (VecF& part : v) part = select(part < 0.0f, VecF{}, part);
-    const HalfLanes halves[2] = {rounded(v[0]), rounded(v[1])};
-    BFloat16* out = static_cast<BFloat16*>(args_.out) + at;
-    if (count == kStep)
-      memcpy(out, halves, sizeof(halves));
-    else
-      memcpy(out, halves, static_cast<size_t>(count) * sizeof(BFloat16));
   }
 
-  void finish() {
-    while (written_.row < kStep) write_row();
-  }
+  void finish() { write_rows(kStep); }
 
   // The next row, of 32, of results [n, n + 32).
   struct Rows {
@@ -206,7 +220,16 @@ class Product {
   const ConvolutionBlock& block_;
   const ConvolutionArguments& args_;
   float* waiting_;  // sums of these positions between two blocks of channels, or null
+  // Factors of the positions from `first` on: tiles of channels `channel_bytes` apart, rows of a
+  // tile `bytes` apart.
+  struct Positions {
+    const char* data;
+    int64_t first, bytes, channel_bytes;
+  };
   Positions x_{};
+  bool takes_as_it_is_;
+  int64_t first_pixel_;
+  int64_t moved_[9];  // positions from a result to the pixel that a tap sees
   // Of a tap: from a result to the pixel that it sees, in bytes, and from weights to its own.
   struct Tap {
     int64_t distance, weight;
@@ -220,10 +243,10 @@ class Product {
 };
 
 void multiply(const ConvolutionShape& s, const ConvolutionBlock& block,
-              const ConvolutionArguments& args, const void* laid_out, int64_t first, int64_t last,
+              const ConvolutionArguments& args, const LaidOut& from, int64_t first, int64_t last,
               float* sums) {
   const TileRegisters tiles(true);
-  Product(s, block, args, laid_out, sums).run(first, last);
+  Product(s, block, args, from, sums).run(first, last);
 }
 
 constexpr ConvolutionKernels kKernels = {lay_out, multiply};

@@ -43,10 +43,7 @@ Tensor winograd(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t out
                       outputs > 1 && outputs % groups == 0,
                   "winograd: expected maps [B, C, H, W], a group with C a multiple of 16");
   const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
-  const bool is_dense = (width == 1 || x.stride(3) == channels) &&
-                        (height == 1 || x.stride(2) == width * channels) &&
-                        (x.size(0) == 1 || x.stride(0) == height * width * channels);
-  STD_TORCH_CHECK(x.stride(1) == 1 && is_dense, "winograd: expected maps with contiguous channels");
+  STD_TORCH_CHECK(has_inner_channels(x), "winograd: expected maps with contiguous channels");
   std::vector<int64_t> starts;
   append_starts(height, dilation, starts);
   const int64_t rows = static_cast<int64_t>(starts.size());

@@ -62,7 +62,7 @@ def test_it_is_the_convolution(shape, more):
     shift = bias if more in ("bias", "all") else None
     term = residual if more in ("residual", "all") else None
     relu = more == "all"
-    found = tiled_op()(x, in_tiles(weight), shift, term, outputs, side, dilation, relu)
+    found = tiled_op()(x, in_tiles(weight), shift, term, outputs, side, dilation, 1, relu)
     wide = None if shift is None else shift.double()
     padding = dilation * (side - 1) // 2
     exact = conv2d(x.double(), weight.double(), wide, padding=padding, dilation=dilation)
@@ -71,10 +71,42 @@ def test_it_is_the_convolution(shape, more):
 
 
 @needs_tiles
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [
+        ((2, 128, 64, 9, 7, 3, 2), 2),
+        ((1, 96, 96, 5, 33, 1, 1), 3),
+        ((1, 2048, 320, 6, 11, 3, 1), 2),
+    ],
+)
+def test_groups_have_their_own_channels(shape, groups):
+    x, _, bias, residual = drawn(shape)
+    _, channels, outputs, _, _, side, dilation = shape
+    weight = (torch.randn(outputs, channels // groups, side, side) * 0.05).to(HALF)
+    options = (outputs, side, dilation, groups, False)
+    found = tiled_op()(x, in_tiles(weight), bias, residual, *options)
+    options = {"padding": dilation * (side - 1) // 2, "dilation": dilation, "groups": groups}
+    exact = conv2d(x.double(), weight.double(), bias.double(), **options)
+    check(found, exact + residual.double())
+
+
+@needs_tiles
+@pytest.mark.parametrize("dilation", [1, 2, 5])
+def test_it_reads_nothing_that_it_did_not_write(dilation):
+    """Of memory that held no numbers, where rows are laid out as they are needed."""
+    x, weight, bias, _ = drawn((1, 640, 64, 19, 14, 3, dilation))
+    for size in (1 << 22, 1 << 20, 1 << 18, 1 << 16) * 8:
+        torch.full((size,), float("nan"), dtype=HALF)
+    found = tiled_op()(x, in_tiles(weight), bias, None, 64, 3, dilation, 1, False)
+    options = {"padding": dilation, "dilation": dilation}
+    check(found, conv2d(x.double(), weight.double(), bias.double(), **options))
+
+
+@needs_tiles
 @pytest.mark.parametrize("shape", [(2, 64, 160, 13, 11, 3, 2), (2, 64, 160, 13, 11, 1, 1)])
 def test_threads_and_runs_change_nothing(shape):
     x, weight, bias, residual = drawn(shape)
-    arguments = (x, in_tiles(weight), bias, residual, shape[2], shape[5], shape[6], True)
+    arguments = (x, in_tiles(weight), bias, residual, shape[2], shape[5], shape[6], 1, True)
     threads = torch.get_num_threads()
     results = []
     try:
@@ -90,7 +122,7 @@ def test_threads_and_runs_change_nothing(shape):
 def test_a_value_that_is_no_number_stays_in_its_neighbourhood():
     x, weight, bias, _ = drawn((1, 40, 40, 12, 12, 3, 1))
     x[0, 3, 5, 6] = float("nan")
-    found = tiled_op()(x, in_tiles(weight), bias, None, 40, 3, 1, True).isnan()
+    found = tiled_op()(x, in_tiles(weight), bias, None, 40, 3, 1, 1, True).isnan()
     expected = torch.zeros(1, 40, 12, 12, dtype=torch.bool)
     expected[:, :, 4:7, 5:8] = True
     assert torch.equal(found, expected)
@@ -103,7 +135,7 @@ def test_other_users_of_tiles_find_theirs_as_they_left_them():
     before = left @ right
     x, weight, bias, _ = drawn((1, 64, 64, 9, 9, 3, 1))
     for _ in range(3):
-        tiled_op()(x, in_tiles(weight), bias, None, 64, 3, 1, True)
+        tiled_op()(x, in_tiles(weight), bias, None, 64, 3, 1, 1, True)
         assert torch.equal(left @ right, before)
 
 
@@ -117,12 +149,13 @@ def test_other_users_of_tiles_find_theirs_as_they_left_them():
         ({"bias": torch.zeros(15)}, r"a bias \[O\]"),
         ({"residual": torch.zeros(1, 16, 4, 5, dtype=HALF)}, "a residual like the result"),
         ({"side": 2}, "1x1 or 3x3"),
+        ({"groups": 2}, "multiples of 32"),
     ],
 )
 def test_what_it_cannot_take_is_refused(change, message):
     x, weight, bias, residual = drawn((1, 32, 16, 4, 4, 3, 1))
     given = {"x": x, "weight": in_tiles(weight), "bias": bias, "residual": residual}
-    given |= {"outputs": 16, "side": 3, "dilation": 1, "relu": False}
+    given |= {"outputs": 16, "side": 3, "dilation": 1, "groups": 1, "relu": False}
     with pytest.raises(RuntimeError, match=message):
         tiled_op()(*(given | change).values())
 
@@ -130,7 +163,7 @@ def test_what_it_cannot_take_is_refused(change, message):
 @needs_tiles
 def test_the_compiler_knows_what_comes_out():
     x, weight, bias, residual = drawn((2, 32, 50, 5, 8, 3, 2))
-    arguments = (x, in_tiles(weight), bias, residual, 50, 3, 2, True)
+    arguments = (x, in_tiles(weight), bias, residual, 50, 3, 2, 1, True)
     torch.library.opcheck(tiled_op(), arguments, test_utils=("test_schema", "test_faketensor"))
 
 
@@ -156,9 +189,13 @@ def test_graphs_call_it_where_it_is_defined():
     PackedConvolutions(True)(module.graph)
     module.recompile()
     ours = module.graph.find_nodes(op="call_function", target=tiled_op())
-    assert [node.args[3:] for node in ours] == [(None, 80, 3, 2, True), (None, 64, 1, 1, False)]
+    assert [node.args[3:] for node in ours] == [
+        (None, 80, 3, 2, 1, True),
+        (None, 64, 1, 1, 1, False),
+        (None, 128, 3, 1, 2, True),
+    ]
     relus = module.graph.find_nodes(op="call_function", target=RELU)
-    assert len(relus) == sum(relu for _, relu in options) - 1
+    assert len(relus) == sum(relu for _, relu in options) - 2
     assert (module(x) - before).norm() <= 0.02 * before.norm()
 
 
