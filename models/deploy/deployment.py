@@ -38,6 +38,7 @@ from .interface import Interface
 from .memory import keep_freed_memory
 from .norms import NORMS
 from .package import copy_package, read_facts, write_facts
+from .pooling import use_library_pools
 from .processor import emulates_bfloat16
 from .report import Report
 from .working_memory import for_result, for_work, keep_for
@@ -188,6 +189,7 @@ def deploy(
     side = max(TRIAL_SIDE, network.smallest_side)
     trial = torch.linspace(-2, 2, network.in_channels * side * side).view(1, -1, side, side)
     folded = fold(maps.network, trial)
+    use_library_pools(maps.network)
     maps.finish()
     with torch.no_grad():
         interface = Interface.of(network, maps(trial).shape[1])
