@@ -155,8 +155,8 @@ class Product {
     }
   }
 
-  // Results leave a few rows at a time, while the next ones are multiplied, and what they are
-  // written to is asked for while they are.
+  // Results leave a few rows at a time, while the next ones are multiplied, and what is added to
+  // them is asked for before.
   inline __attribute__((always_inline)) void ask_for_rows(int64_t count) {
     if (args_.residual == nullptr) return;
     const BFloat16* const residual = static_cast<const BFloat16*>(args_.residual) + asked_.n;
