@@ -10,7 +10,7 @@ from attnops.nn.mscan import ConvolutionalFeedForward
 
 from .inner_ops import declare_feed_forward, runs_inner_ops
 
-PANEL = 16  # rows of a weight that stand together, kPanelRows of csrc/cpu/feed_forward/host.h
+PANEL = 16  # rows of a weight that stand together, kPanelRows of csrc/cpu/common/panels.h
 
 
 class ResidualFeedForward(nn.Module):
@@ -54,8 +54,8 @@ def packed(parts: ConvolutionalFeedForward, dtype: torch.dtype) -> dict[str, Ten
     taps = depthwise.weight.flatten(1).mT
     inner = torch.stack([*taps, _bias(depthwise), _bias(parts.expand)])
     return {
-        "expand": _panels(expand, dtype),
-        "contract": _panels(contract, dtype),
+        "expand": panels(expand, dtype),
+        "contract": panels(contract, dtype),
         "inner": _padded(inner, 1, PANEL),
         "outer": _padded(_bias(parts.contract)[None], 1, PANEL)[0],
     }
@@ -71,8 +71,11 @@ def _padded(matrix: Tensor, rows: int, columns: int) -> Tensor:
     return nn.functional.pad(matrix.detach(), (0, -width % columns, 0, -height % rows)).contiguous()
 
 
-def _panels(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """[rows / 16, columns, 16] in float32, [rows / 16, columns / 2, 16, 2] in bfloat16."""
+def panels(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """A matrix as csrc/cpu/common/panels.h wants it, with zeros up to multiples of 16.
+
+    Shapes: `[rows / 16, columns, 16]` in float32, `[rows / 16, columns / 2, 16, 2]` in bfloat16.
+    """
     together = 1 if dtype == torch.float32 else 2
     panels = _padded(matrix, PANEL, PANEL).to(dtype)
     panels = panels.unflatten(1, (-1, together)).unflatten(0, (-1, PANEL))

@@ -3,8 +3,9 @@
 Inductor lays weights out when it compiles for one size; for sizes that are free it leaves that to
 every call. The layout hardly depends on the size: laid out for the one that a graph was exported
 with, the weights are as they have to be for nearly all others too, and where they are not, oneDNN
-lays them out anew, as without this. Convolutions of stride 1 leave oneDNN for the C++ library:
-in bfloat16 for `tiles` on processors with AMX, 3x3 ones for `winograd` elsewhere.
+lays them out anew, as without this. Convolutions of stride 1 leave oneDNN for the C++ library: in
+bfloat16 for `tiles` on processors with AMX, 3x3 ones for `winograd` elsewhere, and 1x1 ones in
+float32 for `pointwise`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from .chains import Chain, goes_into_erf
+from .pointwise import ACTIVATIONS, has_pointwise, in_rows, pointwise_op
 from .tiles import LEAST_CHANNELS as LEAST_IN_TILES
 from .tiles import STEP, has_tiles, in_tiles, tiled_op
 from .winograd import has_winograd, in_panels, share_of_products, winograd_op
 
 MAP = (2, 64, 68)  # batch and sides of a map whose sizes a graph does not tell
+LEAST_IN_PANELS = 16  # channels and outputs: a panel
 LEAST_CHANNELS = 64  # of a group, on either side, for which Winograd's algorithm pays
+PARTS = ("chains", "feed_forward", "pointwise", "tiles", "winograd")  # that it is made of
 LARGEST_SHARE = 0.85  # of the products of a direct convolution
 
 
@@ -54,6 +58,9 @@ class PackedConvolutions(CustomGraphPass):
             if self.library and _suits_winograd(node, value):
                 _use_winograd(graph, node, value, shared)
                 continue
+            if self.library and _suits_pointwise(node, value):
+                _use_pointwise(graph, node, value, shared)
+                continue
             packed = torch.ops.mkldnn._reorder_convolution_weight(
                 value, padding, stride, dilation, groups, _hints(x, value.shape[1] * groups)
             )
@@ -62,7 +69,7 @@ class PackedConvolutions(CustomGraphPass):
     def uuid(self) -> bytes:
         files = (
             __file__,
-            *(str(Path(__file__).with_name(f"{n}.py")) for n in ("tiles", "winograd")),
+            *(str(Path(__file__).with_name(f"{name}.py")) for name in PARTS),
         )
         return get_hash_for_files(files, str(self.library))
 
@@ -105,17 +112,8 @@ def _suits_tiles(node: torch.fx.Node, weight: Tensor) -> bool:
         and (
             groups == 1 or all(n % STEP == 0 for n in (weight.shape[0] // groups, weight.shape[1]))
         )
-        and not _goes_into_gelu(node)
+        and not goes_into_erf(node)
     )
-
-
-def _goes_into_gelu(node: torch.fx.Node) -> bool:
-    """Whether oneDNN will compute a GELU of the result, too: it is written out by its error
-    function, of the result or of the result in float32.
-    """
-    wide = torch.ops.prims.convert_element_type.default
-    taking = {u for user in node.users for u in (user.users if user.target is wide else (user,))}
-    return any(u.target is torch.ops.aten.erf.default for user in taking for u in user.users)
 
 
 def _suits_winograd(node: torch.fx.Node, weight: Tensor) -> bool:
@@ -134,63 +132,81 @@ def _suits_winograd(node: torch.fx.Node, weight: Tensor) -> bool:
     )
 
 
+def _suits_pointwise(node: torch.fx.Node, weight: Tensor) -> bool:
+    _, _, _, padding, stride, _, groups, attribute = node.args[:8]
+    return (
+        has_pointwise(weight.dtype)
+        and tuple(weight.shape[2:]) == (1, 1)
+        and set(stride) == {1}
+        and set(padding) == {0}
+        and groups == 1
+        and attribute == "none"
+        and min(weight.shape[:2]) >= LEAST_IN_PANELS
+    )
+
+
 def _use_tiles(
     graph: torch.fx.Graph, node: torch.fx.Node, value: Tensor, shared: dict[str, torch.fx.Node]
 ) -> None:
     """Put the C++ library's product of tiles in place of a convolution, what is added to its result
     and the ReLU that takes that.
     """
-    residual = _residual(node)
-    chain = [node] if residual is None else [node, *node.users]
-    relu = _append_relu(chain)
+    chain = Chain([node])
+    chain.take_residual()
+    chain.take_relu()
+    relu = chain.activation == "relu"
     outputs, _, side, _ = value.shape
     dilation, groups = node.args[5][0], node.args[6]
 
     def call(x: Any, weight: Any, bias: Any) -> torch.fx.Node:
-        more = None if residual is None else _in_channels_last(graph, residual)
+        more = _in_channels_last(graph, chain.residual)
         arguments = (x, weight, bias, more, outputs, side, dilation, groups, relu)
         return graph.call_function(tiled_op(), arguments)
 
-    _use_library(graph, chain, shared, lambda: in_tiles(value), call, maps=(0, 3))
+    _use_library(graph, chain.nodes, shared, lambda: in_tiles(value), call, maps=(0, 3))
 
 
 def _use_winograd(
     graph: torch.fx.Graph, node: torch.fx.Node, value: Tensor, shared: dict[str, torch.fx.Node]
 ) -> None:
     """Put the C++ library's convolution in place of oneDNN's and the ReLU that takes its result."""
-    chain = [node]
-    relu = _append_relu(chain)
+    chain = Chain([node])
+    chain.take_relu()
+    relu = chain.activation == "relu"
     dilation, groups = node.args[5][0], node.args[6]
 
     def call(x: Any, weight: Any, bias: Any) -> torch.fx.Node:
         arguments = (x, weight, bias, value.shape[0], groups, dilation, relu)
         return graph.call_function(winograd_op(), arguments)
 
-    _use_library(graph, chain, shared, lambda: in_panels(value, groups), call, maps=(0,))
+    _use_library(graph, chain.nodes, shared, lambda: in_panels(value, groups), call, maps=(0,))
 
 
-def _append_relu(chain: list[torch.fx.Node]) -> bool:
-    """Lengthen a chain by the ReLU that alone takes its result, if there is one."""
-    taking = list(chain[-1].users)
-    relu = len(taking) == 1 and taking[0].target is torch.ops.aten.relu.default
-    if relu:
-        chain.append(taking[0])
-    return relu
+def _use_pointwise(
+    graph: torch.fx.Graph, node: torch.fx.Node, value: Tensor, shared: dict[str, torch.fx.Node]
+) -> None:
+    """Put the C++ library's 1x1 convolution in place of oneDNN's, of a map that its result is
+    multiplied with, of one that is added, and of the ReLU or GELU that takes that.
+    """
+    chain = Chain([node])
+    chain.take_gate()
+    chain.take_residual(scaled=True)
+    chain.take_relu()
+    if chain.activation == "none":
+        chain.take_gelu()
+    factor = chain.factor
+    if factor is not None and factor.target not in shared:
+        flat = _constant(graph, factor).flatten()
+        shared[factor.target] = _constant_before(graph, node, "factor", flat)
 
+    def call(x: Any, weight: Any, bias: Any) -> torch.fx.Node:
+        gate, residual = (_in_channels_last(graph, n) for n in (chain.gate, chain.residual))
+        scale = None if factor is None else shared[factor.target]
+        number = ACTIVATIONS.index(chain.activation)
+        arguments = (x, weight, bias, gate, residual, scale, value.shape[0], number)
+        return graph.call_function(pointwise_op(), arguments)
 
-def _residual(node: torch.fx.Node) -> torch.fx.Node | None:
-    """The map like it that a result is added to, if nothing else takes that result."""
-    taking = list(node.users)
-    if len(taking) != 1 or taking[0].target is not torch.ops.aten.add.Tensor or taking[0].kwargs:
-        return None
-    others = [term for term in taking[0].args if term is not node]
-    if len(others) != 1 or not isinstance(others[0], torch.fx.Node):
-        return None
-    own, other = node.meta.get("val"), others[0].meta.get("val")
-    if own is None or other is None or own.dtype != other.dtype or own.dim() != other.dim():
-        return None
-    alike = all(statically_known_true(a == b) for a, b in zip(own.shape, other.shape, strict=True))
-    return others[0] if alike else None
+    _use_library(graph, chain.nodes, shared, lambda: in_rows(value), call, maps=(0, 3, 4))
 
 
 def _use_library(
@@ -229,10 +245,11 @@ def _use_library(
         graph.erase_node(replaced)
 
 
-def _in_channels_last(graph: torch.fx.Graph, x: torch.fx.Node) -> torch.fx.Node:
+def _in_channels_last(graph: torch.fx.Graph, x: torch.fx.Node | None) -> torch.fx.Node | None:
     """A map as the library takes it: what makes others may choose their format when compiled."""
     convolution = torch.ops.mkldnn._convolution_pointwise.default
-    if x.target in (torch.ops.aten.relu.default, convolution, tiled_op(), winograd_op()):
+    own = (tiled_op(), winograd_op(), pointwise_op())
+    if x is None or x.target in (torch.ops.aten.relu.default, convolution, *own):
         return x
     formatted = {"memory_format": torch.channels_last}
     made = graph.call_function(torch.ops.aten.clone.default, (x,), formatted)

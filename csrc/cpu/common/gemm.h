@@ -56,16 +56,17 @@ struct Panels {
   int64_t stride;  // elements from one panel of kColumns columns to the next
 };
 
-template <class C, int kUsed>
+template <class C, int kUsed, int kHeight = kRows>
 struct Block {
-  typename Vec<C>::V v[kRows][kUsed];
+  typename Vec<C>::V v[kHeight][kUsed];
 };
 
 // Unrolled, as all loops over a block: others would keep it in memory all the time.
-template <class C, int kUsed>
-ATTNOPS_INLINE void store_block(const Block<C, kUsed>& block, C (&rows)[kRows][kUsed * kWidth<C>]) {
+template <class C, int kUsed, int kHeight>
+ATTNOPS_INLINE void store_block(const Block<C, kUsed, kHeight>& block,
+                                C (&rows)[kHeight][kUsed * kWidth<C>]) {
 #pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i)
+  for (int i = 0; i < kHeight; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < kUsed; ++j) store(rows[i] + j * kWidth<C>, block.v[i][j]);
 }

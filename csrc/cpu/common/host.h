@@ -12,6 +12,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include <algorithm>
@@ -81,6 +82,15 @@ class Scratch {
   };
   std::unique_ptr<char, Free> data_;
 };
+
+// Bytes of the second-level cache of a core; a megabyte where the system does not tell.
+inline int64_t second_level_cache() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (bytes > 0) return bytes;
+#endif
+  return int64_t{1} << 20;
+}
 
 inline int64_t thread_count() { return torch::stable::get_num_threads(); }
 

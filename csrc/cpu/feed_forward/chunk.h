@@ -120,7 +120,7 @@ class FeedForwardChunk {
     const int64_t padded = s_.padded_channels();
     const C* bias = w_.inner + 10 * w_.inner_row;
     const int64_t count = place_rows(hidden_, first, last);
-    multiply_pixels<false, true>(
+    multiply_pixels<false>(
         s_, x + first * s_.width * padded, padded, w_.expand, count, w_.count,
         padded, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
           store(hidden_.data + places_[m] + c, sum + load(bias + c));
@@ -148,7 +148,7 @@ class FeedForwardChunk {
           });
     }
     const int64_t count = place_rows(dz_, first, last);
-    multiply_pixels<false, true>(
+    multiply_pixels<false>(
         s_, maps.grad + first * width * padded, padded, w_.contract, count, w_.count,
         padded, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
           C* at = dz_.data + places_[m] + c;
@@ -183,7 +183,7 @@ class FeedForwardChunk {
     }
     add_pixel_sums(flat_, count, w_.count, sums_.inner + 10 * kPixel);
     C* target = maps.dx + first * width * padded;
-    multiply_pixels<true, false>(
+    multiply_pixels<true>(
         s_, factors_of_rows(count), kPixel, w_.turned, count, padded,
         w_.count, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
           C* at = target + m * padded + c;

@@ -47,7 +47,7 @@ class FeedForward {
         for (int64_t at = left; at < right; ++at)
           places_[count++] = row_of(y) - rows + (at - strip.left + 1) * pixel_;
       const C* bias = static_cast<const C*>(weights.inner) + 10 * pixel_;
-      multiply_pixels<false, !kResidual>(
+      multiply_pixels<true>(
           s_, factors_, padded_, static_cast<const B*>(weights.expand), count, s_.hidden,
           padded_, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
             store(rows + places_[m] + c, sum + load(bias + c));
@@ -92,7 +92,7 @@ class FeedForward {
     const B* panels = static_cast<const B*>(weights.contract);
     const int64_t padded = s_.padded_outputs();
     if (kResidual || s_.channels_last) {
-      multiply_pixels<true, !kResidual>(
+      multiply_pixels<true>(
           s_, factors_, s_.hidden, panels, count, padded,
           s_.hidden, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
             const int64_t lanes = min64(kW, outputs - c), at = places_[m] + c;
@@ -103,7 +103,7 @@ class FeedForward {
           });
       return;
     }
-    multiply_pixels<true, !kResidual>(
+    multiply_pixels<true>(
         s_, factors_, s_.hidden, panels, count, padded,
         s_.hidden, [&](int64_t m, int64_t c, V sum) __attribute__((always_inline)) {
           store(results_ + m * padded + c, sum + load(last_bias + c));

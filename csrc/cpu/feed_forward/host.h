@@ -11,13 +11,11 @@
 //
 // Reads x once and writes out once; the weights are read once for every few pixels, from caches.
 //
-// W1 and W2 stand in panels of 16 rows, the order in which products read them, whatever the
-// instruction set: [rows / 16][columns][16] in float or double, [rows / 16][columns / 2][16][2] in
-// bfloat16. Products with weights in bfloat16 have their other factor rounded to it where the
-// processor has AVX512_BF16, and are made in tiles where it has AMX too (of depths that are
-// multiples of 32); it stays float elsewhere. All that is between is float, or double, but for
-// GELUs that are to be rounded, which need not be more exact (short_gelu.h). C, K and the hidden
-// channels are padded with zeros to multiples of 16.
+// W1 and W2 stand in panels (panels.h). Products with weights in bfloat16 have their other factor
+// rounded to it where the processor has AVX512_BF16, and are made in tiles where it has AMX too (of
+// depths that are multiples of 32); it stays float elsewhere. All that is between is float, or
+// double, but for GELUs that are to be rounded, which need not be more exact (short_gelu.h). C, K
+// and the hidden channels are padded with zeros to multiples of 16.
 //
 // feed_forward takes weights as they are and packs them for a call. packed_feed_forward is one of
 // deployments: it is given packed weights, takes maps of float in channels_last with weights in
@@ -46,16 +44,12 @@
 #include <cstdint>
 
 #include "cpu/common/isa.h"
+#include "cpu/common/panels.h"
 
 namespace attnops::cpu {
 
-constexpr int64_t kPanelRows = 16;
 constexpr int64_t kInnerRows = 11;
 constexpr int64_t kFeedForwardChunk = 64;  // hidden channels at a time, in the backward
-
-constexpr int64_t padded_to_panels(int64_t rows) {
-  return (rows + kPanelRows - 1) / kPanelRows * kPanelRows;
-}
 
 // hidden: padded channels of the hidden map. native: the processor multiplies bfloat16; tiles: in
 // tiles of AMX.

@@ -94,14 +94,17 @@ class FeedForwardRows {
     });
   }
 
-  // So many that a product has pixels enough to read its weights for. Tiles take less time for a
-  // pixel than weights that fill a second-level cache take to come.
+  // So many that a product has pixels enough to read its weights for, of more where the ring has
+  // the room. Tiles take less time for a pixel than weights that fill a second-level cache take to
+  // come.
   int64_t rows_at_once(int64_t columns) const {
     constexpr int64_t kPixels = 64, kTilePixels = 256, kMostWeightBytes = int64_t{5} << 18;
+    const bool large = kernels_.weight_bytes > 2 && second_level_cache() >= int64_t{2} << 20;
     const int64_t weights = (shape_.padded_channels() + shape_.padded_outputs()) * shape_.hidden *
                             kernels_.weight_bytes;
     const bool many = shape_.tiles && kernels_.weight_bytes == 2 && weights > kMostWeightBytes;
-    return std::min(shape_.height, quotient_up(many ? kTilePixels : kPixels, columns));
+    const int64_t pixels = many ? kTilePixels : large ? 2 * kPixels : kPixels;
+    return std::min(shape_.height, quotient_up(pixels, columns));
   }
   int64_t scratch_bytes(int64_t rows, int64_t columns) const {
     return quotient_up(kernels_.scratch_bytes(shape_, rows, columns), 64) * 64;

@@ -1,0 +1,121 @@
+// Host entry of 1x1 convolutions: shares of the pixels and outputs.
+#include "host.h"
+
+#include <algorithm>
+#include <optional>
+
+#include "common/register.h"
+#include "cpu/common/host.h"
+#include "cpu/common/maps.h"
+
+namespace attnops::cpu {
+namespace {
+
+const PointwiseKernels& kernels() {
+  ATTNOPS_IF_AVX512(avx512::pointwise_kernels());
+  ATTNOPS_IF_AVX2(avx2::pointwise_kernels());
+  return baseline::pointwise_kernels();
+}
+
+int64_t parts_of(int64_t all, int64_t parts) { return (all + parts - 1) / parts; }
+
+// So many shares of the pixels by so many of the outputs.
+struct Shares {
+  int64_t pixels, outputs;
+
+  // Those of least time for the largest one, by what it multiplies and reads.
+  Shares(int64_t blocks, int64_t block, int64_t panels, int64_t threads) : pixels(1), outputs(1) {
+    constexpr int64_t kProducts = 32, kValues = 2;  // in a cycle
+    int64_t least = INT64_MAX;
+    for (int64_t rows = std::min(threads, blocks); rows > 0; --rows) {
+      const int64_t columns = std::min(threads / rows, panels);
+      const int64_t m = parts_of(blocks, rows) * block, n = parts_of(panels, columns) * kPanelRows;
+      const int64_t cycles = m * n / kProducts + (m + n) / kValues;
+      if (cycles >= least) continue;
+      least = cycles;
+      pixels = rows;
+      outputs = columns;
+    }
+  }
+};
+
+bool is_like(const Tensor& map, const Tensor& x, int64_t channels) {
+  return map.scalar_type() == ScalarType::Float && map.dim() == 4 && map.size(0) == x.size(0) &&
+         map.size(1) == channels && map.size(2) == x.size(2) && map.size(3) == x.size(3) &&
+         has_inner_channels(map);
+}
+
+void check(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+           const std::optional<Tensor>& gate, const std::optional<Tensor>& residual,
+           const std::optional<Tensor>& factor, int64_t outputs, int64_t activation) {
+  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float && x.numel() > 0 &&
+                      has_inner_channels(x),
+                  "pointwise: expected a map [B, C, H, W] in float32 with contiguous channels");
+  STD_TORCH_CHECK(outputs > 0 && weight.scalar_type() == ScalarType::Float &&
+                      weight.is_contiguous() &&
+                      weight.numel() == padded_to_panels(outputs) * x.size(1),
+                  "pointwise: expected weights in panels of ", x.size(1), " channels and ", outputs,
+                  " outputs");
+  for (const std::optional<Tensor>* row : {&bias, &factor})
+    STD_TORCH_CHECK(!*row || ((*row)->scalar_type() == ScalarType::Float &&
+                              (*row)->is_contiguous() && (*row)->numel() == outputs),
+                    "pointwise: expected a bias and a factor [O] in float32");
+  for (const std::optional<Tensor>* map : {&gate, &residual})
+    STD_TORCH_CHECK(!*map || is_like(**map, x, outputs),
+                    "pointwise: expected a gate and a residual like the result");
+  STD_TORCH_CHECK(activation >= 0 && activation <= static_cast<int64_t>(Activation::kGelu),
+                  "pointwise: expected an activation of 0, 1 or 2");
+}
+
+const float* values(const std::optional<Tensor>& tensor) {
+  return tensor ? static_cast<const float*>(tensor->const_data_ptr()) : nullptr;
+}
+
+Tensor pointwise(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> gate,
+                 std::optional<Tensor> residual, std::optional<Tensor> factor, int64_t outputs,
+                 int64_t activation) {
+  check(x, weight, bias, gate, residual, factor, outputs, activation);
+  const PointwiseKernels& own = kernels();
+  const PointwiseShape s = {x.numel() / x.size(1), x.size(1), outputs,
+                            static_cast<Activation>(activation)};
+  Tensor out = empty_map(x, outputs, x.size(2), x.size(3), true);
+  const float* const pixels = static_cast<const float*>(x.const_data_ptr());
+
+  const int64_t bytes = s.channels * static_cast<int64_t>(sizeof(float));
+  const int64_t left = s.pixels % own.block;
+  const Scratch tail(left == 0 ? 0 : own.block * bytes);
+  if (left != 0) {
+    memcpy(tail.at(0), pixels + (s.pixels - left) * s.channels, static_cast<size_t>(left * bytes));
+    memset(tail.at(left * bytes), 0, static_cast<size_t>((own.block - left) * bytes));
+  }
+  const PointwiseArguments args = {pixels,
+                                   reinterpret_cast<const float*>(tail.at(0)),
+                                   static_cast<const float*>(weight.const_data_ptr()),
+                                   values(bias),
+                                   values(gate),
+                                   values(residual),
+                                   values(factor),
+                                   static_cast<float*>(out.mutable_data_ptr())};
+
+  const int64_t blocks = parts_of(s.pixels, own.block), panels = parts_of(outputs, kPanelRows);
+  const Shares shares(blocks, own.block, panels, thread_count());
+  for_each_worker(shares.pixels * shares.outputs, [&](int64_t worker) {
+    const int64_t row = worker / shares.outputs, column = worker % shares.outputs;
+    const auto share = [](int64_t all, int64_t part, int64_t parts) { return all * part / parts; };
+    const PointwisePart part = {
+        share(blocks, row, shares.pixels) * own.block,
+        std::min(s.pixels, share(blocks, row + 1, shares.pixels) * own.block),
+        share(panels, column, shares.outputs) * kPanelRows,
+        share(panels, column + 1, shares.outputs) * kPanelRows};
+    own.run(s, args, part);
+  });
+  return out;
+}
+// x [B, C, H, W], gate and residual [B, outputs, H, W] in float32 with contiguous channels, weight
+// in panels, bias and factor [outputs] -> out like them. activation: 0 none, 1 ReLU, 2 GELU.
+ATTNOPS_REGISTER(cpu, CPU, pointwise,
+                 "(Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual, "
+                 "Tensor? factor, int outputs, int activation) -> Tensor")
+
+}  // namespace
+}  // namespace attnops::cpu

@@ -1,0 +1,135 @@
+"""What a compiled network does with a convolution's result, one step after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+ADD, MULTIPLY = torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor
+RELU, ERF = torch.ops.aten.relu.default, torch.ops.aten.erf.default
+GELU_FACTORS = (0.5, 0.5**0.5)  # of the map, and of the error function's argument
+
+
+@dataclass
+class Chain:
+    """A convolution of a graph and the steps that alone take each other's result.
+
+    `activation((convolution * gate) + factor * residual)`. Each step is found only where what is
+    before it is taken by nothing else, so that one op can stand for all of them.
+
+    Args:
+        nodes: the convolution, then its steps, in the graph's order.
+        gate: a map like the result, or nothing.
+        residual: a map like the result, or nothing.
+        factor: a constant `[C, 1, 1]`, or nothing.
+    """
+
+    nodes: list[Node]
+    gate: Node | None = None
+    residual: Node | None = None
+    factor: Node | None = None
+    activation: str = "none"
+
+    def take_gate(self) -> None:
+        """Go on past the product of the result with another map."""
+        step = self._only_user(MULTIPLY)
+        if step is not None and (other := _other_map(step, self.nodes[-1])) is not None:
+            self.gate = other
+            self.nodes.append(step)
+
+    def take_residual(self, scaled: bool = False) -> None:
+        """Go on past the sum with another map.
+
+        Args:
+            scaled: also if that one is multiplied by a factor for each channel before.
+        """
+        step = self._only_user(ADD)
+        if step is None or (other := _other_map(step, self.nodes[-1])) is None:
+            return
+        product = _channel_product(other) if scaled and set(other.users) == {step} else None
+        if product is None:
+            self.residual = other
+        else:
+            self.factor, self.residual = product
+            self.nodes.append(other)
+        self.nodes.append(step)
+
+    def take_relu(self) -> None:
+        """Go on past a ReLU."""
+        step = self._only_user(RELU)
+        if step is not None:
+            self.activation = "relu"
+            self.nodes.append(step)
+
+    def take_gelu(self) -> None:
+        """Go on past a GELU that is written out by its error function, in the result's dtype."""
+        last = self.nodes[-1]
+        parts = [_only(last, MULTIPLY, factor) for factor in GELU_FACTORS]
+        if None in parts or len(last.users) != len(parts):
+            return
+        half, root = parts
+        erf = _sole_user(root, ERF)
+        plus = None if erf is None else _sole_user(erf, ADD)
+        product = None if plus is None else _sole_user(plus, MULTIPLY)
+        if product is None or tuple(plus.args) != (erf, 1) or plus.kwargs:
+            return
+        if set(product.args) == {half, plus} and set(half.users) == {product}:
+            self.activation = "gelu"
+            self.nodes += [half, root, erf, plus, product]
+
+    def _only_user(self, target: torch._ops.OpOverload) -> Node | None:
+        return _sole_user(self.nodes[-1], target)
+
+
+def goes_into_erf(node: Node) -> bool:
+    """Whether a GELU of the result will be computed: of it, or of it in float32."""
+    wide = torch.ops.prims.convert_element_type.default
+    taking = {u for user in node.users for u in (user.users if user.target is wide else (user,))}
+    return any(u.target is ERF for user in taking for u in user.users)
+
+
+def _sole_user(node: Node, target: torch._ops.OpOverload) -> Node | None:
+    """What alone takes a result, if it is a call of `target` with nothing but its arguments."""
+    users = list(node.users)
+    alone = len(users) == 1 and users[0].target is target and not users[0].kwargs
+    return users[0] if alone else None
+
+
+def _only(node: Node, target: torch._ops.OpOverload, value: float) -> Node | None:
+    """The one call target(node, value)."""
+    found = [user for user in node.users if user.target is target and user.args == (node, value)]
+    return found[0] if len(found) == 1 else None
+
+
+def _other_map(step: Node, own: Node) -> Node | None:
+    """The other argument of a step, if it is a map of the same sizes and dtype."""
+    others = [term for term in step.args if term is not own]
+    if len(others) != 1 or not isinstance(others[0], Node):
+        return None
+    values = own.meta.get("val"), others[0].meta.get("val")
+    if not all(isinstance(value, Tensor) for value in values):
+        return None
+    shapes = [value.shape for value in values]
+    if values[0].dtype != values[1].dtype or len(shapes[0]) != len(shapes[1]):
+        return None
+    alike = all(statically_known_true(a == b) for a, b in zip(*shapes, strict=True))
+    return others[0] if alike else None
+
+
+def _channel_product(node: Node) -> tuple[Node, Node] | None:
+    """Constant and map of which a node is the product, if the constant is `[C, 1, 1]`."""
+    if node.target is not MULTIPLY or node.kwargs:
+        return None
+    for constant, other in (node.args, node.args[::-1]):
+        if not all(isinstance(n, Node) and "val" in n.meta for n in (constant, other)):
+            continue
+        sizes, value = constant.meta["val"].shape, other.meta["val"]
+        is_constant = constant.op == "get_attr" and tuple(sizes[1:]) == (1, 1)
+        alike = value.dim() == 4 and value.dtype == node.meta["val"].dtype
+        if is_constant and len(sizes) == 3 and alike and value.shape[1] == sizes[0]:
+            return constant, other
+    return None
