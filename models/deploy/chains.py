@@ -10,6 +10,7 @@ from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 ADD, MULTIPLY = torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor
+CONVERT = torch.ops.prims.convert_element_type.default
 RELU, ERF = torch.ops.aten.relu.default, torch.ops.aten.erf.default
 GELU_FACTORS = (0.5, 0.5**0.5)  # of the map, and of the error function's argument
 
@@ -81,14 +82,43 @@ class Chain:
             self.activation = "gelu"
             self.nodes += [half, root, erf, plus, product]
 
+    def take_rounded_gelu(self, dtype: torch.dtype) -> None:
+        """Go on past a GELU that is computed of the result in float32 and rounded to `dtype`."""
+        before = list(self.nodes)
+        if self._take_conversion(torch.float32):
+            self.take_gelu()
+        if self.activation != "gelu" or not self._take_conversion(dtype):
+            self.nodes, self.activation = before, "none"
+
+    def take_wide_residual(self) -> None:
+        """Go on past the sum of the result in float32 with another map, scaled or not."""
+        before = list(self.nodes)
+        if self._take_conversion(torch.float32):
+            self.take_residual(scaled=True)
+        if self.residual is None:
+            self.nodes = before
+
+    def _take_conversion(self, dtype: torch.dtype) -> bool:
+        step = self._only_user(CONVERT)
+        if step is None or step.args[1] != dtype:
+            return False
+        self.nodes.append(step)
+        return True
+
     def _only_user(self, target: torch._ops.OpOverload) -> Node | None:
         return _sole_user(self.nodes[-1], target)
 
 
+def unrounded(x: Node) -> Node:
+    """The map in float32 of which `x` is the rounding, if nothing else takes that; else `x`."""
+    source = x.args[0] if x.target is CONVERT and len(x.users) == 1 else None
+    value = None if source is None else source.meta.get("val")
+    return source if isinstance(value, Tensor) and value.dtype == torch.float32 else x
+
+
 def goes_into_erf(node: Node) -> bool:
     """Whether a GELU of the result will be computed: of it, or of it in float32."""
-    wide = torch.ops.prims.convert_element_type.default
-    taking = {u for user in node.users for u in (user.users if user.target is wide else (user,))}
+    taking = {u for user in node.users for u in (user.users if user.target is CONVERT else (user,))}
     return any(u.target is ERF for user in taking for u in user.users)
 
 

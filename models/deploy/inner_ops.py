@@ -68,13 +68,15 @@ def declare(name: str, fake: Callable[..., Any]) -> None:
         _known.add(name)
 
 
-def convolved(x: Tensor, outputs: int) -> Tensor:
+def convolved(x: Tensor, outputs: int, dtype: torch.dtype | None = None) -> Tensor:
     """What a convolution of the library that keeps a map's size gives, for compilers.
 
     Its strides are those of the memory format as they know them: they ask whether maps have them.
     """
     size = (x.shape[0], outputs, *x.shape[2:])
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return torch.empty(
+        size, dtype=dtype or x.dtype, device=x.device, memory_format=torch.channels_last
+    )
 
 
 def _like_first(x: Tensor, *weights: Tensor) -> Tensor:

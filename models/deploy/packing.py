@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from .chains import Chain, goes_into_erf
+from .chains import Chain, goes_into_erf, unrounded
 from .pointwise import ACTIVATIONS, has_pointwise, in_rows, pointwise_op
 from .tiles import LEAST_CHANNELS as LEAST_IN_TILES
 from .tiles import STEP, has_tiles, in_tiles, tiled_op
@@ -112,7 +112,7 @@ def _suits_tiles(node: torch.fx.Node, weight: Tensor) -> bool:
         and (
             groups == 1 or all(n % STEP == 0 for n in (weight.shape[0] // groups, weight.shape[1]))
         )
-        and not goes_into_erf(node)
+        and (not goes_into_erf(node) or _chain_in_tiles(node).activation == "gelu")
     )
 
 
@@ -145,25 +145,39 @@ def _suits_pointwise(node: torch.fx.Node, weight: Tensor) -> bool:
     )
 
 
+def _chain_in_tiles(node: torch.fx.Node) -> Chain:
+    """What the C++ library's product of tiles can stand for. A sum in float32 stays that."""
+    chain = Chain([node])
+    chain.take_gate()
+    chain.take_rounded_gelu(torch.bfloat16)
+    if chain.activation == "none":
+        chain.take_wide_residual()
+    if chain.activation == "none" and chain.residual is None:
+        chain.take_residual()
+        chain.take_relu()
+    return chain
+
+
 def _use_tiles(
     graph: torch.fx.Graph, node: torch.fx.Node, value: Tensor, shared: dict[str, torch.fx.Node]
 ) -> None:
-    """Put the C++ library's product of tiles in place of a convolution, what is added to its result
-    and the ReLU that takes that.
-    """
-    chain = Chain([node])
-    chain.take_residual()
-    chain.take_relu()
-    relu = chain.activation == "relu"
+    """Put the C++ library's product of tiles in place of a convolution and what follows."""
+    chain = _chain_in_tiles(node)
     outputs, _, side, _ = value.shape
-    dilation, groups = node.args[5][0], node.args[6]
+    numbers = (outputs, side, node.args[5][0], node.args[6], ACTIVATIONS.index(chain.activation))
+    rounded = node.args[0]
+    node.update_arg(0, unrounded(rounded))
+    if not rounded.users:
+        graph.erase_node(rounded)
+    wide = chain.nodes[-1].meta.get("val", value).dtype == torch.float32
+    factor = _factor(graph, chain, shared)
 
     def call(x: Any, weight: Any, bias: Any) -> torch.fx.Node:
-        more = _in_channels_last(graph, chain.residual)
-        arguments = (x, weight, bias, more, outputs, side, dilation, groups, relu)
+        gate, residual = (_in_channels_last(graph, n) for n in (chain.gate, chain.residual))
+        arguments = (x, weight, bias, gate, residual, factor, *numbers, wide)
         return graph.call_function(tiled_op(), arguments)
 
-    _use_library(graph, chain.nodes, shared, lambda: in_tiles(value), call, maps=(0, 3))
+    _use_library(graph, chain.nodes, shared, lambda: in_tiles(value), call, maps=(0, 3, 4))
 
 
 def _use_winograd(
@@ -194,19 +208,28 @@ def _use_pointwise(
     chain.take_relu()
     if chain.activation == "none":
         chain.take_gelu()
-    factor = chain.factor
-    if factor is not None and factor.target not in shared:
-        flat = _constant(graph, factor).flatten()
-        shared[factor.target] = _constant_before(graph, node, "factor", flat)
+    factor = _factor(graph, chain, shared)
 
     def call(x: Any, weight: Any, bias: Any) -> torch.fx.Node:
         gate, residual = (_in_channels_last(graph, n) for n in (chain.gate, chain.residual))
-        scale = None if factor is None else shared[factor.target]
         number = ACTIVATIONS.index(chain.activation)
-        arguments = (x, weight, bias, gate, residual, scale, value.shape[0], number)
+        arguments = (x, weight, bias, gate, residual, factor, value.shape[0], number)
         return graph.call_function(pointwise_op(), arguments)
 
     _use_library(graph, chain.nodes, shared, lambda: in_rows(value), call, maps=(0, 3, 4))
+
+
+def _factor(
+    graph: torch.fx.Graph, chain: Chain, shared: dict[str, torch.fx.Node]
+) -> torch.fx.Node | None:
+    """A chain's factor as the library takes it, `[C]` in float32."""
+    factor = chain.factor
+    if factor is None:
+        return None
+    if factor.target not in shared:
+        flat = _constant(graph, factor).flatten().float()
+        shared[factor.target] = _constant_before(graph, chain.nodes[0], "factor", flat)
+    return shared[factor.target]
 
 
 def _use_library(

@@ -1,7 +1,7 @@
 """Convolutions of a compiled network in bfloat16 by the tiles of AMX, in the C++ library.
 
 oneDNN multiplies in tiles, too. The library (csrc/cpu/tiled_convolution/host.h) keeps weights in
-the second-level cache while maps go past them, and adds the residual.
+the second-level cache while maps go past them, and does with the result what else a network does.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ def has_tiles(dtype: torch.dtype) -> bool:
         return False
     x = torch.zeros(1, STEP, 1, 1, dtype=dtype)
     try:
-        tiled_op()(x, in_tiles(x), None, None, 1, 1, 1, 1, False)
+        tiled_op()(x, in_tiles(x), None, None, None, None, 1, 1, 1, 1, 0, False)
     except RuntimeError:  # another processor, or ATTNOPS_ISA leaves AMX out
         return False
     return True
 
 
 def tiled_op() -> torch._ops.OpOverload:
-    """The op of the library: map, tiles, bias, residual, outputs, side, dilation, groups, relu
-    -> map.
+    """The op of the library: map, tiles, bias, gate, residual, factor, outputs, side, dilation,
+    groups, activation (of `ACTIVATIONS`, by number), whether residual and result are float -> map.
+
+    It gives `activation((convolution + bias) * gate + factor * residual)`.
     """
     declare("tiled_convolution", _fake)
     return torch.ops.attnops_cpu.tiled_convolution.default
@@ -42,14 +44,17 @@ def _fake(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    gate: Tensor | None,
     residual: Tensor | None,
+    factor: Tensor | None,
     outputs: int,
     side: int,
     dilation: int,
     groups: int,
-    relu: bool,
+    activation: int,
+    wide: bool,
 ) -> Tensor:
-    return convolved(x, outputs)
+    return convolved(x, outputs, torch.float32 if wide else torch.bfloat16)
 
 
 def in_tiles(weight: Tensor) -> Tensor:

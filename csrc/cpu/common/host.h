@@ -20,6 +20,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <optional>
 
 #include "dtype.h"
 
@@ -44,11 +45,12 @@ inline DType dtype_of(const Tensor& x) {
   }
 }
 
-// An uninitialised tensor. A large one is new memory from the kernel, and taking it page by page
-// can cost as much as writing it, so huge pages are asked for; where they are not to be had,
-// nothing changes.
-inline Tensor new_output(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
-  Tensor out = torch::stable::new_empty(like, sizes);
+// An uninitialised tensor, with the dtype of `like` if none is given. A large one is new memory
+// from the kernel, and taking it page by page can cost as much as writing it, so huge pages are
+// asked for; where they are not to be had, nothing changes.
+inline Tensor new_output(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                         std::optional<ScalarType> dtype = std::nullopt) {
+  Tensor out = torch::stable::new_empty(like, sizes, dtype);
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHuge = uintptr_t{2} << 20;
   const uintptr_t data = reinterpret_cast<uintptr_t>(out.mutable_data_ptr());

@@ -25,13 +25,14 @@ inline MapSizes map_sizes(const Tensor& map) {
   return {map.size(0), map.size(1), map.size(2), map.size(3), is_channels_last(map)};
 }
 
-// A fresh map with batch size and dtype of `like`.
+// A fresh map with the batch size of `like`, and its dtype if none is given.
 inline Tensor empty_map(const Tensor& like, int64_t channels, int64_t height, int64_t width,
-                        bool channels_last) {
+                        bool channels_last, std::optional<ScalarType> dtype = std::nullopt) {
   const int64_t batch = like.size(0);
-  if (!channels_last) return new_output(like, {batch, channels, height, width});
+  if (!channels_last) return new_output(like, {batch, channels, height, width}, dtype);
   return torch::stable::transpose(
-      torch::stable::transpose(new_output(like, {batch, height, width, channels}), 2, 3), 1, 2);
+      torch::stable::transpose(new_output(like, {batch, height, width, channels}, dtype), 2, 3), 1,
+      2);
 }
 
 // A fresh map of the sizes and with the dtype of `like`.

@@ -3,10 +3,10 @@
 
 #include "cpu/common/arena.h"
 #include "cpu/depthwise/gelu.h"
+#include "cpu/depthwise/short_gelu.h"
 #include "depthwise.h"
 #include "gradients.h"
 #include "products.h"
-#include "short_gelu.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
 

@@ -3,11 +3,11 @@
 
 #include "cpu/common/arena.h"
 #include "cpu/depthwise/gelu.h"
+#include "cpu/depthwise/short_gelu.h"
 #include "depthwise.h"
 #include "host.h"
 #include "pixels.h"
 #include "products.h"
-#include "short_gelu.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
 

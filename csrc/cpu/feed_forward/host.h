@@ -14,8 +14,9 @@
 // W1 and W2 stand in panels (panels.h). Products with weights in bfloat16 have their other factor
 // rounded to it where the processor has AVX512_BF16, and are made in tiles where it has AMX too (of
 // depths that are multiples of 32); it stays float elsewhere. All that is between is float, or
-// double, but for GELUs that are to be rounded, which need not be more exact (short_gelu.h). C, K
-// and the hidden channels are padded with zeros to multiples of 16.
+// double, but for GELUs that are to be rounded, which need not be more exact
+// (cpu/depthwise/short_gelu.h). C, K and the hidden channels are padded with zeros to multiples of
+// 16.
 //
 // feed_forward takes weights as they are and packs them for a call. packed_feed_forward is one of
 // deployments: it is given packed weights, takes maps of float in channels_last with weights in
@@ -35,10 +36,10 @@
 // where the rows are fewer than threads could take, they share the chunks, each with a dx.
 //
 // host.cpp and packed.cpp are the entries of the two; rows.h lays out the rows over threads. pack.h
-// packs, products.h and tile_products.h multiply, depthwise.h is the convolution between,
-// short_gelu.h its GELU, forward.h holds the two steps, kernels.cpp lists the entry points. Of the
-// backward, backward.cpp is the host's part, chunk.h goes down the rows, gradients.h sums over
-// pixels, backward.h does what is around that.
+// packs, products.h and tile_products.h multiply, depthwise.h is the convolution between, forward.h
+// holds the two steps, kernels.cpp lists the entry points. Of the backward, backward.cpp is the
+// host's part, chunk.h goes down the rows, gradients.h sums over pixels, backward.h does what is
+// around that.
 #pragma once
 
 #include <cstdint>

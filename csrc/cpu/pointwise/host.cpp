@@ -63,8 +63,7 @@ void check(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& b
   for (const std::optional<Tensor>* map : {&gate, &residual})
     STD_TORCH_CHECK(!*map || is_like(**map, x, outputs),
                     "pointwise: expected a gate and a residual like the result");
-  STD_TORCH_CHECK(activation >= 0 && activation <= static_cast<int64_t>(Activation::kGelu),
-                  "pointwise: expected an activation of 0, 1 or 2");
+  STD_TORCH_CHECK(is_activation(activation), "pointwise: expected an activation of 0, 1 or 2");
 }
 
 const float* values(const std::optional<Tensor>& tensor) {

@@ -11,12 +11,11 @@
 // host.cpp shares the work out, kernels.cpp multiplies.
 #pragma once
 
+#include "cpu/common/activation.h"
 #include "cpu/common/isa.h"
 #include "cpu/common/panels.h"
 
 namespace attnops::cpu {
-
-enum class Activation : int64_t { kNone, kRelu, kGelu };
 
 struct PointwiseShape {
   int64_t pixels, channels, outputs;

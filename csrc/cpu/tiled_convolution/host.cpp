@@ -43,7 +43,7 @@ struct Blocks {
 };
 
 bool takes_as_it_is(const ConvolutionShape& s) {
-  return s.side == 1 && s.channels % kConvolutionStep == 0 &&
+  return !s.float_in && s.side == 1 && s.channels % kConvolutionStep == 0 &&
          s.batch * s.height * s.width >= kConvolutionStep;
 }
 
@@ -114,10 +114,20 @@ struct Work {
   }
 };
 
+ScalarType result_type(const ConvolutionShape& s) {
+  return s.float_out ? ScalarType::Float : ScalarType::BFloat16;
+}
+
+bool is_map(const Tensor& map, const ConvolutionShape& s, ScalarType type) {
+  return map.scalar_type() == type && map.dim() == 4 && map.size(0) == s.batch &&
+         map.size(1) == s.outputs && map.size(2) == s.height && map.size(3) == s.width &&
+         has_inner_channels(map);
+}
+
 void check(const Tensor& x, const Tensor& weight, const ConvolutionShape& s) {
   STD_TORCH_CHECK(kernels() != nullptr, "tiled_convolution: this processor has no AMX");
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16 && x.numel() > 0,
-                  "tiled_convolution: expected a map in bfloat16");
+  STD_TORCH_CHECK((s.float_in || x.scalar_type() == ScalarType::BFloat16) && x.numel() > 0,
+                  "tiled_convolution: expected a map in bfloat16 or float32");
   STD_TORCH_CHECK((s.side == 1 || s.side == 3) && s.dilation > 0 && s.outputs > 0,
                   "tiled_convolution: expected 1x1 or 3x3 weights");
   const int64_t step = kConvolutionStep * s.groups;
@@ -131,39 +141,64 @@ void check(const Tensor& x, const Tensor& weight, const ConvolutionShape& s) {
       s.outputs, " outputs");
 }
 
+void check_more(const ConvolutionShape& s, const std::optional<Tensor>& bias,
+                const std::optional<Tensor>& gate, const std::optional<Tensor>& residual,
+                const std::optional<Tensor>& factor, int64_t activation) {
+  STD_TORCH_CHECK(!gate || is_map(*gate, s, ScalarType::BFloat16),
+                  "tiled_convolution: expected a gate in bfloat16 of the result's size");
+  STD_TORCH_CHECK(!residual || is_map(*residual, s, result_type(s)),
+                  "tiled_convolution: expected a residual like the result");
+  for (const std::optional<Tensor>* row : {&bias, &factor})
+    STD_TORCH_CHECK(!*row || ((*row)->scalar_type() == ScalarType::Float &&
+                              (*row)->numel() == s.outputs && (*row)->is_contiguous()),
+                    "tiled_convolution: expected a bias and a factor [O] in float32");
+  STD_TORCH_CHECK(is_activation(activation), "tiled_convolution: expected an activation of 0 to 2");
+}
+
+const void* data(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr() : nullptr;
+}
+
 Tensor tiled_convolution(Tensor x, Tensor weight, std::optional<Tensor> bias,
-                         std::optional<Tensor> residual, int64_t outputs, int64_t side,
-                         int64_t dilation, int64_t groups, bool relu) {
+                         std::optional<Tensor> gate, std::optional<Tensor> residual,
+                         std::optional<Tensor> factor, int64_t outputs, int64_t side,
+                         int64_t dilation, int64_t groups, int64_t activation, bool wide) {
   STD_TORCH_CHECK(x.dim() == 4 && has_inner_channels(x),
                   "tiled_convolution: expected a map [B, C, H, W] with contiguous channels");
-  ConvolutionShape s = {x.size(0), x.size(1), outputs, x.size(2), x.size(3),
-                        side,      dilation,  groups,  relu};
+  ConvolutionShape s = {x.size(0),
+                        x.size(1),
+                        outputs,
+                        x.size(2),
+                        x.size(3),
+                        side,
+                        dilation,
+                        groups,
+                        static_cast<Activation>(activation),
+                        x.scalar_type() == ScalarType::Float,
+                        wide};
   check(x, weight, s);
-  if (residual)
-    STD_TORCH_CHECK(residual->scalar_type() == ScalarType::BFloat16 && residual->dim() == 4 &&
-                        residual->size(0) == s.batch && residual->size(1) == outputs &&
-                        residual->size(2) == s.height && residual->size(3) == s.width &&
-                        has_inner_channels(*residual),
-                    "tiled_convolution: expected a residual like the result");
-  if (bias)
-    STD_TORCH_CHECK(bias->scalar_type() == ScalarType::Float && bias->numel() == outputs &&
-                        bias->is_contiguous(),
-                    "tiled_convolution: expected a bias [O] in float32");
-  Tensor out = empty_map(x, outputs, s.height, s.width, true);
-  const ConvolutionArguments args = {
-      x.const_data_ptr(), weight.const_data_ptr(), residual ? residual->const_data_ptr() : nullptr,
-      bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr, out.mutable_data_ptr()};
+  check_more(s, bias, gate, residual, factor, activation);
+  Tensor out = empty_map(x, outputs, s.height, s.width, true, result_type(s));
+  const ConvolutionArguments args = {x.const_data_ptr(),
+                                     weight.const_data_ptr(),
+                                     data(gate),
+                                     data(residual),
+                                     static_cast<const float*>(data(bias)),
+                                     static_cast<const float*>(data(factor)),
+                                     out.mutable_data_ptr()};
 
   const bool as_it_is = takes_as_it_is(s);
-  if (as_it_is)
-    s = {1, s.channels, outputs, 1, s.batch * s.height * s.width, side, dilation, groups, relu};
+  if (as_it_is) {
+    s.width *= s.batch * s.height;
+    s.batch = s.height = 1;
+  }
   const Blocks blocks(s);
   const Plan plan(s, as_it_is, thread_count());
   // Tensors, because deployments keep the memory of tensors.
   std::optional<Tensor> laid_out, waiting;
-  if (!as_it_is) laid_out = new_output(x, {plan.elements});
+  if (!as_it_is) laid_out = new_output(weight, {plan.elements});
   if (blocks.channels < s.group_channel_steps())
-    waiting = new_output(x, {s.batch * s.steps() * blocks.outputs * kSums * 2});
+    waiting = new_output(weight, {s.batch * s.steps() * blocks.outputs * kSums * 2});
   const Work work = {s,
                      args,
                      blocks,
@@ -175,11 +210,14 @@ Tensor tiled_convolution(Tensor x, Tensor weight, std::optional<Tensor> bias,
   for_each_worker(workers, [&](int64_t worker) { work.multiply(worker); });
   return out;
 }
-// x [B, C, H, W] and residual [B, outputs, H, W] in bfloat16 with contiguous channels, weight in
-// tiles, bias [outputs] float32 -> out like residual.
+// x [B, C, H, W] in bfloat16 or float32, weight in tiles, bias and factor [outputs] in float32,
+// gate [B, outputs, H, W] in bfloat16, residual like it, with `wide` in float32 -> out like
+// residual. Maps have contiguous channels. activation: 0 none, 1 ReLU, 2 GELU to the precision of
+// bfloat16.
 ATTNOPS_REGISTER(cpu, CPU, tiled_convolution,
-                 "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int outputs, int side, "
-                 "int dilation, int groups, bool relu) -> Tensor")
+                 "(Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual, "
+                 "Tensor? factor, int outputs, int side, int dilation, int groups, int activation, "
+                 "bool wide) -> Tensor")
 
 }  // namespace
 }  // namespace attnops::cpu

@@ -1,13 +1,14 @@
 // Convolutions of bfloat16 maps with stride 1, 1x1 or 3x3, in tiles of AMX, for evaluation:
 //
-//   out = relu(conv(x, weight) + bias + residual)
+//   out = activation((conv(x, weight) + bias) * gate + factor * residual)
 //
 // A convolution is a sum over taps of products of pixels [positions, C] with weights [C, O]. For
 // that x is laid out anew, 32 channels at a time, [C / 32][positions][32]: rows one after the
 // other, with the same zeros to the right of a row and to the left of the next, and some before the
-// first and behind the last. Then the pixels that a tap sees are those of the results moved by one
-// distance, and 16 positions in a row are a tile. Taps that see nothing but zeros above or below
-// the map are left out. A 1x1 convolution takes 16 pixels of x as it is as a tile.
+// first and behind the last. A map in float is rounded by that. Then the pixels that a tap sees are
+// those of the results moved by one distance, and 16 positions in a row are a tile. Taps that see
+// nothing but zeros above or below the map are left out. A 1x1 convolution takes 16 pixels of x as
+// it is as a tile.
 //
 // The processor multiplies faster than its third-level cache gives operands. So weights are taken
 // by blocks that stay in the second-level cache, while the positions go past them: as many results
@@ -27,6 +28,7 @@
 
 #include <cstdint>
 
+#include "cpu/common/activation.h"
 #include "cpu/common/isa.h"
 
 namespace attnops::cpu {
@@ -37,7 +39,8 @@ constexpr int64_t kConvolutionStep = 32;  // channels, results and positions of 
 // `height` rows of `pitch` positions, with the results in the first `width` of a row.
 struct ConvolutionShape {
   int64_t batch, channels, outputs, height, width, side, dilation, groups;
-  bool relu;
+  Activation activation;
+  bool float_in, float_out;  // whether x, or residual and out, are float
 
   int64_t taps() const { return side * side; }
   int64_t pad() const { return dilation * (side - 1) / 2; }
@@ -81,10 +84,10 @@ struct ConvolutionBlock {
   bool is_first, is_last;
 };
 
-// Maps have contiguous channels; residual and bias may be null.
+// Maps have contiguous channels; bias [O], gate, residual and factor [O] may be null.
 struct ConvolutionArguments {
-  const void *x, *weight, *residual;
-  const float* bias;
+  const void *x, *weight, *gate, *residual;
+  const float *bias, *factor;
   void* out;
 };
 

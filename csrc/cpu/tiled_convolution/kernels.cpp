@@ -1,5 +1,6 @@
 // Laying maps out by 32 channels, and products of blocks of positions and results in tiles.
 #include "cpu/common/tiles.h"
+#include "cpu/depthwise/short_gelu.h"
 #include "host.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
@@ -23,10 +24,18 @@ ATTNOPS_INLINE void copy_line(const BFloat16* from, int64_t count, BFloat16* to)
   memcpy(to, &lanes, sizeof(lanes));
 }
 
+ATTNOPS_INLINE void copy_line(const float* from, int64_t count, BFloat16* to) {
+  const VecF low = load_lanes(from, min64(count, kVector));
+  const VecF high = count > kVector ? load_lanes(from + kVector, count - kVector) : VecF{};
+  const HalfLanesPair lanes = rounded(low, high);
+  memcpy(to, &lanes, sizeof(lanes));
+}
+
 void clear_lines(BFloat16* to, int64_t count) { memset(to, 0, static_cast<size_t>(count * kLine)); }
 
-void lay_out(const ConvolutionShape& s, const void* x, int64_t first, int64_t last,
-             const LaidOut& to) {
+template <class S>
+void lay_out_rows(const ConvolutionShape& s, const S* x, int64_t first, int64_t last,
+                  const LaidOut& to) {
   const int64_t pitch = s.pitch(), pad = s.pad(), apart = to.positions(s) * kStep;
   for (int64_t row = first; row < last; ++row) {
     BFloat16* line = static_cast<BFloat16*>(to.data) + (kStep + (row - to.first) * pitch) * kStep;
@@ -36,12 +45,19 @@ void lay_out(const ConvolutionShape& s, const void* x, int64_t first, int64_t la
       clear_lines(begin + pitch * kStep, row == to.last - 1 ? 2 * pad + kStep : pad);
     }
     line += pad * kStep;
-    const BFloat16* pixel =
-        static_cast<const BFloat16*>(x) + (to.item * s.height + row) * s.width * s.channels;
+    const S* pixel = x + (to.item * s.height + row) * s.width * s.channels;
     for (int64_t at = 0; at < s.width; ++at, pixel += s.channels, line += kStep)
       for (int64_t c = 0; c < s.channels; c += kStep)
         copy_line(pixel + c, s.channels - c, line + c / kStep * apart);
   }
+}
+
+void lay_out(const ConvolutionShape& s, const void* x, int64_t first, int64_t last,
+             const LaidOut& to) {
+  if (s.float_in)
+    lay_out_rows(s, static_cast<const float*>(x), first, last, to);
+  else
+    lay_out_rows(s, static_cast<const BFloat16*>(x), first, last, to);
 }
 
 class Product {
@@ -77,6 +93,27 @@ class Product {
   }
 
  private:
+  // Of results [n, n + 32), of which `lanes` are there.
+  struct Outputs {
+    int64_t lanes;
+    VecF bias[2] = {}, factor[2] = {};
+
+    inline __attribute__((always_inline)) Outputs(const ConvolutionArguments& args, int64_t n,
+                                                  int64_t count)
+        : lanes(count) {
+      each([&](int i, int64_t there) __attribute__((always_inline)) {
+        if (args.bias != nullptr) bias[i] = load_lanes(args.bias + n + i * kVector, there);
+        if (args.factor != nullptr) factor[i] = load_lanes(args.factor + n + i * kVector, there);
+      });
+    }
+    // body(vector, lanes of it)
+    template <class Body>
+    inline __attribute__((always_inline)) void each(const Body& body) const {
+      body(0, lanes);
+      if (lanes > kVector) body(1, lanes - kVector);
+    }
+  };
+
   int64_t outputs() const { return block_.last_output - block_.first_output; }
 
   // The taps that see some of the map, from positions `begin` on.
@@ -158,10 +195,17 @@ class Product {
   // Results leave a few rows at a time, while the next ones are multiplied, and what is added to
   // them is asked for before.
   inline __attribute__((always_inline)) void ask_for_rows(int64_t count) {
-    if (args_.residual == nullptr) return;
-    const BFloat16* const residual = static_cast<const BFloat16*>(args_.residual) + asked_.n;
-    for (const int64_t last = min64(asked_.row + count, kStep); asked_.row < last; ++asked_.row)
-      if (places_[asked_.row] >= 0) __builtin_prefetch(residual + places_[asked_.row] * s_.outputs);
+    if (args_.residual == nullptr && args_.gate == nullptr) return;
+    for (const int64_t last = min64(asked_.row + count, kStep); asked_.row < last; ++asked_.row) {
+      const int64_t at = places_[asked_.row] * s_.outputs + asked_.n;
+      if (places_[asked_.row] < 0) continue;
+      if (args_.gate != nullptr) __builtin_prefetch(static_cast<const BFloat16*>(args_.gate) + at);
+      if (args_.residual == nullptr) continue;
+      const int64_t bytes = s_.float_out ? sizeof(float) : kHalf;
+      const char* const residual = static_cast<const char*>(args_.residual) + at * bytes;
+      __builtin_prefetch(residual);
+      if (s_.float_out) __builtin_prefetch(residual + kLine);
+    }
   }
 
   // A share of the sums that come next, for one step of channels.
@@ -179,33 +223,57 @@ class Product {
     const int64_t n = written_.n, first = written_.row, last = min64(first + count, kStep);
     if (first >= last) return;
     written_.row = last;
-    const int64_t outputs = s_.outputs, lanes = min64(kStep, outputs - n), more = lanes - kVector;
-    const bool relu = s_.relu;
     const float* sums = written_.sums + first * kStep;
-    BFloat16* const out = static_cast<BFloat16*>(args_.out) + n;
-    const BFloat16* const residual =
-        args_.residual == nullptr ? nullptr : static_cast<const BFloat16*>(args_.residual) + n;
-    VecF bias[2] = {};
-    if (args_.bias != nullptr) {
-      bias[0] = load_lanes(args_.bias + n, lanes);
-      if (more > 0) bias[1] = load_lanes(args_.bias + n + kVector, more);
-    }
+    const Outputs these(args_, n, min64(kStep, s_.outputs - n));
     for (int64_t row = first; row < last; ++row, sums += kStep) {
-      const int64_t at = places_[row] * outputs;
-      if (at < 0) continue;
-      VecF v[2] = {load(sums) + bias[0], load(sums + kVector) + bias[1]};
-      if (residual != nullptr) {
-        v[0] += load_lanes(residual + at, lanes);
-        if (more > 0) v[1] += load_lanes(residual + at + kVector, more);
+      const int64_t at = places_[row] * s_.outputs + n;
+      if (places_[row] < 0) continue;
+      VecF v[2] = {load(sums) + these.bias[0], load(sums + kVector) + these.bias[1]};
+      if (args_.gate != nullptr) {
+        const BFloat16* const gate = static_cast<const BFloat16*>(args_.gate) + at;
+        these.each([&](int i, int64_t lanes) __attribute__((always_inline)) {
+          v[i] *= load_lanes(gate + i * kVector, lanes);
+        });
       }
-      if (relu)
+      if (args_.residual != nullptr) {
+        if (s_.float_out)
+          add_residual<float>(v, these, at);
+        else
+          add_residual<BFloat16>(v, these, at);
+      }
+      if (s_.activation == Activation::kRelu)
         for (VecF& part : v) part = select(part < 0.0f, VecF{}, part);
-      const HalfLanesPair halves = rounded(v[0], v[1]);
-      if (lanes == kStep)
-        memcpy(out + at, &halves, sizeof(halves));
-      else
-        memcpy(out + at, &halves, static_cast<size_t>(lanes) * sizeof(BFloat16));
+      if (s_.activation == Activation::kGelu) short_gelu<2>(v);
+      put(v, these, at);
     }
+  }
+
+  template <class S>
+  inline __attribute__((always_inline)) void add_residual(VecF (&v)[2], const Outputs& these,
+                                                          int64_t at) const {
+    const S* const residual = static_cast<const S*>(args_.residual) + at;
+    these.each([&](int i, int64_t lanes) __attribute__((always_inline)) {
+      VecF term = load_lanes(residual + i * kVector, lanes);
+      if (args_.factor != nullptr) term *= these.factor[i];
+      v[i] += term;
+    });
+  }
+
+  inline __attribute__((always_inline)) void put(const VecF (&v)[2], const Outputs& these,
+                                                 int64_t at) const {
+    if (s_.float_out) {
+      float* const out = static_cast<float*>(args_.out) + at;
+      these.each([&](int i, int64_t lanes) __attribute__((always_inline)) {
+        store_lanes(out + i * kVector, v[i], lanes);
+      });
+      return;
+    }
+    const HalfLanesPair halves = rounded(v[0], v[1]);
+    BFloat16* const out = static_cast<BFloat16*>(args_.out) + at;
+    if (these.lanes == kStep)
+      memcpy(out, &halves, sizeof(halves));
+    else
+      memcpy(out, &halves, static_cast<size_t>(these.lanes) * sizeof(BFloat16));
   }
 
   void finish() { write_rows(kStep); }

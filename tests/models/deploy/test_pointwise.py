@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from convolution_graphs import ONEDNN, append, convolutions
+from convolution_graphs import ADD, MULTIPLY, Following, convolutions
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu
 
@@ -20,7 +20,6 @@ pytestmark = pytest.mark.skipif(
     not has_pointwise(torch.float32), reason="the CPU library is not built"
 )
 
-ADD, MULTIPLY = torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor
 # B, C, O, H, W: channels and outputs that fill no panel; pixels fewer than a block of rows, none
 # past it, some past it; terms and weights past a block, outputs whose rows are long
 SHAPES = (
@@ -184,14 +183,6 @@ def test_weights_are_laid_out_in_panels():
     assert rows[2, :, 1:].count_nonzero() == 0
 
 
-def packed(graph: torch.fx.Graph, root: nn.Module) -> torch.fx.GraphModule:
-    module = torch.fx.GraphModule(root, graph)
-    PackedConvolutions(True)(module.graph)
-    module.graph.lint()
-    module.recompile()
-    return module
-
-
 def test_graphs_call_it_where_it_is_defined():
     """Six convolutions, of which two can: 1x1, of stride 1, of one group and whole panels."""
     options = (
@@ -219,79 +210,41 @@ def test_graphs_call_it_where_it_is_defined():
     assert (module(x) - before).abs().max() <= 1e-5 * before.abs().max()
 
 
-class Following:
-    """A graph of one convolution and steps behind it, with maps `x` and `other`."""
-
-    def __init__(self, other: tuple[int, ...] = (1, 48, 9, 11)) -> None:
-        self.graph, self.root = torch.fx.Graph(), nn.Module()
-        x, self.other = self.graph.placeholder("x"), self.graph.placeholder("other")
-        x.meta["val"], self.other.meta["val"] = torch.empty(1, 32, 9, 11), torch.empty(other)
-        conv = nn.Conv2d(32, 48, 1)
-        self.conv = append(self.graph, self.root, x, conv, torch.float32, "0")
-        self.conv.meta["val"] = torch.empty(1, 48, 9, 11)
-        self.root.factor = torch.randn(48, 1, 1)
-        self.factor = self.graph.get_attr("factor")
-        self.factor.meta["val"] = self.root.factor
-        self.maps = [torch.randn(1, 32, 9, 11), torch.randn(other)]
-        self.maps = [map.to(memory_format=torch.channels_last) for map in self.maps]
-
-    def step(self, target: torch._ops.OpOverload, *args: object) -> torch.fx.Node:
-        node = self.graph.call_function(target, args)
-        node.meta["val"] = torch.empty(1, 48, 9, 11)
-        return node
-
-    def gelu(self, map: torch.fx.Node, one: float = 1) -> torch.fx.Node:
-        half, root = (self.step(MULTIPLY, map, value) for value in (0.5, 0.7071067811865476))
-        erf = self.step(torch.ops.aten.erf.default, root)
-        return self.step(MULTIPLY, half, self.step(ADD, erf, one))
-
-    def calls_left(self, *outputs: torch.fx.Node) -> int:
-        """How many calls stand for all, which give what they gave before."""
-        self.graph.output(outputs)
-        before = torch.fx.GraphModule(self.root, self.graph)(*self.maps)
-        module = packed(self.graph, self.root)
-        assert not list(module.graph.find_nodes(op="call_function", target=ONEDNN))
-        for found, wanted in zip(module(*self.maps), before, strict=True):
-            assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
-        clone = torch.ops.aten.clone.default
-        calls = [n for n in module.graph.nodes if n.op == "call_function" and n.target is not clone]
-        return len(calls)
-
-
 @pytest.mark.parametrize("first", [True, False])
 def test_a_gate_goes_into_the_op(first):
-    case = Following()
+    case = Following(nn.Conv2d(32, 48, 1))
     args = (case.conv, case.other) if first else (case.other, case.conv)
     assert case.calls_left(case.step(MULTIPLY, *args)) == 1
 
 
 def test_a_scaled_residual_goes_into_the_op():
-    case = Following()
+    case = Following(nn.Conv2d(32, 48, 1))
     scaled = case.step(MULTIPLY, case.factor, case.other)
     assert case.calls_left(case.step(ADD, case.conv, scaled)) == 1
 
 
 def test_a_scaled_map_that_is_wanted_elsewhere_is_the_residual():
-    case = Following()
+    case = Following(nn.Conv2d(32, 48, 1))
     scaled = case.step(MULTIPLY, case.factor, case.other)
     assert case.calls_left(case.step(ADD, case.conv, scaled), scaled) == 2
 
 
 def test_a_chain_of_all_goes_into_the_op():
-    case = Following()
+    case = Following(nn.Conv2d(32, 48, 1))
     gated = case.step(MULTIPLY, case.conv, case.other)
     scaled = case.step(MULTIPLY, case.other, case.factor)
     assert case.calls_left(case.gelu(case.step(ADD, scaled, gated))) == 1
 
 
 def test_a_gelu_goes_into_the_op():
-    case = Following()
+    case = Following(nn.Conv2d(32, 48, 1))
     assert case.calls_left(case.gelu(case.conv)) == 1
 
 
 @pytest.mark.parametrize("case", ["other constant", "taken elsewhere", "of another size", "twice"])
 def test_what_only_looks_like_it_stays(case):
-    following = Following((1, 48, 1, 1) if case == "of another size" else (1, 48, 9, 11))
+    size = (1, 48, 1, 1) if case == "of another size" else (1, 48, 9, 11)
+    following = Following(nn.Conv2d(32, 48, 1), other=size)
     if case == "other constant":
         assert following.calls_left(following.gelu(following.conv, 2)) == 6
     elif case == "taken elsewhere":

@@ -1,0 +1,110 @@
+"""What convolutions in tiles of AMX do with their results, and with maps in float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from convolution_graphs import ADD, CONVERT, MULTIPLY, Following
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, gelu
+
+from attnops.models.deploy.pointwise import ACTIVATIONS
+from attnops.models.deploy.tiles import has_tiles, in_tiles, tiled_op
+
+HALF, WIDE = torch.bfloat16, torch.float32
+
+pytestmark = pytest.mark.skipif(not has_tiles(HALF), reason="this processor has no AMX")
+
+# B, C, O, H, W, side: channels and outputs that fill no step or not half of one
+SHAPES = ((1, 32, 32, 1, 1, 1), (2, 72, 70, 6, 5, 1), (1, 64, 320, 9, 11, 1), (2, 40, 41, 7, 6, 3))
+
+
+def drawn(shape: tuple[int, ...], source: torch.dtype, wide: bool) -> dict[str, Tensor]:
+    """The op's tensors, maps channels_last."""
+    batch, channels, outputs, height, width, side = shape
+
+    def pixels(count: int, dtype: torch.dtype) -> Tensor:
+        return torch.randn(batch, height, width, count).permute(0, 3, 1, 2).to(dtype)
+
+    return {
+        "x": pixels(channels, source),
+        "weight": (torch.randn(outputs, channels, side, side) * 0.1).to(HALF),
+        "bias": torch.randn(outputs),
+        "gate": pixels(outputs, HALF),
+        "residual": pixels(outputs, WIDE if wide else HALF),
+        "factor": torch.randn(outputs),
+    }
+
+
+def exact(tensors: dict[str, Tensor | None], activation: str) -> Tensor:
+    """What the op's formula says, of x rounded to bfloat16, in float64."""
+    values = {name: None if t is None else t.double() for name, t in tensors.items()}
+    x, weight = tensors["x"].to(HALF).double(), values["weight"]
+    out = conv2d(x, weight, values["bias"], padding=weight.shape[2] // 2)
+    out = out if values["gate"] is None else out * values["gate"]
+    if values["residual"] is not None:
+        factor = 1.0 if values["factor"] is None else values["factor"][:, None, None]
+        out = out + factor * values["residual"]
+    return {"none": lambda t: t, "relu": torch.relu, "gelu": gelu}[activation](out)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    "given", ["", "bias", "bias gate", "residual factor", "bias gate residual"]
+)
+@pytest.mark.parametrize(
+    ("source", "wide"), [(HALF, False), (WIDE, False), (HALF, True), (WIDE, True)]
+)
+def test_it_is_the_convolution_and_what_follows(shape, activation, given, source, wide):
+    tensors = drawn(shape, source, wide)
+    kept = {"x", "weight", *given.split()}
+    tensors = {name: t if name in kept else None for name, t in tensors.items()}
+    x, weight, *more = tensors.values()
+    numbers = (shape[2], shape[5], 1, 1, ACTIVATIONS.index(activation))
+    found = tiled_op()(x, in_tiles(weight), *more, *numbers, wide)
+    wanted = exact(tensors, activation)
+    assert found.dtype == (WIDE if wide else HALF) and found.shape == wanted.shape
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    rounded = not wide or activation == "gelu"
+    error, largest = (found - wanted).abs(), wanted.abs().max()
+    relative = 2**-8 + (2**-10 if activation == "gelu" else 0) if rounded else 0
+    assert (error <= relative * wanted.abs() + 1e-5 * largest + (3e-5 if rounded else 0)).all()
+
+
+def test_the_compiler_knows_what_comes_out():
+    x, weight, *more = drawn((2, 32, 50, 5, 8, 1), WIDE, True).values()
+    arguments = (x, in_tiles(weight), *more, 50, 1, 1, 1, 2, True)
+    torch.library.opcheck(tiled_op(), arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_a_gate_goes_into_the_op():
+    case = Following(nn.Conv2d(32, 48, 1), HALF)
+    assert case.calls_left(case.step(MULTIPLY, case.other, case.conv), tolerance=0.02) == 1
+
+
+@pytest.mark.parametrize("source", [HALF, WIDE])
+def test_a_rounded_gelu_goes_into_the_op(source):
+    """And the rounding of the map that it is made of."""
+    case = Following(nn.Conv2d(32, 48, 1), HALF, source=source)
+    wide = case.gelu(case.step(CONVERT, case.conv, WIDE))
+    assert case.calls_left(case.step(CONVERT, wide, HALF), tolerance=0.02) == 1
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_sum_in_float32_goes_into_the_op(scaled):
+    case = Following(nn.Conv2d(32, 48, 1), HALF, other_dtype=WIDE)
+    other = case.step(MULTIPLY, case.factor, case.other) if scaled else case.other
+    total = case.step(ADD, case.step(CONVERT, case.conv, WIDE), other)
+    assert case.calls_left(total, tolerance=0.02) == 1
+
+
+def test_a_rounded_map_that_is_wanted_elsewhere_stays():
+    case = Following(nn.Conv2d(32, 48, 1), HALF, source=WIDE)
+    rounded = case.conv.args[0]
+    assert case.calls_left(case.conv, rounded, tolerance=0.02) == 2
+
+
+def test_a_result_that_is_only_widened_stays_rounded():
+    case = Following(nn.Conv2d(32, 48, 1), HALF)
+    assert case.calls_left(case.step(CONVERT, case.conv, WIDE), tolerance=0.02) == 2
