@@ -12,6 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from attnops._backends.library import build_info
+
 from .feed_forward import panels
 from .inner_ops import convolved, declare
 
@@ -20,8 +22,10 @@ ACTIVATIONS = ("none", "relu", "gelu")  # by number
 
 @cache
 def has_pointwise(dtype: torch.dtype) -> bool:
-    """Whether the C++ library is there and has 1x1 convolutions of `dtype`."""
-    return dtype == torch.float32 and hasattr(torch.ops.attnops_cpu, "pointwise")
+    """Whether the C++ library is there and multiplies `dtype` about as fast as oneDNN."""
+    if dtype != torch.float32 or not hasattr(torch.ops.attnops_cpu, "pointwise"):
+        return False
+    return build_info("cpu")["isa"] in ("avx2", "avx512")
 
 
 def pointwise_op() -> torch._ops.OpOverload:
