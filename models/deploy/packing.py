@@ -28,8 +28,8 @@ from .winograd import has_winograd, in_panels, share_of_products, winograd_op
 MAP = (2, 64, 68)  # batch and sides of a map whose sizes a graph does not tell
 LEAST_IN_PANELS = 16  # channels and outputs: a panel
 LEAST_CHANNELS = 64  # of a group, on either side, for which Winograd's algorithm pays
-PARTS = ("chains", "feed_forward", "pointwise", "tiles", "winograd")  # that it is made of
 LARGEST_SHARE = 0.85  # of the products of a direct convolution
+MODULES = ("chains", "feed_forward", "packing", "pointwise", "tiles", "winograd")  # of these passes
 
 
 class PackedConvolutions(CustomGraphPass):
@@ -67,10 +67,7 @@ class PackedConvolutions(CustomGraphPass):
             _add_constant(graph, node, packed, weight.meta)
 
     def uuid(self) -> bytes:
-        files = (
-            __file__,
-            *(str(Path(__file__).with_name(f"{name}.py")) for name in PARTS),
-        )
+        files = tuple(str(Path(__file__).with_name(f"{name}.py")) for name in MODULES)
         return get_hash_for_files(files, str(self.library))
 
 

@@ -17,7 +17,7 @@ from attnops._backends.library import build_info
 from .feed_forward import panels
 from .inner_ops import convolved, declare
 
-ACTIVATIONS = ("none", "relu", "gelu")  # by number
+ACTIVATIONS = ("none", "relu", "gelu")  # by number, as in csrc/cpu/common/activation.h
 
 
 @cache

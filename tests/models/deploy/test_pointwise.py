@@ -184,7 +184,7 @@ def test_weights_are_laid_out_in_panels():
 
 
 def test_graphs_call_it_where_it_is_defined():
-    """Six convolutions, of which two can: 1x1, of stride 1, of one group and whole panels."""
+    """Seven convolutions, of which two can: 1x1, of stride 1, of one group and whole panels."""
     options = (
         (nn.Conv2d(64, 80, 1), True),
         (nn.Conv2d(80, 64, 1, stride=2), False),
