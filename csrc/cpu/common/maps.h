@@ -20,6 +20,13 @@ inline bool has_inner_channels(const Tensor& map) {
          (map.size(0) == 1 || map.stride(0) == height * width * channels);
 }
 
+// Whether `map` has the size of x but so many channels, this dtype, and contiguous channels.
+inline bool is_map_like(const Tensor& map, const Tensor& x, int64_t channels, ScalarType dtype) {
+  return map.scalar_type() == dtype && map.dim() == 4 && map.size(0) == x.size(0) &&
+         map.size(1) == channels && map.size(2) == x.size(2) && map.size(3) == x.size(3) &&
+         has_inner_channels(map);
+}
+
 inline MapSizes map_sizes(const Tensor& map) {
   STD_TORCH_CHECK(map.dim() == 4, "expected maps [B, C, H, W]");
   return {map.size(0), map.size(1), map.size(2), map.size(3), is_channels_last(map)};

@@ -39,12 +39,6 @@ struct Shares {
   }
 };
 
-bool is_like(const Tensor& map, const Tensor& x, int64_t channels) {
-  return map.scalar_type() == ScalarType::Float && map.dim() == 4 && map.size(0) == x.size(0) &&
-         map.size(1) == channels && map.size(2) == x.size(2) && map.size(3) == x.size(3) &&
-         has_inner_channels(map);
-}
-
 void check(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
            const std::optional<Tensor>& gate, const std::optional<Tensor>& residual,
            const std::optional<Tensor>& factor, int64_t outputs, int64_t activation) {
@@ -61,7 +55,7 @@ void check(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& b
                               (*row)->is_contiguous() && (*row)->numel() == outputs),
                     "pointwise: expected a bias and a factor [O] in float32");
   for (const std::optional<Tensor>* map : {&gate, &residual})
-    STD_TORCH_CHECK(!*map || is_like(**map, x, outputs),
+    STD_TORCH_CHECK(!*map || is_map_like(**map, x, outputs, ScalarType::Float),
                     "pointwise: expected a gate and a residual like the result");
   STD_TORCH_CHECK(is_activation(activation), "pointwise: expected an activation of 0, 1 or 2");
 }

@@ -118,12 +118,6 @@ ScalarType result_type(const ConvolutionShape& s) {
   return s.float_out ? ScalarType::Float : ScalarType::BFloat16;
 }
 
-bool is_map(const Tensor& map, const ConvolutionShape& s, ScalarType type) {
-  return map.scalar_type() == type && map.dim() == 4 && map.size(0) == s.batch &&
-         map.size(1) == s.outputs && map.size(2) == s.height && map.size(3) == s.width &&
-         has_inner_channels(map);
-}
-
 void check(const Tensor& x, const Tensor& weight, const ConvolutionShape& s) {
   STD_TORCH_CHECK(kernels() != nullptr, "tiled_convolution: this processor has no AMX");
   STD_TORCH_CHECK((s.float_in || x.scalar_type() == ScalarType::BFloat16) && x.numel() > 0,
@@ -141,12 +135,12 @@ void check(const Tensor& x, const Tensor& weight, const ConvolutionShape& s) {
       s.outputs, " outputs");
 }
 
-void check_more(const ConvolutionShape& s, const std::optional<Tensor>& bias,
+void check_more(const Tensor& x, const ConvolutionShape& s, const std::optional<Tensor>& bias,
                 const std::optional<Tensor>& gate, const std::optional<Tensor>& residual,
                 const std::optional<Tensor>& factor, int64_t activation) {
-  STD_TORCH_CHECK(!gate || is_map(*gate, s, ScalarType::BFloat16),
+  STD_TORCH_CHECK(!gate || is_map_like(*gate, x, s.outputs, ScalarType::BFloat16),
                   "tiled_convolution: expected a gate in bfloat16 of the result's size");
-  STD_TORCH_CHECK(!residual || is_map(*residual, s, result_type(s)),
+  STD_TORCH_CHECK(!residual || is_map_like(*residual, x, s.outputs, result_type(s)),
                   "tiled_convolution: expected a residual like the result");
   for (const std::optional<Tensor>* row : {&bias, &factor})
     STD_TORCH_CHECK(!*row || ((*row)->scalar_type() == ScalarType::Float &&
@@ -177,7 +171,7 @@ Tensor tiled_convolution(Tensor x, Tensor weight, std::optional<Tensor> bias,
                         x.scalar_type() == ScalarType::Float,
                         wide};
   check(x, weight, s);
-  check_more(s, bias, gate, residual, factor, activation);
+  check_more(x, s, bias, gate, residual, factor, activation);
   Tensor out = empty_map(x, outputs, s.height, s.width, true, result_type(s));
   const ConvolutionArguments args = {x.const_data_ptr(),
                                      weight.const_data_ptr(),
