@@ -128,7 +128,12 @@ def _cuda() -> dict[str, Any]:
     }
 
 
-def _library(device: str) -> dict[str, Any] | None:
+def library(device: str) -> dict[str, Any] | None:
+    """What the compiled library for `device` ("cpu" or "cuda") says of itself, where it is built.
+
+    Returns:
+        JSON-able, "isa" in it: the instructions that the library for CPUs uses here.
+    """
     try:
         return build_info(device)
     except (OSError, AttributeError, ValueError):
@@ -158,8 +163,8 @@ def _introspection() -> dict[str, Any] | None:
 
 def _libraries() -> dict[str, Any]:
     return {
-        "cpu": _library("cpu"),
-        "cuda": _library("cuda"),
+        "cpu": library("cpu"),
+        "cuda": library("cuda"),
         "build": _build_record(),
         "introspection": _introspection(),
     }

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from attnops._backends.library import build_info
+from attnops.env import library
 
 from .feed_forward import panels
 from .inner_ops import convolved, declare
@@ -25,7 +25,7 @@ def has_pointwise(dtype: torch.dtype) -> bool:
     """Whether the C++ library is there and multiplies `dtype` about as fast as oneDNN."""
     if dtype != torch.float32 or not hasattr(torch.ops.attnops_cpu, "pointwise"):
         return False
-    return build_info("cpu")["isa"] in ("avx2", "avx512")
+    return (library("cpu") or {}).get("isa") in ("avx2", "avx512")
 
 
 def pointwise_op() -> torch._ops.OpOverload:
