@@ -81,3 +81,25 @@ def test_gradients_have_the_strides_of_their_weight(leaf, device):
                 grads = torch.autograd.grad(out.sum(), tensors)
             for tensor, grad in zip(tensors, grads, strict=True):
                 assert grad.stride() == tensor.stride(), (name, backend)
+
+
+@every_layout
+@every_op
+def test_calls_leave_nothing_to_the_next(name, layout):
+    """The C++ kernels keep their working memory for the next call, whatever is in it."""
+    call = CALLS[name]
+    if "cpu" not in usable(call.op, torch.device("cpu")):
+        pytest.skip("the C++ library was not built")
+
+    def run(inputs):
+        leaves = [t.requires_grad_() for t in inputs]
+        out = call.call(attnops, *leaves)
+        grads = torch.autograd.grad(out, leaves, torch.ones_like(out), allow_unused=True)
+        return [out, *(grad for grad in grads if grad is not None)]
+
+    with attnops.use_backend("cpu"):
+        before = run(call.tensors(layout))
+        run([torch.full_like(t, torch.nan) for t in call.tensors(layout)])
+        after = run(call.tensors(layout))
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(one, other)

@@ -23,6 +23,7 @@
 #include <optional>
 
 #include "dtype.h"
+#include "scratch.h"
 
 namespace attnops::cpu {
 
@@ -68,22 +69,6 @@ inline bool is_streamed(const Tensor& map, int64_t outputs) {
   constexpr int64_t kCached = int64_t{6} << 20;
   return outputs * map.numel() * static_cast<int64_t>(map.element_size()) > kCached;
 }
-
-// Bytes for the kernels, aligned to cache lines, not initialised.
-class Scratch {
- public:
-  explicit Scratch(int64_t bytes)
-      : data_(static_cast<char*>(::operator new(static_cast<size_t>(std::max<int64_t>(bytes, 64)),
-                                                std::align_val_t{64}))) {}
-
-  char* at(int64_t offset) const { return data_.get() + offset; }
-
- private:
-  struct Free {
-    void operator()(char* p) const { ::operator delete(p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<char, Free> data_;
-};
 
 // Bytes of the second-level cache of a core; a megabyte where the system does not tell.
 inline int64_t second_level_cache() {
