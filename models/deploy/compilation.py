@@ -96,7 +96,7 @@ def compile_package(program: torch.export.ExportedProgram, path: Path) -> None:
     """Compile an exported graph into the AOTInductor package `path`, which ends in .pt2."""
     import torch._inductor
 
-    from .packing import PackedConvolutions
+    from .convolutions.packing import PackedConvolutions
 
     options = OPTIONS | {"post_grad_custom_pre_pass": PackedConvolutions(runs_inner_ops())}
     with torch.no_grad(), _short_messages():

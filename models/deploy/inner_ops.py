@@ -19,6 +19,7 @@ import attnops
 from attnops._choice import current_backend
 from attnops._layout import dense
 from attnops._op import OPS, Op
+from attnops.env import library
 
 DIRECT = ("depthwise_gelu", "feed_forward", "nmf", "strip_conv")
 FEED_FORWARD = "packed_feed_forward"
@@ -33,6 +34,11 @@ def has_library() -> bool:
     available = attnops.backends()
     own = all(hasattr(torch.ops.attnops_cpu, name) for name in (FEED_FORWARD, MIXED_NMF))
     return own and all(available[name]["cpu"] for name in DIRECT)
+
+
+def uses_vectors() -> bool:
+    """Whether it uses more than the instructions that every processor of its kind has."""
+    return (library("cpu") or {}).get("isa") in ("avx2", "avx512")
 
 
 def runs_inner_ops() -> bool:

@@ -5,10 +5,10 @@
 
 namespace attnops::cpu {
 
-enum class Activation : int64_t { kNone, kRelu, kGelu };
+enum class Activation : int64_t { kNone, kRelu, kGelu, kSilu };
 
 inline bool is_activation(int64_t number) {
-  return number >= 0 && number <= static_cast<int64_t>(Activation::kGelu);
+  return number >= 0 && number <= static_cast<int64_t>(Activation::kSilu);
 }
 
 }  // namespace attnops::cpu

@@ -57,7 +57,7 @@ void check(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& b
   for (const std::optional<Tensor>* map : {&gate, &residual})
     STD_TORCH_CHECK(!*map || is_map_like(**map, x, outputs, ScalarType::Float),
                     "pointwise: expected a gate and a residual like the result");
-  STD_TORCH_CHECK(is_activation(activation), "pointwise: expected an activation of 0, 1 or 2");
+  STD_TORCH_CHECK(is_activation(activation), "pointwise: expected an activation");
 }
 
 const float* values(const std::optional<Tensor>& tensor) {
@@ -105,7 +105,8 @@ Tensor pointwise(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optio
   return out;
 }
 // x [B, C, H, W], gate and residual [B, outputs, H, W] in float32 with contiguous channels, weight
-// in panels, bias and factor [outputs] -> out like them. activation: 0 none, 1 ReLU, 2 GELU.
+// in panels, bias and factor [outputs] -> out like them. activation: by number, as in
+// cpu/common/activation.h.
 ATTNOPS_REGISTER(cpu, CPU, pointwise,
                  "(Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual, "
                  "Tensor? factor, int outputs, int activation) -> Tensor")

@@ -1,6 +1,7 @@
 // Products of pixels, and what is done with them before they are written.
 #include "cpu/common/panel_products.h"
 #include "cpu/depthwise/gelu.h"
+#include "cpu/depthwise/silu.h"
 #include "host.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
@@ -11,17 +12,16 @@ constexpr int64_t kWeights = 1 << 17;  // that pixels go past, half a second-lev
 constexpr int64_t kPixels = 48;        // that a panel is read for, and of long rows:
 constexpr int64_t kLongRow = 2048;     // bytes, from which on so many would be of too many pages
 
-// x = gelu(x) for `count` values, four vectors at a time: each is a long chain.
-void gelu_values(float* x, int64_t count) {
+// x = of(x) for `count` values, four vectors at a time: each is a long chain.
+template <class Of>
+void activate_values(float* x, int64_t count, const Of& of) {
   constexpr int kTogether = 4;
   int64_t i = 0;
   for (; i + kTogether * kW <= count; i += kTogether * kW) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kTogether; ++j)
-      store(x + i + j * kW, gelu_lanes<float>(load(x + i + j * kW)));
+    for (int j = 0; j < kTogether; ++j) store(x + i + j * kW, of(load(x + i + j * kW)));
   }
-  for (; i < count; i += kW)
-    store_lanes(x + i, gelu_lanes<float>(load_lanes(x + i, count - i)), count - i);
+  for (; i < count; i += kW) store_lanes(x + i, of(load_lanes(x + i, count - i)), count - i);
 }
 
 class Pointwise {
@@ -50,10 +50,18 @@ class Pointwise {
 
   void multiply(const float* pixels, int64_t first, int64_t last, const PointwisePart& part) const {
     multiply_products(pixels, first, last, part);
-    if (s_.activation != Activation::kGelu) return;
+    const auto gelu = [](VecF v) __attribute__((always_inline)) { return gelu_lanes<float>(v); };
+    const auto silu = [](VecF v) __attribute__((always_inline)) { return silu_lanes<float>(v); };
+    if (s_.activation == Activation::kGelu) activate(first, last, part, gelu);
+    if (s_.activation == Activation::kSilu) activate(first, last, part, silu);
+  }
+
+  template <class Of>
+  void activate(int64_t first, int64_t last, const PointwisePart& part, const Of& of) const {
     const int64_t end = min64(part.last_output, s_.outputs);
     for (int64_t pixel = first; pixel < last; ++pixel)
-      gelu_values(args_.out + pixel * s_.outputs + part.first_output, end - part.first_output);
+      activate_values(args_.out + pixel * s_.outputs + part.first_output, end - part.first_output,
+                      of);
   }
 
   void multiply_products(const float* pixels, int64_t first, int64_t last,

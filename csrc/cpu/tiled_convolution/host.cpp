@@ -146,7 +146,7 @@ void check_more(const Tensor& x, const ConvolutionShape& s, const std::optional<
     STD_TORCH_CHECK(!*row || ((*row)->scalar_type() == ScalarType::Float &&
                               (*row)->numel() == s.outputs && (*row)->is_contiguous()),
                     "tiled_convolution: expected a bias and a factor [O] in float32");
-  STD_TORCH_CHECK(is_activation(activation), "tiled_convolution: expected an activation of 0 to 2");
+  STD_TORCH_CHECK(is_activation(activation), "tiled_convolution: expected an activation");
 }
 
 const void* data(const std::optional<Tensor>& tensor) {
@@ -206,8 +206,8 @@ Tensor tiled_convolution(Tensor x, Tensor weight, std::optional<Tensor> bias,
 }
 // x [B, C, H, W] in bfloat16 or float32, weight in tiles, bias and factor [outputs] in float32,
 // gate [B, outputs, H, W] in bfloat16, residual like it, with `wide` in float32 -> out like
-// residual. Maps have contiguous channels. activation: 0 none, 1 ReLU, 2 GELU to the precision of
-// bfloat16.
+// residual. Maps have contiguous channels. activation: by number, as in cpu/common/activation.h,
+// GELU and SiLU to the precision of bfloat16.
 ATTNOPS_REGISTER(cpu, CPU, tiled_convolution,
                  "(Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual, "
                  "Tensor? factor, int outputs, int side, int dilation, int groups, int activation, "

@@ -1,6 +1,7 @@
 // Laying maps out by 32 channels, and products of blocks of positions and results in tiles.
 #include "cpu/common/tiles.h"
 #include "cpu/depthwise/short_gelu.h"
+#include "cpu/depthwise/silu.h"
 #include "host.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
@@ -244,6 +245,7 @@ class Product {
       if (s_.activation == Activation::kRelu)
         for (VecF& part : v) part = select(part < 0.0f, VecF{}, part);
       if (s_.activation == Activation::kGelu) short_gelu<2>(v);
+      if (s_.activation == Activation::kSilu) short_silu<2>(v);
       put(v, these, at);
     }
   }

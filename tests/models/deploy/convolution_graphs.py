@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from attnops.models.deploy.packing import PackedConvolutions
+from attnops.models.deploy.convolutions.packing import PackedConvolutions
 
 ADD, MULTIPLY = torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor
 CONVERT = torch.ops.prims.convert_element_type.default
@@ -98,6 +98,12 @@ class Following:
         half, root = (self.step(MULTIPLY, map, value) for value in (0.5, 0.7071067811865476))
         erf = self.step(torch.ops.aten.erf.default, root)
         return self.step(MULTIPLY, half, self.step(ADD, erf, one))
+
+    def silu(self, map: torch.fx.Node, one: float = 1) -> torch.fx.Node:
+        """A SiLU by its exponential."""
+        aten = torch.ops.aten
+        exp = self.step(aten.exp.default, self.step(aten.neg.default, map))
+        return self.step(aten.div.Tensor, map, self.step(ADD, exp, one))
 
     def calls_left(self, *outputs: torch.fx.Node, tolerance: float = 1e-5) -> int:
         """How many calls stand for all, which give what they gave before."""

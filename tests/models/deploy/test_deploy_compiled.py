@@ -18,7 +18,7 @@ from tiny_networks import FAMILIES, tiny_network
 from torch import nn
 
 from attnops.models import deploy, load_deployed
-from attnops.models.deploy.pointwise import has_pointwise
+from attnops.models.deploy.convolutions.pointwise import has_pointwise
 
 SIZES = ((1, 40, 56), (3, 32, 64), (2, 33, 97), (1, 128, 129))
 

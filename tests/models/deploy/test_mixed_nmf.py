@@ -16,8 +16,8 @@ from torch.nn.functional import normalize
 
 from attnops.models import deploy
 from attnops.models.deploy import inner_ops
+from attnops.models.deploy.convolutions.tiles import has_tiles
 from attnops.models.deploy.inner_ops import has_library
-from attnops.models.deploy.tiles import has_tiles
 
 pytestmark = pytest.mark.skipif(not has_library(), reason="the CPU library is not built")
 

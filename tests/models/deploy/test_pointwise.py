@@ -11,10 +11,15 @@ import pytest
 import torch
 from convolution_graphs import ADD, MULTIPLY, Following, convolutions
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, gelu
+from torch.nn.functional import conv2d, gelu, silu
 
-from attnops.models.deploy.packing import PackedConvolutions
-from attnops.models.deploy.pointwise import ACTIVATIONS, has_pointwise, in_rows, pointwise_op
+from attnops.models.deploy.convolutions.packing import PackedConvolutions
+from attnops.models.deploy.convolutions.pointwise import (
+    ACTIVATIONS,
+    has_pointwise,
+    in_rows,
+    pointwise_op,
+)
 
 pytestmark = pytest.mark.skipif(
     not has_pointwise(torch.float32), reason="the CPU library is not built, or runs as baseline"
@@ -66,7 +71,8 @@ def exact(tensors: dict[str, Tensor | None], activation: str) -> Tensor:
     out = out if gate is None else out * gate
     if residual is not None:
         out = out + (residual if factor is None else factor[:, None, None] * residual)
-    return {"none": lambda t: t, "relu": torch.relu, "gelu": gelu}[activation](out)
+    functions = {"none": lambda t: t, "relu": torch.relu, "gelu": gelu, "silu": silu}
+    return functions[activation](out)
 
 
 def check(found: Tensor, wanted: Tensor) -> None:
@@ -158,7 +164,7 @@ def test_older_processors_compute_the_same(isa, tmp_path):
         ({"factor": torch.zeros(15)}, r"a bias and a factor \[O\]"),
         ({"gate": torch.zeros(1, 16, 4, 5)}, "like the result"),
         ({"residual": torch.zeros(1, 16, 4, 4)}, "like the result"),
-        ({"activation": 3}, "an activation"),
+        ({"activation": 4}, "an activation"),
     ],
 )
 def test_what_it_cannot_take_is_refused(change, message):
@@ -236,9 +242,10 @@ def test_a_chain_of_all_goes_into_the_op():
     assert case.calls_left(case.gelu(case.step(ADD, scaled, gated))) == 1
 
 
-def test_a_gelu_goes_into_the_op():
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+def test_a_smooth_activation_goes_into_the_op(activation):
     case = Following(nn.Conv2d(32, 48, 1))
-    assert case.calls_left(case.gelu(case.conv)) == 1
+    assert case.calls_left(getattr(case, activation)(case.conv)) == 1
 
 
 @pytest.mark.parametrize("case", ["other constant", "taken elsewhere", "of another size", "twice"])

@@ -12,8 +12,8 @@ from convolution_graphs import ONEDNN, append, convolutions
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from attnops.models.deploy.packing import PackedConvolutions
-from attnops.models.deploy.tiles import has_tiles, in_tiles, tiled_op
+from attnops.models.deploy.convolutions.packing import PackedConvolutions
+from attnops.models.deploy.convolutions.tiles import has_tiles, in_tiles, tiled_op
 
 HALF = torch.bfloat16
 RELU, ADD = torch.ops.aten.relu.default, torch.ops.aten.add.Tensor
@@ -154,7 +154,7 @@ def test_other_users_of_tiles_find_theirs_as_they_left_them():
         ({"factor": torch.zeros(16, dtype=HALF)}, r"a bias and a factor \[O\]"),
         ({"gate": torch.zeros(1, 4, 4, 16).permute(0, 3, 1, 2)}, "a gate in bfloat16"),
         ({"wide": True}, "a residual like the result"),
-        ({"activation": 3}, "an activation"),
+        ({"activation": 4}, "an activation"),
         ({"residual": torch.zeros(1, 16, 4, 5, dtype=HALF)}, "a residual like the result"),
         ({"side": 2}, "1x1 or 3x3"),
         ({"groups": 2}, "multiples of 32"),
@@ -236,7 +236,7 @@ def test_what_a_result_is_added_to_goes_into_the_op(case):
 
 @needs_tiles
 def test_it_can_be_left_out():
-    code = "import torch; from attnops.models.deploy.tiles import has_tiles as has; "
+    code = "import torch; from attnops.models.deploy.convolutions.tiles import has_tiles as has; "
     code += "print(has(torch.bfloat16))"
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],

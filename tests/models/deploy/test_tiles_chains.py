@@ -6,10 +6,10 @@ import pytest
 import torch
 from convolution_graphs import ADD, CONVERT, MULTIPLY, Following
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, gelu
+from torch.nn.functional import conv2d, gelu, silu
 
-from attnops.models.deploy.pointwise import ACTIVATIONS
-from attnops.models.deploy.tiles import has_tiles, in_tiles, tiled_op
+from attnops.models.deploy.convolutions.pointwise import ACTIVATIONS
+from attnops.models.deploy.convolutions.tiles import has_tiles, in_tiles, tiled_op
 
 HALF, WIDE = torch.bfloat16, torch.float32
 
@@ -45,7 +45,8 @@ def exact(tensors: dict[str, Tensor | None], activation: str) -> Tensor:
     if values["residual"] is not None:
         factor = 1.0 if values["factor"] is None else values["factor"][:, None, None]
         out = out + factor * values["residual"]
-    return {"none": lambda t: t, "relu": torch.relu, "gelu": gelu}[activation](out)
+    functions = {"none": lambda t: t, "relu": torch.relu, "gelu": gelu, "silu": silu}
+    return functions[activation](out)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -66,9 +67,10 @@ def test_it_is_the_convolution_and_what_follows(shape, activation, given, source
     wanted = exact(tensors, activation)
     assert found.dtype == (WIDE if wide else HALF) and found.shape == wanted.shape
     assert found.is_contiguous(memory_format=torch.channels_last)
-    rounded = not wide or activation == "gelu"
+    smooth = activation in ("gelu", "silu")
+    rounded = not wide or smooth
     error, largest = (found - wanted).abs(), wanted.abs().max()
-    relative = 2**-8 + (2**-10 if activation == "gelu" else 0) if rounded else 0
+    relative = 2**-8 + (2**-10 if smooth else 0) if rounded else 0
     assert (error <= relative * wanted.abs() + 1e-5 * largest + (3e-5 if rounded else 0)).all()
 
 
@@ -84,10 +86,11 @@ def test_a_gate_goes_into_the_op():
 
 
 @pytest.mark.parametrize("source", [HALF, WIDE])
-def test_a_rounded_gelu_goes_into_the_op(source):
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+def test_a_rounded_activation_goes_into_the_op(source, activation):
     """And the rounding of the map that it is made of."""
     case = Following(nn.Conv2d(32, 48, 1), HALF, source=source)
-    wide = case.gelu(case.step(CONVERT, case.conv, WIDE))
+    wide = getattr(case, activation)(case.step(CONVERT, case.conv, WIDE))
     assert case.calls_left(case.step(CONVERT, wide, HALF), tolerance=0.02) == 1
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from attnops.models import SegmentationModel, deploy
-from attnops.models.deploy.packing import PackedConvolutions
-from attnops.models.deploy.winograd import (
+from attnops.models.deploy.convolutions.packing import PackedConvolutions
+from attnops.models.deploy.convolutions.winograd import (
     has_winograd,
     in_panels,
     share_of_products,

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .inner_ops import convolved, declare
+from ..inner_ops import convolved, declare
 
 STEP = 32  # channels and outputs that are multiplied at a time
 LEAST_CHANNELS = 16  # fewer, and most of a step would be zeros

@@ -4,8 +4,8 @@ Inductor lays weights out when it compiles for one size; for sizes that are free
 every call. The layout hardly depends on the size: laid out for the one that a graph was exported
 with, the weights are as they have to be for nearly all others too, and where they are not, oneDNN
 lays them out anew, as without this. Convolutions of stride 1 leave oneDNN for the C++ library: in
-bfloat16 for `tiles` on processors with AMX, 3x3 ones for `winograd` elsewhere, and 1x1 ones in
-float32 for `pointwise`.
+bfloat16 for `tiles` on processors with AMX, 3x3 ones for `winograd` elsewhere, 1x1 ones in
+float32 for `pointwise`, and those of one channel each for `depthwise`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
+from .. import feed_forward
 from .chains import Chain, goes_into_erf, unrounded
+from .depthwise import depthwise_op, has_depthwise, in_taps, is_depthwise
 from .pointwise import ACTIVATIONS, has_pointwise, in_rows, pointwise_op
 from .tiles import LEAST_CHANNELS as LEAST_IN_TILES
 from .tiles import STEP, has_tiles, in_tiles, tiled_op
@@ -29,7 +31,6 @@ MAP = (2, 64, 68)  # batch and sides of a map whose sizes a graph does not tell
 LEAST_IN_PANELS = 16  # channels and outputs: a panel
 LEAST_CHANNELS = 64  # of a group, on either side, for which Winograd's algorithm pays
 LARGEST_SHARE = 0.85  # of the products of a direct convolution
-MODULES = ("chains", "feed_forward", "packing", "pointwise", "tiles", "winograd")  # of these passes
 
 
 class PackedConvolutions(CustomGraphPass):
@@ -61,14 +62,17 @@ class PackedConvolutions(CustomGraphPass):
             if self.library and _suits_pointwise(node, value):
                 _use_pointwise(graph, node, value, shared)
                 continue
+            if self.library and _suits_depthwise(node, value):
+                _use_depthwise(graph, node, value, shared)
+                continue
             packed = torch.ops.mkldnn._reorder_convolution_weight(
                 value, padding, stride, dilation, groups, _hints(x, value.shape[1] * groups)
             )
             _add_constant(graph, node, packed, weight.meta)
 
     def uuid(self) -> bytes:
-        files = tuple(str(Path(__file__).with_name(f"{name}.py")) for name in MODULES)
-        return get_hash_for_files(files, str(self.library))
+        files = *Path(__file__).parent.glob("*.py"), Path(feed_forward.__file__)
+        return get_hash_for_files(tuple(sorted(map(str, files))), str(self.library))
 
 
 def _constant(graph: torch.fx.Graph, node: torch.fx.Node) -> Tensor | None:
@@ -142,11 +146,19 @@ def _suits_pointwise(node: torch.fx.Node, weight: Tensor) -> bool:
     )
 
 
+def _suits_depthwise(node: torch.fx.Node, weight: Tensor) -> bool:
+    return (
+        has_depthwise(weight.dtype)
+        and is_depthwise(weight, *node.args[3:7])
+        and node.args[7] == "none"
+    )
+
+
 def _chain_in_tiles(node: torch.fx.Node) -> Chain:
     """What the C++ library's product of tiles can stand for. A sum in float32 stays that."""
     chain = Chain([node])
     chain.take_gate()
-    chain.take_rounded_gelu(torch.bfloat16)
+    chain.take_rounded_smooth(torch.bfloat16)
     if chain.activation == "none":
         chain.take_wide_residual()
     if chain.activation == "none" and chain.residual is None:
@@ -197,14 +209,14 @@ def _use_pointwise(
     graph: torch.fx.Graph, node: torch.fx.Node, value: Tensor, shared: dict[str, torch.fx.Node]
 ) -> None:
     """Put the C++ library's 1x1 convolution in place of oneDNN's, of a map that its result is
-    multiplied with, of one that is added, and of the ReLU or GELU that takes that.
+    multiplied with, of one that is added, and of the activation that takes that.
     """
     chain = Chain([node])
     chain.take_gate()
     chain.take_residual(scaled=True)
     chain.take_relu()
     if chain.activation == "none":
-        chain.take_gelu()
+        chain.take_smooth()
     factor = _factor(graph, chain, shared)
 
     def call(x: Any, weight: Any, bias: Any) -> torch.fx.Node:
@@ -214,6 +226,24 @@ def _use_pointwise(
         return graph.call_function(pointwise_op(), arguments)
 
     _use_library(graph, chain.nodes, shared, lambda: in_rows(value), call, maps=(0, 3, 4))
+
+
+def _use_depthwise(
+    graph: torch.fx.Graph, node: torch.fx.Node, value: Tensor, shared: dict[str, torch.fx.Node]
+) -> None:
+    """Put the C++ library's depthwise convolution in place of oneDNN's and the activation."""
+    chain = Chain([node])
+    chain.take_relu()
+    if chain.activation == "none" and value.dtype == torch.float32:
+        chain.take_smooth()
+    elif chain.activation == "none":
+        chain.take_rounded_smooth(value.dtype)
+    numbers = (value.shape[2], node.args[5][0], ACTIVATIONS.index(chain.activation))
+
+    def call(x: Any, weight: Any, bias: Any) -> torch.fx.Node:
+        return graph.call_function(depthwise_op(), (x, weight, bias, *numbers))
+
+    _use_library(graph, chain.nodes, shared, lambda: in_taps(value), call, maps=(0,))
 
 
 def _factor(
@@ -268,7 +298,7 @@ def _use_library(
 def _in_channels_last(graph: torch.fx.Graph, x: torch.fx.Node | None) -> torch.fx.Node | None:
     """A map as the library takes it: what makes others may choose their format when compiled."""
     convolution = torch.ops.mkldnn._convolution_pointwise.default
-    own = (tiled_op(), winograd_op(), pointwise_op())
+    own = (tiled_op(), winograd_op(), pointwise_op(), depthwise_op())
     if x is None or x.target in (torch.ops.aten.relu.default, convolution, *own):
         return x
     formatted = {"memory_format": torch.channels_last}

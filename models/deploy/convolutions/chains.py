@@ -12,6 +12,8 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 ADD, MULTIPLY = torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor
 CONVERT = torch.ops.prims.convert_element_type.default
 RELU, ERF = torch.ops.aten.relu.default, torch.ops.aten.erf.default
+NEGATE, EXP = torch.ops.aten.neg.default, torch.ops.aten.exp.default
+DIVIDE = torch.ops.aten.div.Tensor
 GELU_FACTORS = (0.5, 0.5**0.5)  # of the map, and of the error function's argument
 
 
@@ -82,12 +84,31 @@ class Chain:
             self.activation = "gelu"
             self.nodes += [half, root, erf, plus, product]
 
-    def take_rounded_gelu(self, dtype: torch.dtype) -> None:
-        """Go on past a GELU that is computed of the result in float32 and rounded to `dtype`."""
+    def take_silu(self) -> None:
+        """Go on past a SiLU that is written out by its exponential, in the result's dtype."""
+        last = self.nodes[-1]
+        negative = [user for user in last.users if user.target is NEGATE]
+        exp = _sole_user(negative[0], EXP) if len(negative) == 1 else None
+        plus = None if exp is None else _sole_user(exp, ADD)
+        quotient = None if plus is None else _sole_user(plus, DIVIDE)
+        if quotient is None or tuple(plus.args) != (exp, 1) or plus.kwargs:
+            return
+        if tuple(quotient.args) == (last, plus) and set(last.users) == {*negative, quotient}:
+            self.activation = "silu"
+            self.nodes += [*negative, exp, plus, quotient]
+
+    def take_smooth(self) -> None:
+        """Go on past a GELU or a SiLU."""
+        self.take_gelu()
+        if self.activation == "none":
+            self.take_silu()
+
+    def take_rounded_smooth(self, dtype: torch.dtype) -> None:
+        """Go on past one that is computed of the result in float32 and rounded to `dtype`."""
         before = list(self.nodes)
         if self._take_conversion(torch.float32):
-            self.take_gelu()
-        if self.activation != "gelu" or not self._take_conversion(dtype):
+            self.take_smooth()
+        if self.activation == "none" or not self._take_conversion(dtype):
             self.nodes, self.activation = before, "none"
 
     def take_wide_residual(self) -> None:

@@ -12,20 +12,17 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from attnops.env import library
+from ..feed_forward import panels
+from ..inner_ops import convolved, declare, uses_vectors
 
-from .feed_forward import panels
-from .inner_ops import convolved, declare
-
-ACTIVATIONS = ("none", "relu", "gelu")  # by number, as in csrc/cpu/common/activation.h
+ACTIVATIONS = ("none", "relu", "gelu", "silu")  # by number, as in csrc/cpu/common/activation.h
 
 
 @cache
 def has_pointwise(dtype: torch.dtype) -> bool:
     """Whether the C++ library is there and multiplies `dtype` about as fast as oneDNN."""
-    if dtype != torch.float32 or not hasattr(torch.ops.attnops_cpu, "pointwise"):
-        return False
-    return (library("cpu") or {}).get("isa") in ("avx2", "avx512")
+    known = hasattr(torch.ops.attnops_cpu, "pointwise")
+    return known and dtype == torch.float32 and uses_vectors()
 
 
 def pointwise_op() -> torch._ops.OpOverload:

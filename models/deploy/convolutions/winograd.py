@@ -12,8 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .inner_ops import convolved, declare
-from .processor import instruction_sets
+from ..inner_ops import convolved, declare
+from ..processor import instruction_sets
 
 PANEL = 48  # outputs whose weights lie side by side
 # Rows of G, which turns three weights into those of four parts.

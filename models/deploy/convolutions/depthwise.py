@@ -1,0 +1,62 @@
+"""Depthwise convolutions of a compiled network, in the C++ library.
+
+oneDNN turns to plain loops where a dilated kernel reaches far beyond the map's border: 5x5 with a
+dilation of 4, as in EfficientNets of output stride 8, then takes ten times as long
+(csrc/cpu/depthwise_convolution/host.h).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ..inner_ops import declare, uses_vectors
+
+SIDES = (3, 5, 7)
+
+
+@cache
+def has_depthwise(dtype: torch.dtype) -> bool:
+    """Whether the C++ library is there, and about as fast as oneDNN or faster for `dtype`."""
+    known = hasattr(torch.ops.attnops_cpu, "depthwise_convolution")
+    return known and dtype in (torch.float32, torch.bfloat16) and uses_vectors()
+
+
+def is_depthwise(
+    weight: Tensor,
+    padding: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> bool:
+    """Whether the library computes such a convolution: of a channel each, the map's size kept."""
+    channels, each, side, width = weight.shape
+    return (
+        groups == channels
+        and each == 1
+        and side == width
+        and side in SIDES
+        and set(stride) == {1}
+        and len(set(dilation)) == 1
+        and set(padding) == {side // 2 * dilation[0]}
+    )
+
+
+def depthwise_op() -> torch._ops.OpOverload:
+    """The op of the library: map, taps, bias, side, dilation, activation by number -> map."""
+    declare("depthwise_convolution", _fake)
+    return torch.ops.attnops_cpu.depthwise_convolution.default
+
+
+def _fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, side: int, dilation: int, activation: int
+) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+def in_taps(weight: Tensor) -> Tensor:
+    """Weights `[C, 1, K, K]` as the library takes them: `[K * K, C]` in float32."""
+    return weight.flatten(1).t().float().contiguous()
