@@ -52,7 +52,7 @@ class DepthwiseSlab {
         reach_(s.reach()),
         // Blocks of results are computed as a whole.
         pixels_(round_up(s.width, kSlide * s.dilation) + 2 * reach_),
-        ring_rows_(2 * reach_ + 1),
+        ring_rows_(min64(2 * reach_ + 1, s.height)),
         slab_(slab_vectors()),
         arena_(scratch),
         taps_(arena_.take<C>(slab_ * (s.side * s.side + 1) * kW)),

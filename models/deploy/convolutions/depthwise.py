@@ -1,7 +1,7 @@
 """Depthwise convolutions of a compiled network, in the C++ library.
 
 oneDNN turns to plain loops where a dilated kernel reaches far beyond the map's border: 5x5 with a
-dilation of 4, as in EfficientNets of output stride 8, then takes ten times as long
+dilation of 4, as in EfficientNets of output stride 8, then takes many times as long
 (csrc/cpu/depthwise_convolution/host.h).
 """
 
@@ -20,7 +20,10 @@ SIDES = (3, 5, 7)
 
 @cache
 def has_depthwise(dtype: torch.dtype) -> bool:
-    """Whether the C++ library is there, and about as fast as oneDNN or faster for `dtype`."""
+    """Whether the C++ library is there, and takes maps of `dtype` in vectors.
+
+    Alone oneDNN is faster at some 3x3 kernels; but the activation is another pass there.
+    """
     known = hasattr(torch.ops.attnops_cpu, "depthwise_convolution")
     return known and dtype in (torch.float32, torch.bfloat16) and uses_vectors()
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from convolution_graphs import ADD, MULTIPLY, Following, convolutions
+from older_processors import call_with_isa
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu, silu
 
@@ -137,21 +133,9 @@ def test_it_reads_and_writes_nothing_outside():
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_older_processors_compute_the_same(isa, tmp_path):
-    tensors, file = drawn((2, 70, 90, 9, 13)), tmp_path / "tensors.pt"
-    torch.save(tensors, file)
-    code = (
-        "import sys, torch, test_pointwise as t; tensors = torch.load(sys.argv[1]); "
-        "torch.save(t.call(tensors, 'gelu'), sys.argv[1])"
-    )
-    here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(file)],
-        env={**os.environ, "ATTNOPS_ISA": isa, "PYTHONPATH": here},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    check(torch.load(file), exact(tensors, "gelu"))
+    tensors = drawn((2, 70, 90, 9, 13))
+    found = call_with_isa(isa, "test_pointwise", "t.call(tensors, 'gelu')", tensors, tmp_path)
+    check(found, exact(tensors, "gelu"))
 
 
 @pytest.mark.parametrize(
