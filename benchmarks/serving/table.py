@@ -4,15 +4,17 @@
         [--malloc default,kept] [--contenders NAME ...] [--memory | --peaks] [--compiled DIR]
         [--json FILE] [--markdown FILE]
 
-Everything about one network, precision and setting of glibc takes turns in one process, which
-compiles everything anew, or takes what it finds in --compiled and leaves the rest there: where it
-found some, it is not said how long it takes to be ready. --peaks measures memory alone, beside the
+Everything about one network and precision takes turns in one process, first with glibc as it is,
+then keeping freed memory. The process compiles everything anew, or takes what it finds in
+--compiled and leaves the rest there: where it found some, it is not said how long it takes to be
+ready. --peaks measures memory alone, beside the
 times that are in --json. Rows where attnops loses are printed as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -90,8 +92,7 @@ def _add_times(document: Document, networks: Sequence[str], chosen: argparse.Nam
         rates = measure_rates(torch.device("cpu"), getattr(torch, dtype))
         for network in networks:
             gmac = _gmac(network, chosen.size)
-            for malloc in chosen.malloc.split(","):
-                rows = _measure(network, dtype, malloc, chosen)
+            for malloc, rows in _measure(network, dtype, chosen).items():
                 document.rows = [r for r in document.rows if _of(r) != (network, dtype, malloc)]
                 for found in rows:
                     row = document.new_row(
@@ -108,9 +109,9 @@ def _add_times(document: Document, networks: Sequence[str], chosen: argparse.Nam
                     for name, value in found.items():
                         setattr(row, name, value)
                     row.put_floor(rates.floor_ms(0, 1e9 * gmac))
-                _put_ratios(document.rows)
-                if chosen.json:
-                    document.save(chosen.json)
+            _put_ratios(document.rows)
+            if chosen.json:
+                document.save(chosen.json)
 
 
 def _add_peaks(rows: list[Row], networks: Sequence[str], chosen: argparse.Namespace) -> None:
@@ -119,12 +120,12 @@ def _add_peaks(rows: list[Row], networks: Sequence[str], chosen: argparse.Namesp
         network, dtype, malloc = _of(row)
         wanted = network in networks and dtype in chosen.dtypes.split(",") and malloc == "default"
         if row.table == TABLE and wanted and row.p50 and row.shape[2:] == [*chosen.size]:
-            found = _run(network, dtype, malloc, chosen, [row.name])
+            found = _run(network, dtype, chosen, [row.name])
             row.peak_mib = found["peak_mib"]
 
 
 def _of(row: Row) -> tuple[str | None, str, str | None]:
-    """What the rows of one process have in common."""
+    """What the rows that stand beside each other have in common."""
     options = dict(row.options)
     return options.get("network"), row.dtype, options.get("malloc")
 
@@ -138,34 +139,34 @@ def _gmac(network: str, sides: tuple[int, int]) -> float:
 
 
 def _measure(
-    network: str, dtype: str, malloc: str, chosen: argparse.Namespace
-) -> list[dict[str, object]]:
-    """Rows of one process with this setting of glibc."""
+    network: str, dtype: str, chosen: argparse.Namespace
+) -> dict[str, list[dict[str, object]]]:
+    """Rows of one process, by setting of glibc."""
     folder = chosen.compiled and chosen.compiled / f"{network}-{dtype}"
     found_some = folder is not None and folder.is_dir()
     with TemporaryDirectory() as empty:
         given = argparse.Namespace(**vars(chosen) | {"compiled": chosen.compiled or Path(empty)})
-        rows = _run(network, dtype, malloc, given, [str(chosen.seconds), *chosen.contenders])
-        if chosen.memory and malloc == "default":
-            for row in rows:
-                if "p50" in row:
-                    row |= _run(network, dtype, malloc, given, [row["name"]])
+        task = [str(chosen.seconds), chosen.malloc, *chosen.contenders]
+        by_setting = _run(network, dtype, given, task)
+        for row in by_setting.get("default", []) if chosen.memory else []:
+            if "p50" in row:
+                row |= _run(network, dtype, given, [row["name"]])
     if found_some:
-        for row in rows:
+        for row in itertools.chain(*by_setting.values()):
             row.pop("ready_s", None)
-    return rows
+    return by_setting
 
 
-def _run(network: str, dtype: str, malloc: str, chosen: argparse.Namespace, task: list[str]) -> Any:
+def _run(network: str, dtype: str, chosen: argparse.Namespace, task: list[str]) -> Any:
     """What `measure` finds in a process of its own, which takes compiled code and leaves some."""
     sides = "x".join(map(str, chosen.size))
     with TemporaryDirectory() as empty:
         compiled = (chosen.compiled or Path(empty)) / f"{network}-{dtype}"
-        return _child([network, dtype, sides, *task], malloc, chosen.threads, compiled)
+        return _child([network, dtype, sides, *task], chosen.threads, compiled)
 
 
-def _child(arguments: list[str], malloc: str, threads: int, compiled: Path) -> Any:
-    given = environment(malloc) | {
+def _child(arguments: list[str], threads: int, compiled: Path) -> Any:
+    given = environment("default") | {
         "OMP_NUM_THREADS": str(threads),
         "TORCHINDUCTOR_CACHE_DIR": str(compiled.absolute()),
     }
@@ -175,7 +176,7 @@ def _child(arguments: list[str], malloc: str, threads: int, compiled: Path) -> A
 
 
 def _put_ratios(rows: list[Row]) -> None:
-    """Times of the others over this one, within one process."""
+    """Times of the others over this one, within one process and setting of glibc."""
     by_input: dict[object, list[Row]] = {}
     for row in rows:
         by_input.setdefault(row.input, []).append(row)

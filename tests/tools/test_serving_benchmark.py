@@ -19,23 +19,28 @@ MS = {"OpenVINO": 100.0, "onnxruntime": 80.0, "attnops predict": 160.0, "attnops
 def test_rows_and_ratios(tmp_path, monkeypatch, capsys):
     asked = []
 
-    def child(arguments, malloc, threads, compiled):
-        asked.append((tuple(arguments), malloc, threads, compiled))
+    def child(arguments, threads, compiled):
+        asked.append((tuple(arguments), threads, compiled))
         rows = [
             {"name": name, "p20": ms, "p50": ms, "p80": ms, "repeats": 5, "ready_s": 1.5}
             | {"agreement": 0.999, "note": ""}
             for name, ms in MS.items()
         ]
-        return [*rows, {"name": "torch.compile, published chain", "note": "no compiler"}]
+        rows.append({"name": "torch.compile, published chain", "note": "no compiler"})
+        return {setting: copy.deepcopy(rows) for setting in arguments[4].split(",")}
 
     monkeypatch.setattr(table, "_child", child)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # tests fork after this one
     arguments = ["--networks", "segnext_t", "--dtypes", "float32", "--size", "64x96"]
     files = ["--json", str(tmp_path / "s.json"), "--markdown", str(tmp_path / "s.md")]
     assert table.main([*arguments, "--threads", "2", *files]) == 0
-    assert [(a[0][0], a[0][2], a[1], a[2]) for a in asked] == [
-        ("segnext_t", "64x96", malloc, 2) for malloc in ("default", "kept")
-    ]
+    ((process, threads, _),) = asked  # one for both settings of glibc
+    assert (process[0], process[2], process[4], threads) == (
+        "segnext_t",
+        "64x96",
+        "default,kept",
+        2,
+    )
     document = Document.load(tmp_path / "s.json")
     best = {row.name: grids.best_peer(row) for row in document.rows if row.p50}
     assert best["attnops deploy"] == 2.0 and best["attnops predict"] == 0.5
@@ -45,10 +50,10 @@ def test_rows_and_ratios(tmp_path, monkeypatch, capsys):
     assert "no compiler" in text and "99.90 %" in text
     compiled = ["--compiled", str(tmp_path / "code")]
     table.main([*arguments, "--malloc", "kept", *compiled, *files])  # again, not twice there
-    assert asked[-1][3] == tmp_path / "code/segnext_t-float32" != asked[0][3] != asked[1][3]
+    assert asked[-1][2] == tmp_path / "code/segnext_t-float32" != asked[0][2]
     ready = {r.ready_s for r in Document.load(tmp_path / "s.json").rows if r.name == "OpenVINO"}
     assert ready == {1.5}  # nothing was there yet
-    asked[-1][3].mkdir(parents=True)
+    asked[-1][2].mkdir(parents=True)
     table.main([*arguments, "--malloc", "kept", *compiled, *files])
     rows = Document.load(tmp_path / "s.json").rows
     ready = {dict(row.options)["malloc"]: row.ready_s for row in rows if row.name == "OpenVINO"}
@@ -68,7 +73,7 @@ def test_rows_and_ratios(tmp_path, monkeypatch, capsys):
     chosen = ["--contenders", "attnops deploy", "OpenVINO"]
     monkeypatch.setattr(table, "_child", child)
     table.main([*arguments, *chosen, "--malloc", "kept"])
-    assert asked[-1][0][3:] == ("4.0", "attnops deploy", "OpenVINO")
+    assert asked[-1][0][3:] == ("4.0", "kept", "attnops deploy", "OpenVINO")
     for unknown in (["--networks", "resnet"], ["--contenders", "TensorRT"]):
         with pytest.raises(SystemExit):
             table.main(unknown)
@@ -82,12 +87,21 @@ def test_a_contender_that_fails_leaves_a_note(monkeypatch):
     def breaks(*_):
         raise KeyError("gone")
 
-    kept = {"attnops predict": contenders.predict, "OpenVINO": refuses, "onnxruntime": breaks}
-    monkeypatch.setattr(measure, "CONTENDERS", kept)
-    rows = {row["name"]: row for row in measure.measure("segnext_t", "float32", (64, 64), 0.01)}
-    assert rows["attnops predict"]["agreement"] == 1.0 and rows["attnops predict"]["p50"] > 0
-    assert rows["OpenVINO"]["note"] == "not on this machine"
-    assert rows["onnxruntime"]["note"].startswith("KeyError")
+    known = {"attnops predict": contenders.predict, "OpenVINO": refuses, "onnxruntime": breaks}
+    monkeypatch.setattr(measure, "CONTENDERS", known)
+    told = []
+    monkeypatch.setattr(measure, "keep_freed_memory", lambda: told.append(1) or True)
+    sides, settings = (64, 64), ["kept", "default"]
+    found = measure.measure("segnext_t", "float32", sides, 0.01, settings=settings)
+    assert list(found) == ["default", "kept"] and told == [1]
+    for rows in ({row["name"]: row for row in rows} for rows in found.values()):
+        assert rows["attnops predict"]["agreement"] == 1.0 and rows["attnops predict"]["p50"] > 0
+        assert rows["OpenVINO"]["note"] == "not on this machine"
+        assert rows["onnxruntime"]["note"].startswith("KeyError")
+    assert found["default"][0]["p50"] != found["kept"][0]["p50"]  # each has its own
+    monkeypatch.setattr(measure, "keep_freed_memory", lambda: False)
+    with pytest.raises(RuntimeError, match="--malloc default"):
+        measure.measure("segnext_t", "float32", sides, 0.01, ["attnops predict"], ["kept"])
 
 
 class Tiny(nn.Module):
