@@ -71,12 +71,26 @@ class DepthwiseSlab {
       for (const int64_t end = min64(s_.height, y + reach_ + 1); next < end; ++next)
         take_row(static_cast<const S*>(args.x), next);
       S* const out = static_cast<S*>(args.out) + y * s_.width * s_.channels;
+      C* const sums = args.sums == nullptr ? nullptr : static_cast<C*>(args.sums) + y * s_.channels;
       if (s_.side == 3)
-        convolve_row<3>(y, out);
+        convolve_row<3>(y, out, sums);
       else if (s_.side == 5)
-        convolve_row<5>(y, out);
+        convolve_row<5>(y, out, sums);
       else
-        convolve_row<7>(y, out);
+        convolve_row<7>(y, out, sums);
+    }
+  }
+
+  void average(const C* sums, int64_t slab, S* mean) {
+    first_channel_ = slab * channels();
+    const int64_t end = min64(s_.channels, first_channel_ + channels());
+    const C each = C(1) / static_cast<C>(s_.height * s_.width);
+    for (int64_t c = first_channel_; c < end; c += kW) {
+      const int64_t lanes = min64(kW, end - c);
+      V total = {};
+      for (int64_t y = 0; y < s_.height; ++y)
+        total += load_lanes(sums + y * s_.channels + c, lanes);
+      store_lanes(mean + c, each * total, lanes);
     }
   }
 
@@ -119,10 +133,12 @@ class DepthwiseSlab {
       }
   }
 
+  // A row of the result, and where `row_sums` is not null, what its pixels add up to.
   template <int kSide>
-  void convolve_row(int64_t y, S* out) const {
+  void convolve_row(int64_t y, S* out, C* row_sums) const {
     const int64_t step = s_.dilation * kW;
-    for (int64_t v = 0; v < vectors_; ++v)
+    for (int64_t v = 0; v < vectors_; ++v) {
+      V total = {};
       for (int64_t begin = 0; begin < s_.width; begin += kSlide * s_.dilation)
         for (int64_t x = begin; x < min64(s_.width, begin + s_.dilation); ++x) {
           const C* taps = taps_ + v * (kSide * kSide + 1) * kW;
@@ -137,18 +153,26 @@ class DepthwiseSlab {
             for (int t = 0; t < kSide; ++t) weights[t] = load(taps + t * kW);
             add_taps<kSide, C>(ring_row(row, v) + x * kW, step, weights, sums);
           }
-          put(sums, x, v, out);
+          total += put(sums, x, v, out);
         }
+      if (row_sums != nullptr) store_lanes(row_sums + first_channel_ + v * kW, total, lanes_of(v));
+    }
   }
 
-  // Results at column x and every `dilation` columns from there, as far as the map goes.
-  inline __attribute__((always_inline)) void put(const V (&sums)[kSlide], int64_t x, int64_t vector,
-                                                 S* out) const {
+  // Results at column x and every `dilation` columns from there, as far as the map goes; their sum.
+  inline __attribute__((always_inline)) V put(const V (&sums)[kSlide], int64_t x, int64_t vector,
+                                              S* out) const {
     S* to = out + x * s_.channels + first_channel_ + vector * kW;
     const int64_t step = s_.dilation * s_.channels, lanes = lanes_of(vector);
+    V total = {};
 #pragma GCC unroll 8
-    for (int i = 0; i < kSlide; ++i, x += s_.dilation, to += step)
-      if (x < s_.width) store_lanes(to, activated<C>(sums[i], s_.activation), lanes);
+    for (int i = 0; i < kSlide; ++i, x += s_.dilation, to += step) {
+      if (x >= s_.width) break;
+      const V result = activated<C>(sums[i], s_.activation);
+      store_lanes(to, result, lanes);
+      total += result;
+    }
+    return total;
   }
 
   const DepthwiseShape& s_;
@@ -169,7 +193,11 @@ struct DepthwiseEntries {
                   const DepthwisePart& part, void* scratch) {
     DepthwiseSlab<S>(s, scratch).run(args, part);
   }
-  static constexpr DepthwiseKernels kernels = {plan, run};
+  static void average(const DepthwiseShape& s, const void* sums, int64_t slab, void* mean) {
+    DepthwiseSlab<S>(s, nullptr)
+        .average(static_cast<const Compute<S>*>(sums), slab, static_cast<S*>(mean));
+  }
+  static constexpr DepthwiseKernels kernels = {plan, run, average, sizeof(Compute<S>)};
 };
 
 }  // namespace

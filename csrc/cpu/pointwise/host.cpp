@@ -41,7 +41,8 @@ struct Shares {
 
 void check(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
            const std::optional<Tensor>& gate, const std::optional<Tensor>& residual,
-           const std::optional<Tensor>& factor, int64_t outputs, int64_t activation) {
+           const std::optional<Tensor>& factor, const std::optional<Tensor>& scale, int64_t outputs,
+           int64_t activation) {
   STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float && x.numel() > 0 &&
                       has_inner_channels(x),
                   "pointwise: expected a map [B, C, H, W] in float32 with contiguous channels");
@@ -57,6 +58,10 @@ void check(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& b
   for (const std::optional<Tensor>* map : {&gate, &residual})
     STD_TORCH_CHECK(!*map || is_map_like(**map, x, outputs, ScalarType::Float),
                     "pointwise: expected a gate and a residual like the result");
+  STD_TORCH_CHECK(!scale || (scale->scalar_type() == ScalarType::Float && scale->dim() == 4 &&
+                             scale->size(0) == x.size(0) && scale->size(1) == x.size(1) &&
+                             scale->numel() == x.size(0) * x.size(1) && has_inner_channels(*scale)),
+                  "pointwise: expected a scale [B, C, 1, 1] in float32");
   STD_TORCH_CHECK(is_activation(activation), "pointwise: expected an activation");
 }
 
@@ -64,35 +69,29 @@ const float* values(const std::optional<Tensor>& tensor) {
   return tensor ? static_cast<const float*>(tensor->const_data_ptr()) : nullptr;
 }
 
-Tensor pointwise(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> gate,
-                 std::optional<Tensor> residual, std::optional<Tensor> factor, int64_t outputs,
-                 int64_t activation) {
-  check(x, weight, bias, gate, residual, factor, outputs, activation);
-  const PointwiseKernels& own = kernels();
-  const PointwiseShape s = {x.numel() / x.size(1), x.size(1), outputs,
-                            static_cast<Activation>(activation)};
-  Tensor out = empty_map(x, outputs, x.size(2), x.size(3), true);
-  const float* const pixels = static_cast<const float*>(x.const_data_ptr());
+// `values`, or null, past so many of them.
+const float* past(const float* values, int64_t count) {
+  return values == nullptr ? nullptr : values + count;
+}
 
+// All pixels of `args`, in one image where there is a scale. Callers keep no tail.
+void multiply(const PointwiseShape& s, PointwiseArguments args) {
+  const PointwiseKernels& own = kernels();
   const int64_t bytes = s.channels * static_cast<int64_t>(sizeof(float));
   const int64_t left = s.pixels % own.block;
   const Scratch tail(left == 0 ? 0 : own.block * bytes);
   if (left != 0) {
-    memcpy(tail.at(0), pixels + (s.pixels - left) * s.channels, static_cast<size_t>(left * bytes));
+    memcpy(tail.at(0), args.x + (s.pixels - left) * s.channels, static_cast<size_t>(left * bytes));
     memset(tail.at(left * bytes), 0, static_cast<size_t>((own.block - left) * bytes));
   }
-  const PointwiseArguments args = {pixels,
-                                   reinterpret_cast<const float*>(tail.at(0)),
-                                   static_cast<const float*>(weight.const_data_ptr()),
-                                   values(bias),
-                                   values(gate),
-                                   values(residual),
-                                   values(factor),
-                                   static_cast<float*>(out.mutable_data_ptr())};
+  args.tail = reinterpret_cast<const float*>(tail.at(0));
 
-  const int64_t blocks = parts_of(s.pixels, own.block), panels = parts_of(outputs, kPanelRows);
+  const int64_t blocks = parts_of(s.pixels, own.block), panels = parts_of(s.outputs, kPanelRows);
   const Shares shares(blocks, own.block, panels, thread_count());
-  for_each_worker(shares.pixels * shares.outputs, [&](int64_t worker) {
+  const int64_t workers = shares.pixels * shares.outputs;
+  const int64_t scaled_bytes = args.scale == nullptr ? 0 : own.scaled_bytes(s);
+  const Scratch scaled(workers * scaled_bytes);
+  for_each_worker(workers, [&](int64_t worker) {
     const int64_t row = worker / shares.outputs, column = worker % shares.outputs;
     const auto share = [](int64_t all, int64_t part, int64_t parts) { return all * part / parts; };
     const PointwisePart part = {
@@ -100,16 +99,34 @@ Tensor pointwise(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optio
         std::min(s.pixels, share(blocks, row + 1, shares.pixels) * own.block),
         share(panels, column, shares.outputs) * kPanelRows,
         share(panels, column + 1, shares.outputs) * kPanelRows};
-    own.run(s, args, part);
+    own.run(s, args, part, scaled.at(worker * scaled_bytes));
   });
+}
+
+Tensor pointwise(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> gate,
+                 std::optional<Tensor> residual, std::optional<Tensor> factor,
+                 std::optional<Tensor> scale, int64_t outputs, int64_t activation) {
+  check(x, weight, bias, gate, residual, factor, scale, outputs, activation);
+  Tensor out = empty_map(x, outputs, x.size(2), x.size(3), true);
+  const int64_t channels = x.size(1), images = scale ? x.size(0) : 1;
+  const PointwiseShape s = {x.numel() / channels / images, channels, outputs,
+                            static_cast<Activation>(activation)};
+  for (int64_t image = 0; image < images; ++image) {
+    const int64_t pixel = image * s.pixels;
+    multiply(s, {static_cast<const float*>(x.const_data_ptr()) + pixel * channels, nullptr,
+                 static_cast<const float*>(weight.const_data_ptr()),
+                 past(values(scale), image * channels), values(bias),
+                 past(values(gate), pixel * outputs), past(values(residual), pixel * outputs),
+                 values(factor), static_cast<float*>(out.mutable_data_ptr()) + pixel * outputs});
+  }
   return out;
 }
 // x [B, C, H, W], gate and residual [B, outputs, H, W] in float32 with contiguous channels, weight
-// in panels, bias and factor [outputs] -> out like them. activation: by number, as in
-// cpu/common/activation.h.
+// in panels, bias and factor [outputs], scale [B, C, 1, 1] -> out like them. activation: by number,
+// as in cpu/common/activation.h.
 ATTNOPS_REGISTER(cpu, CPU, pointwise,
                  "(Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual, "
-                 "Tensor? factor, int outputs, int activation) -> Tensor")
+                 "Tensor? factor, Tensor? scale, int outputs, int activation) -> Tensor")
 
 }  // namespace
 }  // namespace attnops::cpu

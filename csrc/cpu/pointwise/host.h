@@ -1,6 +1,8 @@
 // 1x1 convolutions of float maps with stride 1, for evaluation:
 //
-//   out = activation((conv(x, weight) + bias) * gate + factor * residual)
+//   out = activation((conv(scale * x, weight) + bias) * gate + factor * residual)
+//
+// scale is of an image and a channel, as squeeze-and-excitation has it; it goes to the weights.
 //
 // Of pixels [P, C] with contiguous channels: x and out are read and written as they are, the
 // weights are read once for 64 pixels. Threads share the pixels, and the outputs too where the
@@ -23,9 +25,9 @@ struct PointwiseShape {
 };
 
 // Callers keep all of them. tail: the pixels behind the last whole block of rows, with zeros up to
-// such a block. bias [O], gate, residual and factor [O] may be null.
+// such a block. scale [C], bias [O], gate, residual and factor [O] may be null.
 struct PointwiseArguments {
-  const float *x, *tail, *weight, *bias, *gate, *residual, *factor;
+  const float *x, *tail, *weight, *scale, *bias, *gate, *residual, *factor;
   float* out;
 };
 
@@ -37,8 +39,9 @@ struct PointwisePart {
 
 // Entry points of one instruction set.
 struct PointwiseKernels {
-  int64_t block;  // rows that are multiplied at a time
-  void (*run)(const PointwiseShape&, const PointwiseArguments&, const PointwisePart&);
+  int64_t block;                                   // rows that are multiplied at a time
+  int64_t (*scaled_bytes)(const PointwiseShape&);  // a worker's scratch where there is a scale
+  void (*run)(const PointwiseShape&, const PointwiseArguments&, const PointwisePart&, void* scaled);
 };
 
 #define ATTNOPS_DECLARE_POINTWISE(isa)         \

@@ -26,18 +26,43 @@ void activate_values(float* x, int64_t count, const Of& of) {
 
 class Pointwise {
  public:
-  Pointwise(const PointwiseShape& s, const PointwiseArguments& args) : s_(s), args_(args) {}
+  Pointwise(const PointwiseShape& s, const PointwiseArguments& args, float* scaled)
+      : s_(s), args_(args), scaled_(scaled) {}
 
-  void run(const PointwisePart& part) const {
+  void run(const PointwisePart& part) {
     const int64_t all = part.last_output - part.first_output;
     const int64_t blocks = all * s_.channels / kWeights + 1;
-    const int64_t step = round_up((all + blocks - 1) / blocks, 4 * kPanelRows);
-    for (int64_t first = part.first_output; first < part.last_output; first += step)
-      multiply_all(
-          {part.first_pixel, part.last_pixel, first, min64(part.last_output, first + step)});
+    const int64_t step = round_up((all + blocks - 1) / blocks, kStep);
+    for (int64_t first = part.first_output; first < part.last_output; first += step) {
+      const int64_t last = min64(part.last_output, first + step);
+      take_weights(first, last);
+      multiply_all({part.first_pixel, part.last_pixel, first, last});
+    }
+  }
+
+  // Of the weights of so many outputs as `run` takes at a time at most.
+  static int64_t scaled_bytes(const PointwiseShape& s) {
+    const int64_t most = min64(s.outputs, kWeights / s.channels + 1);
+    return round_up(most, kStep) * s.channels * static_cast<int64_t>(sizeof(float));
   }
 
  private:
+  static constexpr int64_t kStep = 4 * kPanelRows;
+
+  // Weights of these outputs, with the scale of the channels that they are multiplied with.
+  void take_weights(int64_t first, int64_t last) {
+    const float* const weight = args_.weight + first * s_.channels;
+    weights_ = weight;
+    if (args_.scale == nullptr) return;
+    const int64_t rows = round_up(last - first, kPanelRows) / kPanelRows * s_.channels;
+    for (int64_t row = 0; row < rows; ++row) {
+      const VecF scale = VecF{} + args_.scale[row % s_.channels];
+      for (int64_t i = row * kPanelRows; i < (row + 1) * kPanelRows; i += kW)
+        store(scaled_ + i, scale * load(weight + i));
+    }
+    weights_ = scaled_;
+  }
+
   // Of weights that stay in the second-level cache.
   void multiply_all(const PointwisePart& part) const {
     const int64_t whole = s_.pixels - s_.pixels % kRows, last = min64(part.last_pixel, whole);
@@ -70,7 +95,7 @@ class Pointwise {
     const bool relu = s_.activation == Activation::kRelu;
     const PointwiseArguments& args = args_;
     multiply_in_registers<true>(
-        pixels, depth, args.weight + from * depth, last - first, part.last_output - from, depth,
+        pixels, depth, weights_, last - first, part.last_output - from, depth,
         [=](int64_t m, int64_t c, VecF sum) __attribute__((always_inline)) {
           const int64_t n = from + c, lanes = min64(kW, outputs - n);
           if (lanes <= 0) return;
@@ -94,13 +119,16 @@ class Pointwise {
 
   const PointwiseShape& s_;
   const PointwiseArguments& args_;
+  float* const scaled_;
+  const float* weights_ = nullptr;  // of the outputs that are computed
 };
 
-void run(const PointwiseShape& s, const PointwiseArguments& args, const PointwisePart& part) {
-  Pointwise(s, args).run(part);
+void run(const PointwiseShape& s, const PointwiseArguments& args, const PointwisePart& part,
+         void* scaled) {
+  Pointwise(s, args, static_cast<float*>(scaled)).run(part);
 }
 
-constexpr PointwiseKernels kKernels = {kRows, run};
+constexpr PointwiseKernels kKernels = {kRows, Pointwise::scaled_bytes, run};
 
 }  // namespace
 

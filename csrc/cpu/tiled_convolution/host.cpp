@@ -137,7 +137,14 @@ void check(const Tensor& x, const Tensor& weight, const ConvolutionShape& s) {
 
 void check_more(const Tensor& x, const ConvolutionShape& s, const std::optional<Tensor>& bias,
                 const std::optional<Tensor>& gate, const std::optional<Tensor>& residual,
-                const std::optional<Tensor>& factor, int64_t activation) {
+                const std::optional<Tensor>& factor, const std::optional<Tensor>& scale,
+                int64_t activation) {
+  STD_TORCH_CHECK(!scale || (s.side == 1 && s.groups == 1 && scale->dim() == 4 &&
+                             scale->scalar_type() == ScalarType::BFloat16 &&
+                             scale->size(0) == s.batch && scale->size(1) == s.channels &&
+                             scale->numel() == s.batch * s.channels && has_inner_channels(*scale)),
+                  "tiled_convolution: expected a scale [B, C, 1, 1] in bfloat16, of a 1x1 "
+                  "convolution of one group");
   STD_TORCH_CHECK(!gate || is_map_like(*gate, x, s.outputs, ScalarType::BFloat16),
                   "tiled_convolution: expected a gate in bfloat16 of the result's size");
   STD_TORCH_CHECK(!residual || is_map_like(*residual, x, s.outputs, result_type(s)),
@@ -153,34 +160,7 @@ const void* data(const std::optional<Tensor>& tensor) {
   return tensor ? tensor->const_data_ptr() : nullptr;
 }
 
-Tensor tiled_convolution(Tensor x, Tensor weight, std::optional<Tensor> bias,
-                         std::optional<Tensor> gate, std::optional<Tensor> residual,
-                         std::optional<Tensor> factor, int64_t outputs, int64_t side,
-                         int64_t dilation, int64_t groups, int64_t activation, bool wide) {
-  STD_TORCH_CHECK(x.dim() == 4 && has_inner_channels(x),
-                  "tiled_convolution: expected a map [B, C, H, W] with contiguous channels");
-  ConvolutionShape s = {x.size(0),
-                        x.size(1),
-                        outputs,
-                        x.size(2),
-                        x.size(3),
-                        side,
-                        dilation,
-                        groups,
-                        static_cast<Activation>(activation),
-                        x.scalar_type() == ScalarType::Float,
-                        wide};
-  check(x, weight, s);
-  check_more(x, s, bias, gate, residual, factor, activation);
-  Tensor out = empty_map(x, outputs, s.height, s.width, true, result_type(s));
-  const ConvolutionArguments args = {x.const_data_ptr(),
-                                     weight.const_data_ptr(),
-                                     data(gate),
-                                     data(residual),
-                                     static_cast<const float*>(data(bias)),
-                                     static_cast<const float*>(data(factor)),
-                                     out.mutable_data_ptr()};
-
+void convolve(ConvolutionShape s, const ConvolutionArguments& args, const Tensor& weight) {
   const bool as_it_is = takes_as_it_is(s);
   if (as_it_is) {
     s.width *= s.batch * s.height;
@@ -202,16 +182,81 @@ Tensor tiled_convolution(Tensor x, Tensor weight, std::optional<Tensor> bias,
   const int64_t workers = static_cast<int64_t>(plan.workers.size());
   if (plan.shares) for_each_worker(workers, [&](int64_t worker) { work.lay_out(worker, workers); });
   for_each_worker(workers, [&](int64_t worker) { work.multiply(worker); });
+}
+
+int64_t bytes_of(bool is_float) { return is_float ? sizeof(float) : sizeof(BFloat16); }
+
+// `values`, or null, past so many of them.
+const void* past(const void* values, int64_t count, bool are_float) {
+  return values == nullptr ? nullptr
+                           : static_cast<const char*>(values) + count * bytes_of(are_float);
+}
+
+// One image after the other, each with weights of its own.
+void convolve_scaled(ConvolutionShape s, ConvolutionArguments args, const Tensor& weight,
+                     const Tensor& scale) {
+  const int64_t pixels = s.height * s.width, steps = s.output_steps();
+  const int64_t workers = std::min(thread_count(), steps), images = s.batch;
+  const Tensor scaled = new_output(weight, {weight.numel()});
+  const Items scales(scale);
+  s.batch = 1;
+  const void* const given = args.weight;
+  args.weight = scaled.const_data_ptr();
+  for (int64_t image = 0; image < images; ++image) {
+    for_each_worker(workers, [&](int64_t worker) {
+      kernels()->scale(s, given, scales[image], steps * worker / workers,
+                       steps * (worker + 1) / workers, scaled.mutable_data_ptr());
+    });
+    convolve(s, args, weight);
+    args.x = past(args.x, pixels * s.channels, s.float_in);
+    args.gate = past(args.gate, pixels * s.outputs, false);
+    args.residual = past(args.residual, pixels * s.outputs, s.float_out);
+    args.out = static_cast<char*>(args.out) + pixels * s.outputs * bytes_of(s.float_out);
+  }
+}
+
+Tensor tiled_convolution(Tensor x, Tensor weight, std::optional<Tensor> bias,
+                         std::optional<Tensor> gate, std::optional<Tensor> residual,
+                         std::optional<Tensor> factor, std::optional<Tensor> scale, int64_t outputs,
+                         int64_t side, int64_t dilation, int64_t groups, int64_t activation,
+                         bool wide) {
+  STD_TORCH_CHECK(x.dim() == 4 && has_inner_channels(x),
+                  "tiled_convolution: expected a map [B, C, H, W] with contiguous channels");
+  const ConvolutionShape s = {x.size(0),
+                              x.size(1),
+                              outputs,
+                              x.size(2),
+                              x.size(3),
+                              side,
+                              dilation,
+                              groups,
+                              static_cast<Activation>(activation),
+                              x.scalar_type() == ScalarType::Float,
+                              wide};
+  check(x, weight, s);
+  check_more(x, s, bias, gate, residual, factor, scale, activation);
+  Tensor out = empty_map(x, outputs, s.height, s.width, true, result_type(s));
+  const ConvolutionArguments args = {x.const_data_ptr(),
+                                     weight.const_data_ptr(),
+                                     data(gate),
+                                     data(residual),
+                                     static_cast<const float*>(data(bias)),
+                                     static_cast<const float*>(data(factor)),
+                                     out.mutable_data_ptr()};
+  if (scale)
+    convolve_scaled(s, args, weight, *scale);
+  else
+    convolve(s, args, weight);
   return out;
 }
 // x [B, C, H, W] in bfloat16 or float32, weight in tiles, bias and factor [outputs] in float32,
-// gate [B, outputs, H, W] in bfloat16, residual like it, with `wide` in float32 -> out like
-// residual. Maps have contiguous channels. activation: by number, as in cpu/common/activation.h,
-// GELU and SiLU to the precision of bfloat16.
+// gate [B, outputs, H, W] in bfloat16, residual like it, with `wide` in float32, scale [B, C, 1, 1]
+// in bfloat16 -> out like residual. Maps have contiguous channels. activation: by number, as in
+// cpu/common/activation.h, GELU and SiLU to the precision of bfloat16.
 ATTNOPS_REGISTER(cpu, CPU, tiled_convolution,
                  "(Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual, "
-                 "Tensor? factor, int outputs, int side, int dilation, int groups, int activation, "
-                 "bool wide) -> Tensor")
+                 "Tensor? factor, Tensor? scale, int outputs, int side, int dilation, int groups, "
+                 "int activation, bool wide) -> Tensor")
 
 }  // namespace
 }  // namespace attnops::cpu

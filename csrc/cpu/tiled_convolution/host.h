@@ -1,6 +1,8 @@
 // Convolutions of bfloat16 maps with stride 1, 1x1 or 3x3, in tiles of AMX, for evaluation:
 //
-//   out = activation((conv(x, weight) + bias) * gate + factor * residual)
+//   out = activation((conv(scale * x, weight) + bias) * gate + factor * residual)
+//
+// scale is of an image and a channel, as squeeze-and-excitation has it; it goes to the weights.
 //
 // A convolution is a sum over taps of products of pixels [positions, C] with weights [C, O]. For
 // that x is laid out anew, 32 channels at a time, [C / 32][positions][32]: rows one after the
@@ -92,6 +94,10 @@ struct ConvolutionArguments {
 };
 
 struct ConvolutionKernels {
+  // Weights of a 1x1 convolution of one group with the scale [C] of the channels that they are
+  // multiplied with: steps of results [first, last).
+  void (*scale)(const ConvolutionShape&, const void* weight, const void* scale, int64_t first,
+                int64_t last, void* scaled);
   // Rows [first, last) of those of `to`, and the zeros around them.
   void (*lay_out)(const ConvolutionShape&, const void* x, int64_t first, int64_t last,
                   const LaidOut& to);

@@ -319,7 +319,29 @@ void multiply(const ConvolutionShape& s, const ConvolutionBlock& block,
   Product(s, block, args, from, sums).run(first, last);
 }
 
-constexpr ConvolutionKernels kKernels = {lay_out, multiply};
+void scale(const ConvolutionShape& s, const void* weight, const void* scale, int64_t first,
+           int64_t last, void* scaled) {
+  const BFloat16* const factors = static_cast<const BFloat16*>(scale);
+  const BFloat16* from = static_cast<const BFloat16*>(weight);
+  BFloat16* to = static_cast<BFloat16*>(scaled);
+  const int64_t step = kStep * kStep, begin = first * s.channel_steps() * step;
+  from += begin;
+  to += begin;
+  // A line holds a pair of channels for 16 results.
+  for (int64_t tile = first * s.channel_steps(); tile < last * s.channel_steps(); ++tile)
+    for (int64_t line = 0; line < kStep; ++line, from += kStep, to += kStep) {
+      const int64_t channel = tile % s.channel_steps() * kStep + line % kTileRows * 2;
+      const int64_t there = min64(2, s.channels - channel);
+      const VecF two = there > 0 ? load_lanes(factors + channel, there) : VecF{};
+      VecF pairs;
+      for (int i = 0; i < kVector; ++i) pairs[i] = two[i % 2];
+      const HalfLanesPair lanes = rounded(pairs * load_lanes(from, kVector),
+                                          pairs * load_lanes(from + kVector, kVector));
+      memcpy(to, &lanes, sizeof(lanes));
+    }
+}
+
+constexpr ConvolutionKernels kKernels = {scale, lay_out, multiply};
 
 }  // namespace
 

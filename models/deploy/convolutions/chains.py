@@ -130,6 +130,38 @@ class Chain:
         return _sole_user(self.nodes[-1], target)
 
 
+def scaled_map(x: Node) -> tuple[Node, Node] | None:
+    """Map and scale `[B, C, 1, 1]` of which `x` is the product, if one convolution alone takes it.
+
+    Squeeze-and-excitation multiplies so.
+    """
+    if x.target is not MULTIPLY or x.kwargs or len(x.users) != 1:
+        return None
+    if not all(isinstance(n, Node) and isinstance(n.meta.get("val"), Tensor) for n in x.args):
+        return None
+    for map, scale in (x.args, x.args[::-1]):
+        values = map.meta["val"], scale.meta["val"]
+        if values[0].dtype != values[1].dtype or {value.dim() for value in values} != {4}:
+            continue
+        wanted = (*values[0].shape[:2], 1, 1)
+        sizes = zip(values[1].shape, wanted, strict=True)
+        if all(statically_known_true(size == want) for size, want in sizes):
+            return map, scale
+    return None
+
+
+def mean_of(x: Node) -> Node | None:
+    """The mean of each channel of a map, if it is taken, once."""
+    mean = torch.ops.aten.mean.dim
+    found = [user for user in x.users if user.target is mean and not user.kwargs]
+    over_pixels = [
+        n
+        for n in found
+        if n.args[2:] == (True,) and sorted(d % 4 for d in n.args[1] or ()) == [2, 3]
+    ]
+    return over_pixels[0] if len(over_pixels) == 1 else None
+
+
 def unrounded(x: Node) -> Node:
     """The map in float32 of which `x` is the rounding, if nothing else takes that; else `x`."""
     source = x.args[0] if x.target is CONVERT and len(x.users) == 1 else None

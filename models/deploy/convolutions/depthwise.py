@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,10 +55,20 @@ def depthwise_op() -> torch._ops.OpOverload:
     return torch.ops.attnops_cpu.depthwise_convolution.default
 
 
+def depthwise_op_with_mean() -> torch._ops.OpOverload:
+    """The same op that also gives the means `[B, C, 1, 1]` of the result's channels."""
+    declare("depthwise_convolution_with_mean", _fake_with_mean)
+    return torch.ops.attnops_cpu.depthwise_convolution_with_mean.default
+
+
 def _fake(
     x: Tensor, weight: Tensor, bias: Tensor | None, side: int, dilation: int, activation: int
 ) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+def _fake_with_mean(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return _fake(x, *arguments), x.new_empty((*x.shape[:2], 1, 1))
 
 
 def in_taps(weight: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ float32 for `pointwise`, and those of one channel each for `depthwise`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter
+from operator import attrgetter, getitem
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,14 @@ from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
 from .. import feed_forward
-from .chains import Chain, goes_into_erf, unrounded
-from .depthwise import depthwise_op, has_depthwise, in_taps, is_depthwise
+from .chains import Chain, goes_into_erf, mean_of, scaled_map, unrounded
+from .depthwise import (
+    depthwise_op,
+    depthwise_op_with_mean,
+    has_depthwise,
+    in_taps,
+    is_depthwise,
+)
 from .pointwise import ACTIVATIONS, has_pointwise, in_rows, pointwise_op
 from .tiles import LEAST_CHANNELS as LEAST_IN_TILES
 from .tiles import STEP, has_tiles, in_tiles, tiled_op
@@ -174,6 +180,7 @@ def _use_tiles(
     chain = _chain_in_tiles(node)
     outputs, _, side, _ = value.shape
     numbers = (outputs, side, node.args[5][0], node.args[6], ACTIVATIONS.index(chain.activation))
+    scale = _take_scale(graph, node, outputs) if side == 1 and node.args[6] == 1 else None
     rounded = node.args[0]
     node.update_arg(0, unrounded(rounded))
     if not rounded.users:
@@ -183,10 +190,10 @@ def _use_tiles(
 
     def call(x: Any, weight: Any, bias: Any) -> torch.fx.Node:
         gate, residual = (_in_channels_last(graph, n) for n in (chain.gate, chain.residual))
-        arguments = (x, weight, bias, gate, residual, factor, *numbers, wide)
+        arguments = (x, weight, bias, gate, residual, factor, scale, *numbers, wide)
         return graph.call_function(tiled_op(), arguments)
 
-    _use_library(graph, chain.nodes, shared, lambda: in_tiles(value), call, maps=(0, 3, 4))
+    _use_library(graph, chain.nodes, shared, lambda: in_tiles(value), call, maps=(0, 3, 4, 6))
 
 
 def _use_winograd(
@@ -217,21 +224,23 @@ def _use_pointwise(
     chain.take_relu()
     if chain.activation == "none":
         chain.take_smooth()
-    factor = _factor(graph, chain, shared)
+    factor, scale = _factor(graph, chain, shared), _take_scale(graph, node, value.shape[0])
 
     def call(x: Any, weight: Any, bias: Any) -> torch.fx.Node:
         gate, residual = (_in_channels_last(graph, n) for n in (chain.gate, chain.residual))
         number = ACTIVATIONS.index(chain.activation)
-        arguments = (x, weight, bias, gate, residual, factor, value.shape[0], number)
+        arguments = (x, weight, bias, gate, residual, factor, scale, value.shape[0], number)
         return graph.call_function(pointwise_op(), arguments)
 
-    _use_library(graph, chain.nodes, shared, lambda: in_rows(value), call, maps=(0, 3, 4))
+    _use_library(graph, chain.nodes, shared, lambda: in_rows(value), call, maps=(0, 3, 4, 6))
 
 
 def _use_depthwise(
     graph: torch.fx.Graph, node: torch.fx.Node, value: Tensor, shared: dict[str, torch.fx.Node]
 ) -> None:
-    """Put the C++ library's depthwise convolution in place of oneDNN's and the activation."""
+    """Put the C++ library's depthwise convolution in place of oneDNN's, the activation, and the
+    mean of what comes out.
+    """
     chain = Chain([node])
     chain.take_relu()
     if chain.activation == "none" and value.dtype == torch.float32:
@@ -240,10 +249,29 @@ def _use_depthwise(
         chain.take_rounded_smooth(value.dtype)
     numbers = (value.shape[2], node.args[5][0], ACTIVATIONS.index(chain.activation))
 
-    def call(x: Any, weight: Any, bias: Any) -> torch.fx.Node:
-        return graph.call_function(depthwise_op(), (x, weight, bias, *numbers))
+    mean = mean_of(chain.nodes[-1])
+    op = depthwise_op() if mean is None else depthwise_op_with_mean()
 
-    _use_library(graph, chain.nodes, shared, lambda: in_taps(value), call, maps=(0,))
+    def call(x: Any, weight: Any, bias: Any) -> torch.fx.Node:
+        return graph.call_function(op, (x, weight, bias, *numbers))
+
+    _use_library(graph, chain.nodes, shared, lambda: in_taps(value), call, maps=(0,), mean=mean)
+
+
+def _take_scale(graph: torch.fx.Graph, node: torch.fx.Node, outputs: int) -> torch.fx.Node | None:
+    """Have a convolution take the map itself where it takes its product with a scale; the scale.
+
+    The library multiplies weights with it, which pays where a map is larger than they are.
+    """
+    _, _, height, width = _hints(node, outputs)
+    found = scaled_map(node.args[0])
+    if found is None or height * width < outputs:
+        return None
+    product = node.args[0]
+    map, scale = found
+    node.update_arg(0, map)
+    graph.erase_node(product)
+    return scale
 
 
 def _factor(
@@ -266,6 +294,7 @@ def _use_library(
     lay_out: Callable[[], Tensor],
     call: Callable[[Any, Any, Any], torch.fx.Node],
     maps: Sequence[int],
+    mean: torch.fx.Node | None = None,
 ) -> None:
     """Put the C++ library's convolution in place of oneDNN's and of what else it does.
 
@@ -277,6 +306,7 @@ def _use_library(
         lay_out: the weights as the library takes them.
         call: map, weights and bias -> the library's convolution.
         maps: which of its arguments are maps.
+        mean: what the second result of that convolution stands for, if it has two.
     """
     node, last = chain[0], chain[-1]
     x, weight, bias = node.args[:3]
@@ -286,13 +316,22 @@ def _use_library(
         wide = _constant(graph, bias).float()
         shared[bias.target] = _constant_before(graph, node, "bias", wide)
     shift = None if bias is None else shared[bias.target]
+    replaced = [last] if mean is None else [last, mean]
     with graph.inserting_before(last):
         result = call(_in_channels_last(graph, x), shared[weight.target], shift)
-    result.meta.update(last.meta)
+        results = [result] if mean is None else [_part(graph, result, i) for i in range(2)]
+    if mean is not None:
+        result.meta["val"] = tuple(old.meta.get("val") for old in replaced)
+    for old, new in zip(replaced, results, strict=True):
+        new.meta.update(old.meta)
+        old.replace_all_uses_with(new)
     _keep_strides(result, maps)
-    last.replace_all_uses_with(result)
-    for replaced in reversed(chain):
-        graph.erase_node(replaced)
+    for old in (*replaced[1:], *reversed(chain)):
+        graph.erase_node(old)
+
+
+def _part(graph: torch.fx.Graph, results: torch.fx.Node, index: int) -> torch.fx.Node:
+    return graph.call_function(getitem, (results, index))
 
 
 def _in_channels_last(graph: torch.fx.Graph, x: torch.fx.Node | None) -> torch.fx.Node | None:
@@ -300,6 +339,8 @@ def _in_channels_last(graph: torch.fx.Graph, x: torch.fx.Node | None) -> torch.f
     convolution = torch.ops.mkldnn._convolution_pointwise.default
     own = (tiled_op(), winograd_op(), pointwise_op(), depthwise_op())
     if x is None or x.target in (torch.ops.aten.relu.default, convolution, *own):
+        return x
+    if x.target is getitem and x.args[0].target is depthwise_op_with_mean():
         return x
     formatted = {"memory_format": torch.channels_last}
     made = graph.call_function(torch.ops.aten.clone.default, (x,), formatted)

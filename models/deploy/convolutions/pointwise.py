@@ -26,9 +26,10 @@ def has_pointwise(dtype: torch.dtype) -> bool:
 
 
 def pointwise_op() -> torch._ops.OpOverload:
-    """The op of the library: map, panels, bias, gate, residual, factor, outputs, activation -> map.
+    """The op of the library: map, panels, bias, gate, residual, factor, scale, outputs, activation
+    -> map.
 
-    It gives `activation((convolution + bias) * gate + factor * residual)`.
+    It gives `activation((convolution of scale * map + bias) * gate + factor * residual)`.
     """
     declare("pointwise", _fake)
     return torch.ops.attnops_cpu.pointwise.default
@@ -41,6 +42,7 @@ def _fake(
     gate: Tensor | None,
     residual: Tensor | None,
     factor: Tensor | None,
+    scale: Tensor | None,
     outputs: int,
     activation: int,
 ) -> Tensor:

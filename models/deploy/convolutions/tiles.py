@@ -24,17 +24,18 @@ def has_tiles(dtype: torch.dtype) -> bool:
         return False
     x = torch.zeros(1, STEP, 1, 1, dtype=dtype)
     try:
-        tiled_op()(x, in_tiles(x), None, None, None, None, 1, 1, 1, 1, 0, False)
+        tiled_op()(x, in_tiles(x), *[None] * 5, 1, 1, 1, 1, 0, False)
     except RuntimeError:  # another processor, or ATTNOPS_ISA leaves AMX out
         return False
     return True
 
 
 def tiled_op() -> torch._ops.OpOverload:
-    """The op of the library: map, tiles, bias, gate, residual, factor, outputs, side, dilation,
-    groups, activation (of `ACTIVATIONS`, by number), whether residual and result are float -> map.
+    """The op of the library: map, tiles, bias, gate, residual, factor, scale, outputs, side,
+    dilation, groups, activation (of `ACTIVATIONS`, by number), whether residual and result are
+    float -> map.
 
-    It gives `activation((convolution + bias) * gate + factor * residual)`.
+    It gives `activation((convolution of scale * map + bias) * gate + factor * residual)`.
     """
     declare("tiled_convolution", _fake)
     return torch.ops.attnops_cpu.tiled_convolution.default
@@ -47,6 +48,7 @@ def _fake(
     gate: Tensor | None,
     residual: Tensor | None,
     factor: Tensor | None,
+    scale: Tensor | None,
     outputs: int,
     side: int,
     dilation: int,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import getitem
+
 import pytest
 import torch
 from convolution_graphs import CONVERT, Following, convolutions
@@ -9,7 +11,12 @@ from older_processors import call_with_isa
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu, silu
 
-from attnops.models.deploy.convolutions.depthwise import depthwise_op, has_depthwise, in_taps
+from attnops.models.deploy.convolutions.depthwise import (
+    depthwise_op,
+    depthwise_op_with_mean,
+    has_depthwise,
+    in_taps,
+)
 from attnops.models.deploy.convolutions.packing import PackedConvolutions
 from attnops.models.deploy.convolutions.pointwise import ACTIVATIONS
 
@@ -44,9 +51,13 @@ def drawn(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, T
 def call(
     x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, activation: str = "none"
 ) -> Tensor:
-    taps = weight.flatten(1).t().contiguous()
     number = ACTIVATIONS.index(activation)
-    return depthwise_op()(x, taps, bias, weight.shape[2], dilation, number)
+    return depthwise_op()(x, taps(weight), bias, weight.shape[2], dilation, number)
+
+
+def taps(weight: Tensor) -> Tensor:
+    """Weights as the op takes them, in their own dtype."""
+    return weight.flatten(1).t().contiguous()
 
 
 def exact(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, activation: str) -> Tensor:
@@ -73,6 +84,21 @@ def test_it_is_the_convolution_and_the_activation(shape, activation, dtype):
         check(call(x, weight, given, shape[5], activation), x, wanted)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("activation", ["none", "silu"])
+@pytest.mark.parametrize("dtype", ERRORS)
+def test_it_gives_the_means_too(shape, activation, dtype):
+    x, weight, bias = drawn(shape, dtype)
+    numbers = (shape[4], shape[5], ACTIVATIONS.index(activation))
+    out, mean = depthwise_op_with_mean()(x, taps(weight), bias, *numbers)
+    assert torch.equal(out, call(x, weight, bias, shape[5], activation))
+    results = exact(x, weight, bias, shape[5], activation)
+    wanted = results.mean((2, 3), keepdim=True)
+    assert mean.dtype == dtype and mean.shape == wanted.shape and mean.stride(1) == 1
+    largest = results.abs().amax((2, 3), keepdim=True)
+    assert ((mean - wanted).abs() <= ERRORS[dtype] * (1 + largest)).all()
+
+
 @pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[5]])
 def test_threads_change_nothing(shape):
     """They share the rows of slabs; where one begins, others are read again."""
@@ -82,10 +108,11 @@ def test_threads_change_nothing(shape):
     try:
         for count in (1, 2, 3, 16):
             torch.set_num_threads(count)
-            results.append(call(x, weight, bias, shape[5], "silu"))
+            results.append(depthwise_op_with_mean()(x, in_taps(weight), bias, *shape[4:], 3))
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(results[0], result) for result in results[1:])
+    for result in results[1:]:
+        assert all(map(torch.equal, results[0], result))
 
 
 def test_a_value_that_is_no_number_reaches_what_sees_it():
@@ -136,7 +163,8 @@ def test_the_compiler_knows_what_comes_out():
     x, weight, bias = drawn((2, 32, 5, 8, 3, 2), torch.float32)
     arguments = (x, in_taps(weight), bias, 3, 2, 3)
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(depthwise_op(), arguments, test_utils=tests)
+    for op in (depthwise_op(), depthwise_op_with_mean()):
+        torch.library.opcheck(op, arguments, test_utils=tests)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -182,3 +210,18 @@ def test_one_that_is_rounded_goes_into_the_op(activation):
 def test_a_silu_with_another_constant_stays():
     case = Following(nn.Conv2d(48, 48, 3, padding=1, groups=48))
     assert case.calls_left(case.silu(case.conv, 2)) == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["of each channel", "in two dimensions", "of rows", "twice"])
+def test_a_mean_goes_into_the_op(kind, dtype):
+    """That of each channel, which squeeze-and-excitation takes beside the map."""
+    case = Following(nn.Conv2d(48, 48, 5, padding=2, groups=48), dtype)
+    over, kept = [-1] if kind == "of rows" else [2, -1], kind != "in two dimensions"
+    args = (torch.ops.aten.mean.dim, case.conv, over, kept)
+    means = [case.step(*args) for _ in range(2 if kind == "twice" else 1)]
+    left = case.calls_left(case.conv, *means, tolerance=1e-5 if dtype == torch.float32 else 0.02)
+    # The op and its two results, or the op and the means as they were.
+    assert left == {"of each channel": 3, "twice": 3}.get(kind, 2)
+    parts = [node for node in case.graph.nodes if node.target is getitem]
+    assert len(parts) == (2 if kind == "of each channel" else 0)

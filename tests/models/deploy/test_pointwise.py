@@ -49,6 +49,7 @@ def drawn(shape: tuple[int, ...]) -> dict[str, Tensor]:
         "gate": pixels(outputs),
         "residual": pixels(outputs),
         "factor": torch.randn(outputs),
+        "scale": torch.randn(batch, channels, 1, 1),
     }
 
 
@@ -60,10 +61,10 @@ def call(tensors: dict[str, Tensor | None], activation: str = "none") -> Tensor:
 
 def exact(tensors: dict[str, Tensor | None], activation: str) -> Tensor:
     """What the op's formula says, in float64."""
-    x, weight, bias, gate, residual, factor = (
+    x, weight, bias, gate, residual, factor, scale = (
         None if t is None else t.double() for t in tensors.values()
     )
-    out = conv2d(x, weight, bias)
+    out = conv2d(x if scale is None else x * scale, weight, bias)
     out = out if gate is None else out * gate
     if residual is not None:
         out = out + (residual if factor is None else factor[:, None, None] * residual)
@@ -80,7 +81,11 @@ def check(found: Tensor, wanted: Tensor) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(
-    "given", ["", "bias", "bias gate", "residual", "bias residual factor", "bias gate residual"]
+    "given",
+    [
+        *("", "bias", "bias gate", "residual", "bias residual factor", "bias gate residual"),
+        *("scale", "bias residual scale"),
+    ],
 )
 def test_it_is_the_convolution_and_what_follows(shape, activation, given):
     tensors = drawn(shape)
@@ -148,6 +153,9 @@ def test_older_processors_compute_the_same(isa, tmp_path):
         ({"factor": torch.zeros(15)}, r"a bias and a factor \[O\]"),
         ({"gate": torch.zeros(1, 16, 4, 5)}, "like the result"),
         ({"residual": torch.zeros(1, 16, 4, 4)}, "like the result"),
+        ({"scale": torch.zeros(1, 16, 1, 1)}, r"a scale \[B, C, 1, 1\]"),
+        ({"scale": torch.zeros(1, 32, 1, 1).double()}, "a scale"),
+        ({"scale": torch.zeros(1, 32)}, "a scale"),
         ({"activation": 4}, "an activation"),
     ],
 )
@@ -194,8 +202,8 @@ def test_graphs_call_it_where_it_is_defined():
     module.recompile()
     ours = module.graph.find_nodes(op="call_function", target=pointwise_op())
     assert [node.args[3:] for node in ours] == [
-        (None, None, None, 80, ACTIVATIONS.index("relu")),
-        (None, None, None, 24, ACTIVATIONS.index("none")),
+        (None, None, None, None, 80, ACTIVATIONS.index("relu")),
+        (None, None, None, None, 24, ACTIVATIONS.index("none")),
     ]
     assert (module(x) - before).abs().max() <= 1e-5 * before.abs().max()
 
@@ -224,6 +232,22 @@ def test_a_chain_of_all_goes_into_the_op():
     gated = case.step(MULTIPLY, case.conv, case.other)
     scaled = case.step(MULTIPLY, case.other, case.factor)
     assert case.calls_left(case.gelu(case.step(ADD, scaled, gated))) == 1
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    "kind", ["of channels", "taken elsewhere", "of pixels", "of one channel", "of a small map"]
+)
+def test_the_scale_of_a_map_goes_into_the_op(first, kind):
+    """As of squeeze-and-excitation, where nothing else takes the product."""
+    size = {"of pixels": (1, 32, 9, 11), "of one channel": (1, 1, 1, 1)}.get(kind, (1, 32, 1, 1))
+    case = Following(nn.Conv2d(32, 100 if kind == "of a small map" else 48, 1), other=size)
+    x = case.conv.args[0]
+    with case.graph.inserting_before(case.conv):
+        product = case.step(MULTIPLY, *((x, case.other) if first else (case.other, x)))
+    case.conv.update_arg(0, product)
+    outputs = (case.conv, product) if kind == "taken elsewhere" else (case.conv,)
+    assert case.calls_left(*outputs) == (1 if kind == "of channels" else 2)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "silu"])

@@ -62,7 +62,7 @@ def test_it_is_the_convolution(shape, more):
     shift = bias if more in ("bias", "all") else None
     term = residual if more in ("residual", "all") else None
     relu = more == "all"
-    tensors = (x, in_tiles(weight), shift, None, term, None)
+    tensors = (x, in_tiles(weight), shift, None, term, None, None)
     found = tiled_op()(*tensors, outputs, side, dilation, 1, int(relu), False)
     wide = None if shift is None else shift.double()
     padding = dilation * (side - 1) // 2
@@ -84,7 +84,7 @@ def test_groups_have_their_own_channels(shape, groups):
     x, _, bias, residual = drawn(shape)
     _, channels, outputs, _, _, side, dilation = shape
     weight = (torch.randn(outputs, channels // groups, side, side) * 0.05).to(HALF)
-    tensors = (x, in_tiles(weight), bias, None, residual, None)
+    tensors = (x, in_tiles(weight), bias, None, residual, None, None)
     found = tiled_op()(*tensors, outputs, side, dilation, groups, 0, False)
     options = {"padding": dilation * (side - 1) // 2, "dilation": dilation, "groups": groups}
     exact = conv2d(x.double(), weight.double(), bias.double(), **options)
@@ -98,7 +98,7 @@ def test_it_reads_nothing_that_it_did_not_write(dilation):
     x, weight, bias, _ = drawn((1, 640, 64, 19, 14, 3, dilation))
     for size in (1 << 22, 1 << 20, 1 << 18, 1 << 16) * 8:
         torch.full((size,), float("nan"), dtype=HALF)
-    tensors = (x, in_tiles(weight), bias, None, None, None)
+    tensors = (x, in_tiles(weight), bias, None, None, None, None)
     found = tiled_op()(*tensors, 64, 3, dilation, 1, 0, False)
     options = {"padding": dilation, "dilation": dilation}
     check(found, conv2d(x.double(), weight.double(), bias.double(), **options))
@@ -108,7 +108,8 @@ def test_it_reads_nothing_that_it_did_not_write(dilation):
 @pytest.mark.parametrize("shape", [(2, 64, 160, 13, 11, 3, 2), (2, 64, 160, 13, 11, 1, 1)])
 def test_threads_and_runs_change_nothing(shape):
     x, weight, bias, residual = drawn(shape)
-    tensors = (x, in_tiles(weight), bias, residual, residual, bias)
+    scale = torch.rand(shape[0], shape[1], 1, 1).to(HALF) if shape[5] == 1 else None
+    tensors = (x, in_tiles(weight), bias, residual, residual, bias, scale)
     arguments = (*tensors, shape[2], shape[5], shape[6], 1, 2, False)
     threads = torch.get_num_threads()
     results = []
@@ -125,7 +126,7 @@ def test_threads_and_runs_change_nothing(shape):
 def test_a_value_that_is_no_number_stays_in_its_neighbourhood():
     x, weight, bias, _ = drawn((1, 40, 40, 12, 12, 3, 1))
     x[0, 3, 5, 6] = float("nan")
-    tensors = (x, in_tiles(weight), bias, None, None, None)
+    tensors = (x, in_tiles(weight), bias, None, None, None, None)
     found = tiled_op()(*tensors, 40, 3, 1, 1, 1, False).isnan()
     expected = torch.zeros(1, 40, 12, 12, dtype=torch.bool)
     expected[:, :, 4:7, 5:8] = True
@@ -139,7 +140,7 @@ def test_other_users_of_tiles_find_theirs_as_they_left_them():
     before = left @ right
     x, weight, bias, _ = drawn((1, 64, 64, 9, 9, 3, 1))
     for _ in range(3):
-        tiled_op()(x, in_tiles(weight), bias, None, None, None, 64, 3, 1, 1, 1, False)
+        tiled_op()(x, in_tiles(weight), bias, *[None] * 4, 64, 3, 1, 1, 1, False)
         assert torch.equal(left @ right, before)
 
 
@@ -153,6 +154,7 @@ def test_other_users_of_tiles_find_theirs_as_they_left_them():
         ({"bias": torch.zeros(15)}, r"a bias and a factor \[O\]"),
         ({"factor": torch.zeros(16, dtype=HALF)}, r"a bias and a factor \[O\]"),
         ({"gate": torch.zeros(1, 4, 4, 16).permute(0, 3, 1, 2)}, "a gate in bfloat16"),
+        ({"scale": torch.ones(1, 32, 1, 1, dtype=HALF)}, "a scale"),  # of 3x3 weights
         ({"wide": True}, "a residual like the result"),
         ({"activation": 4}, "an activation"),
         ({"residual": torch.zeros(1, 16, 4, 5, dtype=HALF)}, "a residual like the result"),
@@ -163,7 +165,7 @@ def test_other_users_of_tiles_find_theirs_as_they_left_them():
 def test_what_it_cannot_take_is_refused(change, message):
     x, weight, bias, residual = drawn((1, 32, 16, 4, 4, 3, 1))
     given = {"x": x, "weight": in_tiles(weight), "bias": bias, "gate": None, "residual": residual}
-    given |= {"factor": None, "outputs": 16, "side": 3, "dilation": 1, "groups": 1}
+    given |= {"factor": None, "scale": None, "outputs": 16, "side": 3, "dilation": 1, "groups": 1}
     given |= {"activation": 0, "wide": False}
     with pytest.raises(RuntimeError, match=message):
         tiled_op()(*(given | change).values())
@@ -172,7 +174,7 @@ def test_what_it_cannot_take_is_refused(change, message):
 @needs_tiles
 def test_the_compiler_knows_what_comes_out():
     x, weight, bias, residual = drawn((2, 32, 50, 5, 8, 3, 2))
-    arguments = (x, in_tiles(weight), bias, None, residual, None, 50, 3, 2, 1, 1, False)
+    arguments = (x, in_tiles(weight), bias, None, residual, None, None, 50, 3, 2, 1, 1, False)
     torch.library.opcheck(tiled_op(), arguments, test_utils=("test_schema", "test_faketensor"))
 
 
@@ -199,9 +201,9 @@ def test_graphs_call_it_where_it_is_defined():
     module.recompile()
     ours = module.graph.find_nodes(op="call_function", target=tiled_op())
     assert [node.args[3:] for node in ours] == [
-        (None, None, None, 80, 3, 2, 1, 1, False),
-        (None, None, None, 64, 1, 1, 1, 0, False),
-        (None, None, None, 128, 3, 1, 2, 1, False),
+        (None, None, None, None, 80, 3, 2, 1, 1, False),
+        (None, None, None, None, 64, 1, 1, 1, 0, False),
+        (None, None, None, None, 128, 3, 1, 2, 1, False),
     ]
     relus = module.graph.find_nodes(op="call_function", target=RELU)
     assert len(relus) == sum(relu for _, relu in options) - 2

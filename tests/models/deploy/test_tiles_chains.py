@@ -17,6 +17,9 @@ pytestmark = pytest.mark.skipif(not has_tiles(HALF), reason="this processor has 
 
 # B, C, O, H, W, side: channels and outputs that fill no step or not half of one
 SHAPES = ((1, 32, 32, 1, 1, 1), (2, 72, 70, 6, 5, 1), (1, 64, 320, 9, 11, 1), (2, 40, 41, 7, 6, 3))
+# What is there beside the map and the weights; a scale only of 1x1 ones.
+GIVEN = ("", "bias", "bias gate", "residual factor", "bias gate residual", "scale")
+GIVEN += ("bias gate residual factor scale",)
 
 
 def drawn(shape: tuple[int, ...], source: torch.dtype, wide: bool) -> dict[str, Tensor]:
@@ -33,14 +36,22 @@ def drawn(shape: tuple[int, ...], source: torch.dtype, wide: bool) -> dict[str, 
         "gate": pixels(outputs, HALF),
         "residual": pixels(outputs, WIDE if wide else HALF),
         "factor": torch.randn(outputs),
+        "scale": torch.rand(batch, channels, 1, 1).to(HALF),
     }
 
 
 def exact(tensors: dict[str, Tensor | None], activation: str) -> Tensor:
-    """What the op's formula says, of x rounded to bfloat16, in float64."""
+    """What the op's formula says, of x and scaled weights rounded to bfloat16, in float64."""
     values = {name: None if t is None else t.double() for name, t in tensors.items()}
     x, weight = tensors["x"].to(HALF).double(), values["weight"]
-    out = conv2d(x, weight, values["bias"], padding=weight.shape[2] // 2)
+    scales = torch.ones(len(x)) if values["scale"] is None else values["scale"].flatten(2).mT
+    scales = scales.view(len(x), 1, -1, 1, 1)
+    weights = [(weight * scale).to(HALF).double() for scale in scales]
+    convolved = [
+        conv2d(image[None], of_image, values["bias"], padding=weight.shape[2] // 2)
+        for image, of_image in zip(x, weights, strict=True)
+    ]
+    out = torch.cat(convolved)
     out = out if values["gate"] is None else out * values["gate"]
     if values["residual"] is not None:
         factor = 1.0 if values["factor"] is None else values["factor"][:, None, None]
@@ -49,11 +60,11 @@ def exact(tensors: dict[str, Tensor | None], activation: str) -> Tensor:
     return functions[activation](out)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(
-    "given", ["", "bias", "bias gate", "residual factor", "bias gate residual"]
+    ("shape", "given"),
+    [(s, g) for s in SHAPES for g in GIVEN if s[5] == 1 or "scale" not in g],
 )
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(
     ("source", "wide"), [(HALF, False), (WIDE, False), (HALF, True), (WIDE, True)]
 )
@@ -78,6 +89,24 @@ def test_the_compiler_knows_what_comes_out():
     x, weight, *more = drawn((2, 32, 50, 5, 8, 1), WIDE, True).values()
     arguments = (x, in_tiles(weight), *more, 50, 1, 1, 1, 2, True)
     torch.library.opcheck(tiled_op(), arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_results_of_an_image_are_those_of_it_alone(batch):
+    """With scales of their own."""
+    x, weight, *more = drawn((batch, 96, 70, 5, 7, 1), HALF, False).values()
+    found = tiled_op()(x, in_tiles(weight), *more, 70, 1, 1, 1, 0, False)
+    last = [t[-1:] if t.dim() == 4 else t for t in more]
+    alone = tiled_op()(x[-1:], in_tiles(weight), *last, 70, 1, 1, 1, 0, False)
+    assert torch.equal(found[-1:], alone)
+
+
+def test_the_scale_of_a_map_goes_into_the_op():
+    case = Following(nn.Conv2d(32, 48, 1), HALF, other=(1, 32, 1, 1))
+    with case.graph.inserting_before(case.conv):
+        product = case.step(MULTIPLY, case.conv.args[0], case.other)
+    case.conv.update_arg(0, product)
+    assert case.calls_left(case.conv, tolerance=0.02) == 1
 
 
 def test_a_gate_goes_into_the_op():
