@@ -18,6 +18,7 @@ TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device to test on: cpu or cuda")
     parser.addoption("--only-backend", help="run the tests of the ops alone, on this backend alone")
+    parser.addoption("--sampled", action="store_true", help="a sample of each grid is not slow")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,7 +57,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=dropped)
         items[:] = kept
     if config.getoption("--device") == "cpu":
-        thin_out_interpreted(items)
+        thin_out(items, ["triton", "cpu"] if config.getoption("--sampled") else ["triton"])
         skip_what_needs_a_compiler(items)
 
 
@@ -82,20 +83,22 @@ def values_of(item: pytest.Item) -> dict[str, int]:
     return {name: id(value) for name, value in parameters_of(item).items()}
 
 
-def thin_out_interpreted(items: list[pytest.Item]) -> None:
+def thin_out(items: list[pytest.Item], backends: list[str]) -> None:
     """Leave the fast suite a sample of each grid on Triton's interpreter, which is slow.
 
     Tests of the number of CPU threads say least of the interpreter and wait too. What is left out
     is marked slow; `make test-all`, and runs on a GPU, take it all.
     """
-    grids: dict[tuple[str, str], list[pytest.Item]] = {}
+    grids: dict[tuple[str, str, str], list[pytest.Item]] = {}
     for item in items:
-        if parameters_of(item).get("backend") == "triton":
-            grids.setdefault((str(item.path), item.originalname), []).append(item)
-    for grid in grids.values():
+        backend = parameters_of(item).get("backend")
+        if backend in backends:
+            grids.setdefault((str(item.path), item.originalname, backend), []).append(item)
+    for (*_, backend), grid in grids.items():
         kept = sample([(item.name, values_of(item)) for item in grid])
         for index, item in enumerate(grid):
-            if index not in kept or "threads" in item.fixturenames:
+            waits = backend == "triton" and "threads" in item.fixturenames
+            if index not in kept or waits:
                 item.add_marker(pytest.mark.slow)
 
 

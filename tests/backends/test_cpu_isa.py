@@ -19,9 +19,8 @@ import attnops._backends.library as native
 from attnops._backends.isa import NAMES
 
 OPS = Path(__file__).resolve().parents[1] / "ops"
-# Two parts of about the same length. What no instruction set changes is left out.
 FILES = sorted(path.name for path in OPS.glob("test_*.py"))
-PARTS = {"first": FILES[::2], "second": FILES[1::2]}
+# What no instruction set changes is left out.
 UNCHANGED = ("opcheck", "exports", "autocast", "bad_input", "refused", "published")
 
 needs_library = pytest.mark.skipif(
@@ -42,10 +41,12 @@ def in_a_process(*arguments: str, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-def run_op_tests(backend: str, files: list[str], marks: str, choice: str, **environment: str):
+def run_op_tests(
+    backend: str, files: list[str], choice: str, *options: str, **environment: str
+) -> None:
     paths = [str(OPS / name) for name in files]
-    options = ["-q", "-x", "-p", "no:cacheprovider", "--only-backend", backend, "-m", marks]
-    options += ["-k", choice]
+    options = ("-q", "-x", "-p", "no:cacheprovider", "--only-backend", backend, *options)
+    options += ("-m", "not slow and not inductor", "-k", choice)
     assert " passed" in in_a_process("-m", "pytest", *options, *paths, **environment)
 
 
@@ -57,21 +58,23 @@ def running(isa: str) -> str:
 
 
 @needs_library
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("sampled", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("isa", NAMES)
-def test_every_op_on_every_instruction_set(isa: str, part: str) -> None:
+def test_every_op_on_every_instruction_set(isa: str, sampled: bool) -> None:
+    """Every value of every parameter, and every pair of options; all of each grid if it is slow."""
     if isa == native.build_info("cpu")["isa"]:
         pytest.skip(f"the rest of this suite runs on {isa}")
     if running(isa) != isa:
         pytest.skip(f"this processor or build has no {isa}")
     choice = " and ".join(f"not {name}" for name in UNCHANGED)
-    run_op_tests("cpu", PARTS[part], "not slow and not inductor", choice, ATTNOPS_ISA=isa)
+    run_op_tests("cpu", FILES, choice, *["--sampled"] * sampled, ATTNOPS_ISA=isa)
 
 
 @needs_library
 @pytest.mark.parametrize("capability", ["default", pytest.param("avx2", marks=pytest.mark.slow)])
 def test_budgets_do_not_depend_on_pytorchs_kernels(capability: str) -> None:
-    run_op_tests("cpu", FILES, "not slow", "agrees_with_float64", ATEN_CPU_CAPABILITY=capability)
+    choice = "agrees_with_float64"
+    run_op_tests("cpu", FILES, choice, "--sampled", ATEN_CPU_CAPABILITY=capability)
 
 
 @pytest.mark.parametrize("core", ["Nehalem", pytest.param("Haswell", marks=pytest.mark.slow)])
@@ -83,7 +86,7 @@ def test_budgets_do_not_depend_on_numpys_blas(core: str) -> None:
     files = ["test_nmf.py", "test_anchor_attention.py"]
     choice = "triton and agrees_with_float64"
     environment = {"TRITON_INTERPRET": "1", "OPENBLAS_CORETYPE": core}
-    run_op_tests("triton", files, "not slow", choice, **environment)
+    run_op_tests("triton", files, choice, **environment)
 
 
 @needs_library

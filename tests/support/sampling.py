@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
-SIZE = 8
+SIZE = 6
 FEW = 3  # a parameter of so few values is an option, like a dtype
 
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from attnops.benchmarks.measure.floor import Rates
 from attnops.benchmarks.measure.timing import Timing
 from attnops.benchmarks.report import musts
 from attnops.benchmarks.report.records import Document
 from attnops.benchmarks.serving import contenders, grids, measure, replaced, table
 
+RATES = Rates("float32", copy_gb_s=10.0, matmul_gflop_s=100.0)
 MS = {"OpenVINO": 100.0, "onnxruntime": 80.0, "attnops predict": 160.0, "attnops deploy": 40.0}
 
 
@@ -30,6 +32,7 @@ def test_rows_and_ratios(tmp_path, monkeypatch, capsys):
         return {setting: copy.deepcopy(rows) for setting in arguments[4].split(",")}
 
     monkeypatch.setattr(table, "_child", child)
+    monkeypatch.setattr(table, "measure_rates", lambda *_: RATES)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # tests fork after this one
     arguments = ["--networks", "segnext_t", "--dtypes", "float32", "--size", "64x96"]
     files = ["--json", str(tmp_path / "s.json"), "--markdown", str(tmp_path / "s.md")]
@@ -44,7 +47,9 @@ def test_rows_and_ratios(tmp_path, monkeypatch, capsys):
     document = Document.load(tmp_path / "s.json")
     best = {row.name: grids.best_peer(row) for row in document.rows if row.p50}
     assert best["attnops deploy"] == 2.0 and best["attnops predict"] == 0.5
-    assert all(row.floor_percent > 0 and row.gmac > 0 for row in document.rows if row.p50)
+    for row in (row for row in document.rows if row.p50):
+        assert row.gmac > 0 and row.floor_ms == pytest.approx(20 * row.gmac)
+        assert row.floor_percent == pytest.approx(100 * row.floor_ms / row.p50)
     text = (tmp_path / "s.md").read_text()
     assert "attnops predict | 160 [160, 160] | 0.5 |" in text  # a loss is shown as one
     assert "no compiler" in text and "99.90 %" in text

@@ -74,7 +74,7 @@ const float* past(const float* values, int64_t count) {
   return values == nullptr ? nullptr : values + count;
 }
 
-// All pixels of `args`, in one image where there is a scale. Callers keep no tail.
+// All pixels of `args`, whose tail is taken here; those of one image where there is a scale.
 void multiply(const PointwiseShape& s, PointwiseArguments args) {
   const PointwiseKernels& own = kernels();
   const int64_t bytes = s.channels * static_cast<int64_t>(sizeof(float));

@@ -335,8 +335,8 @@ void scale(const ConvolutionShape& s, const void* weight, const void* scale, int
       const VecF two = there > 0 ? load_lanes(factors + channel, there) : VecF{};
       VecF pairs;
       for (int i = 0; i < kVector; ++i) pairs[i] = two[i % 2];
-      const HalfLanesPair lanes = rounded(pairs * load_lanes(from, kVector),
-                                          pairs * load_lanes(from + kVector, kVector));
+      const HalfLanesPair lanes =
+          rounded(pairs * load_lanes(from, kVector), pairs * load_lanes(from + kVector, kVector));
       memcpy(to, &lanes, sizeof(lanes));
     }
 }
