@@ -7,8 +7,8 @@
 Everything about one network and precision takes turns in one process, first with glibc as it is,
 then keeping freed memory. The process compiles everything anew, or takes what it finds in
 --compiled and leaves the rest there: where it found some, it is not said how long it takes to be
-ready. --peaks measures memory alone, beside the
-times that are in --json. Rows where attnops loses are printed as they are.
+ready. --peaks measures memory alone, beside the times that are in --json. Rows where attnops loses
+are printed as they are.
 """
 
 from __future__ import annotations

@@ -71,10 +71,12 @@ def test_every_op_on_every_instruction_set(isa: str, sampled: bool) -> None:
 
 
 @needs_library
+@pytest.mark.parametrize("sampled", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("capability", ["default", pytest.param("avx2", marks=pytest.mark.slow)])
-def test_budgets_do_not_depend_on_pytorchs_kernels(capability: str) -> None:
-    choice = "agrees_with_float64"
-    run_op_tests("cpu", FILES, choice, "--sampled", ATEN_CPU_CAPABILITY=capability)
+def test_budgets_do_not_depend_on_pytorchs_kernels(capability: str, sampled: bool) -> None:
+    options = ["--sampled"] * sampled
+    environment = {"ATEN_CPU_CAPABILITY": capability}
+    run_op_tests("cpu", FILES, "agrees_with_float64", *options, **environment)
 
 
 @pytest.mark.parametrize("core", ["Nehalem", pytest.param("Haswell", marks=pytest.mark.slow)])

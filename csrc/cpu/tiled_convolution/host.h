@@ -2,7 +2,8 @@
 //
 //   out = activation((conv(scale * x, weight) + bias) * gate + factor * residual)
 //
-// scale is of an image and a channel, as squeeze-and-excitation has it; it goes to the weights.
+// scale is of an image and a channel, as squeeze-and-excitation has it; it goes to the weights,
+// which are rounded again, not the map.
 //
 // A convolution is a sum over taps of products of pixels [positions, C] with weights [C, O]. For
 // that x is laid out anew, 32 channels at a time, [C / 32][positions][32]: rows one after the
