@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 
-def call_with_isa(isa: str, module: str, call: str, tensors: Any, folder: Path) -> Tensor:
+def call_with_isa(isa: str, module: str, call: str, tensors: Any, folder: Path) -> Any:
     """The result of `call`, an expression of `t`, a module of this folder, and of `tensors`."""
     file = folder / "tensors.pt"
     torch.save(tensors, file)
