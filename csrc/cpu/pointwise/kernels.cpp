@@ -1,7 +1,6 @@
 // Products of pixels, and what is done with them before they are written.
 #include "cpu/common/panel_products.h"
-#include "cpu/depthwise/gelu.h"
-#include "cpu/depthwise/silu.h"
+#include "cpu/depthwise/activate.h"
 #include "host.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
@@ -11,18 +10,6 @@ constexpr int64_t kW = kWidth<float>;
 constexpr int64_t kWeights = 1 << 17;  // that pixels go past, half a second-level cache or less
 constexpr int64_t kPixels = 48;        // that a panel is read for, and of long rows:
 constexpr int64_t kLongRow = 2048;     // bytes, from which on so many would be of too many pages
-
-// x = of(x) for `count` values, four vectors at a time: each is a long chain.
-template <class Of>
-void activate_values(float* x, int64_t count, const Of& of) {
-  constexpr int kTogether = 4;
-  int64_t i = 0;
-  for (; i + kTogether * kW <= count; i += kTogether * kW) {
-#pragma GCC unroll 4
-    for (int j = 0; j < kTogether; ++j) store(x + i + j * kW, of(load(x + i + j * kW)));
-  }
-  for (; i < count; i += kW) store_lanes(x + i, of(load_lanes(x + i, count - i)), count - i);
-}
 
 class Pointwise {
  public:
@@ -75,18 +62,12 @@ class Pointwise {
 
   void multiply(const float* pixels, int64_t first, int64_t last, const PointwisePart& part) const {
     multiply_products(pixels, first, last, part);
-    const auto gelu = [](VecF v) __attribute__((always_inline)) { return gelu_lanes<float>(v); };
-    const auto silu = [](VecF v) __attribute__((always_inline)) { return silu_lanes<float>(v); };
-    if (s_.activation == Activation::kGelu) activate(first, last, part, gelu);
-    if (s_.activation == Activation::kSilu) activate(first, last, part, silu);
-  }
-
-  template <class Of>
-  void activate(int64_t first, int64_t last, const PointwisePart& part, const Of& of) const {
+    // A ReLU took the results in registers.
+    if (s_.activation == Activation::kRelu || s_.activation == Activation::kNone) return;
     const int64_t end = min64(part.last_output, s_.outputs);
     for (int64_t pixel = first; pixel < last; ++pixel)
       activate_values(args_.out + pixel * s_.outputs + part.first_output, end - part.first_output,
-                      of);
+                      s_.activation);
   }
 
   void multiply_products(const float* pixels, int64_t first, int64_t last,

@@ -2,7 +2,8 @@
 
 oneDNN turns to plain loops where a dilated kernel reaches far beyond the map's border: 5x5 with a
 dilation of 4, as in EfficientNets of output stride 8, then takes many times as long
-(csrc/cpu/depthwise_convolution/host.h).
+(csrc/cpu/depthwise_convolution/host.h). The 1x1 convolution before, which makes a block of these
+networks wide, goes into the same op in float32.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
-from ..inner_ops import declare, uses_vectors
+from ..inner_ops import convolved, declare, uses_vectors
+from .pointwise import pointwise_op
 
 SIDES = (3, 5, 7)
 
@@ -61,6 +64,23 @@ def depthwise_op_with_mean() -> torch._ops.OpOverload:
     return torch.ops.attnops_cpu.depthwise_convolution_with_mean.default
 
 
+def expanded_depthwise_op() -> torch._ops.OpOverload:
+    """The op with means, of what a 1x1 convolution in float32 gives.
+
+    Map, panels, bias and activation of that convolution, then as for the others.
+    """
+    declare("expanded_depthwise_convolution", _fake_expanded)
+    return torch.ops.attnops_cpu.expanded_depthwise_convolution.default
+
+
+def expansion_of(x: Node) -> tuple[Any, ...] | None:
+    """What `expanded_depthwise_op` takes of the 1x1 convolution that gives `x` to nothing else."""
+    if x.target is not pointwise_op() or len(x.users) != 1:
+        return None
+    map, weight, bias, *others, _, activation = x.args
+    return (map, weight, bias, activation) if others == [None] * len(others) else None
+
+
 def _fake(
     x: Tensor, weight: Tensor, bias: Tensor | None, side: int, dilation: int, activation: int
 ) -> Tensor:
@@ -69,6 +89,13 @@ def _fake(
 
 def _fake_with_mean(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     return _fake(x, *arguments), x.new_empty((*x.shape[:2], 1, 1))
+
+
+def _fake_expanded(
+    x: Tensor, expansion: Tensor, bias: Tensor | None, activation: int, weight: Tensor, *others: Any
+) -> tuple[Tensor, Tensor]:
+    out = convolved(x, weight.shape[1])
+    return out, x.new_empty((*out.shape[:2], 1, 1))
 
 
 def in_taps(weight: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ from .chains import Chain, goes_into_erf, mean_of, scaled_map, unrounded
 from .depthwise import (
     depthwise_op,
     depthwise_op_with_mean,
+    expanded_depthwise_op,
+    expansion_of,
     has_depthwise,
     in_taps,
     is_depthwise,
@@ -239,7 +241,7 @@ def _use_depthwise(
     graph: torch.fx.Graph, node: torch.fx.Node, value: Tensor, shared: dict[str, torch.fx.Node]
 ) -> None:
     """Put the C++ library's depthwise convolution in place of oneDNN's, the activation, and the
-    mean of what comes out.
+    mean of what comes out; of the 1x1 convolution before, too, where there is that mean.
     """
     chain = Chain([node])
     chain.take_relu()
@@ -249,13 +251,20 @@ def _use_depthwise(
         chain.take_rounded_smooth(value.dtype)
     numbers = (value.shape[2], node.args[5][0], ACTIVATIONS.index(chain.activation))
 
-    mean = mean_of(chain.nodes[-1])
-    op = depthwise_op() if mean is None else depthwise_op_with_mean()
+    mean, before = mean_of(chain.nodes[-1]), node.args[0]
+    expansion = None if mean is None else expansion_of(before)
 
     def call(x: Any, weight: Any, bias: Any) -> torch.fx.Node:
+        if expansion is not None:
+            return graph.call_function(
+                expanded_depthwise_op(), (*expansion, weight, bias, *numbers)
+            )
+        op = depthwise_op() if mean is None else depthwise_op_with_mean()
         return graph.call_function(op, (x, weight, bias, *numbers))
 
     _use_library(graph, chain.nodes, shared, lambda: in_taps(value), call, maps=(0,), mean=mean)
+    if expansion is not None:
+        graph.erase_node(before)
 
 
 def _take_scale(graph: torch.fx.Graph, node: torch.fx.Node, outputs: int) -> torch.fx.Node | None:
@@ -340,7 +349,10 @@ def _in_channels_last(graph: torch.fx.Graph, x: torch.fx.Node | None) -> torch.f
     own = (tiled_op(), winograd_op(), pointwise_op(), depthwise_op())
     if x is None or x.target in (torch.ops.aten.relu.default, convolution, *own):
         return x
-    if x.target is getitem and x.args[0].target is depthwise_op_with_mean():
+    if x.target is getitem and x.args[0].target in (
+        depthwise_op_with_mean(),
+        expanded_depthwise_op(),
+    ):
         return x
     formatted = {"memory_format": torch.channels_last}
     made = graph.call_function(torch.ops.aten.clone.default, (x,), formatted)
