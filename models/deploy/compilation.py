@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ def compile_package(program: torch.export.ExportedProgram, path: Path) -> None:
     from .convolutions.packing import PackedConvolutions
 
     options = OPTIONS | {"post_grad_custom_pre_pass": PackedConvolutions(runs_inner_ops())}
-    with torch.no_grad(), _short_messages():
+    with torch.no_grad(), _short_messages(), _opaque_sizes():
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(path), inductor_configs=options
         )
@@ -120,6 +121,36 @@ def _short_messages() -> Iterator[None]:
         yield
     finally:
         OperatorIssue.operator_str = written
+
+
+@contextmanager
+def _opaque_sizes() -> Iterator[None]:
+    """Inductor simplifies every index of its loops, with the sizes of maps that stand in it.
+
+    These are floors of floors where sizes are free, and took most of a compilation of a network at
+    several scales. None of them depends on the loop's variable: a symbol each stands for them.
+    """
+    from sympy import Symbol, default_sort_key
+    from torch._inductor.codegen import cpp
+    from torch.utils._sympy.functions import FloorDiv, ModularIndexing
+
+    stride = getattr(cpp, "stride_at_vec_range", None)
+    if stride is None:
+        yield
+        return
+
+    def quick(index: Any, var: Any, *length: int | None) -> Any:
+        sizes = [part for part in index.atoms(FloorDiv, ModularIndexing) if not part.has(var)]
+        sizes.sort(key=default_sort_key)
+        names = {size: Symbol(f"size{i}", integer=True) for i, size in enumerate(sizes)}
+        found = stride(index.xreplace(names), var, *length)
+        return found.xreplace({name: size for size, name in names.items()})
+
+    cpp.stride_at_vec_range = quick
+    try:
+        yield
+    finally:
+        cpp.stride_at_vec_range = stride
 
 
 class CompiledMaps:
