@@ -8,14 +8,14 @@
 namespace attnops::cpu::ATTNOPS_ISA {
 
 #if defined(__AVX512F__)
-// x / below, for below > 0. Division takes several times as long as the reciprocal, right to 2^-14,
-// and a step from there, which leaves about a rounding. Past the limit results are as good as zero.
+// x / below, for below >= 1. Division takes several times as long as the reciprocal, right to
+// 2^-14, and a step from there, which leaves about a rounding. Past the limit results are as good
+// as zero.
 ATTNOPS_INLINE VecF quick_quotient(VecF x, VecF below) {
   const VecF limit = broadcast<float>(0x1p125f);
   below = select(below > limit, limit, below);
   const VecF inverse = (VecF)_mm512_maskz_rcp14_ps(-1, (__m512)below);
-  const VecF quotient = x * inverse;
-  return quotient + inverse * (x - quotient * below);
+  return x * (inverse + inverse * (1.0f - inverse * below));
 }
 #endif
 

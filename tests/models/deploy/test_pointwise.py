@@ -123,6 +123,16 @@ def test_a_value_that_is_no_number_stays_at_its_pixel(activation):
     assert found[0, :, 2, 5].all() and found.sum() == 33
 
 
+def test_a_silu_of_far_values():
+    values = torch.tensor([torch.inf, torch.nan, 3e38, 88, 1e-30, 0, -1e-30, -1, -20, -80, -1e4])
+    tensors = dict.fromkeys(drawn((1, 16, 1, 1, 1)))
+    tensors |= {"x": torch.ones(1, 16, 2, 3).to(memory_format=torch.channels_last)}
+    tensors |= {"weight": torch.zeros(len(values), 16, 1, 1), "bias": values}
+    wanted = silu(values.double()).float()[:, None, None].expand(1, -1, 2, 3)
+    found = call(tensors, "silu")
+    assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-30, equal_nan=True)
+
+
 def test_it_reads_and_writes_nothing_outside():
     """Maps whose neighbours in memory are no numbers, and stay what they are."""
     tensors = drawn((1, 40, 33, 5, 7))
