@@ -33,7 +33,7 @@ from .compilation import (
 )
 from .feed_forward import ResidualFeedForward
 from .folding import fold
-from .inner_ops import direct_calls
+from .inner_ops import direct_calls, runs_inner_ops, uses_tiles
 from .interface import Interface
 from .memory import keep_freed_memory
 from .norms import NORMS
@@ -153,8 +153,9 @@ def deploy(
 
     Args:
         model: any mode, any device; it is not changed.
-        dtype: "float32"; or "bfloat16", convolutions and fused ops in bfloat16, sums and residuals
-            in float32, for processors with instructions for it (AVX512_BF16, AMX).
+        dtype: "float32", which AMX multiplies in parts, to the same precision; or "bfloat16",
+            convolutions and fused ops in bfloat16, sums and residuals in float32, for processors
+            with instructions for it (AVX512_BF16, AMX).
         compile: True; False; or "auto": where there is a C++ compiler and the network can be
             compiled, else not, with a warning.
         keep_memory: also have the C library keep freed memory (`keep_freed_memory`): a setting of
@@ -193,7 +194,10 @@ def deploy(
     maps.finish()
     with torch.no_grad():
         interface = Interface.of(network, maps(trial).shape[1])
-    report = Report(interface.name, dtype, *folded, compiled=False, reason="compile=False")
+    in_parts = dtype == "float32" and runs_inner_ops() and uses_tiles()
+    report = Report(
+        interface.name, dtype, *folded, compiled=False, reason="compile=False", in_parts=in_parts
+    )
     if keep_memory:
         report = replace(report, memory_kept=keep_freed_memory())
     if not compile:

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from attnops.nn.functional import as_matrix, is_depthwise
 from attnops.nn.mscan import ConvolutionalFeedForward
 
-from .inner_ops import declare_feed_forward, runs_inner_ops
+from .float_parts import float_parts
+from .inner_ops import declare_feed_forward, runs_inner_ops, uses_tiles
 
 PANEL = 16  # rows of a weight that stand together, kPanelRows of csrc/cpu/common/panels.h
+TILE = 32  # terms of a product by AMX
 
 
 class ResidualFeedForward(nn.Module):
@@ -47,15 +49,19 @@ class ResidualFeedForward(nn.Module):
 
 def packed(parts: ConvolutionalFeedForward, dtype: torch.dtype) -> dict[str, Tensor]:
     """Weights of `parts` as csrc/cpu/feed_forward/host.h wants them: those of the 1x1 convolutions
-    in `dtype`, the depthwise one's with the biases around it, and the last bias, in float32.
+    in `dtype`, float32 in bfloat16 parts where AMX multiplies it; the depthwise one's with the
+    biases around it, and the last bias, in float32.
     """
     expand, contract = (as_matrix(conv.weight) for conv in (parts.expand, parts.contract))
+    sides = (-(-side // PANEL) * PANEL for side in expand.shape)
+    in_tiles = dtype == torch.float32 and uses_tiles() and all(side % TILE == 0 for side in sides)
+    laid_out = panels_of_parts if in_tiles else lambda matrix: panels(matrix, dtype)
     depthwise = parts.depthwise
     taps = depthwise.weight.flatten(1).mT
     inner = torch.stack([*taps, _bias(depthwise), _bias(parts.expand)])
     return {
-        "expand": panels(expand, dtype),
-        "contract": panels(contract, dtype),
+        "expand": laid_out(expand),
+        "contract": laid_out(contract),
         "inner": _padded(inner, 1, PANEL),
         "outer": _padded(_bias(parts.contract)[None], 1, PANEL)[0],
     }
@@ -80,3 +86,11 @@ def panels(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     panels = _padded(matrix, PANEL, PANEL).to(dtype)
     panels = panels.unflatten(1, (-1, together)).unflatten(0, (-1, PANEL))
     return panels.transpose(1, 2).contiguous()
+
+
+def panels_of_parts(matrix: Tensor) -> Tensor:
+    """The same in float32, each panel for one of the three parts after the other.
+
+    Shape: `[rows / 16, 3, columns / 2, 16, 2]` in bfloat16.
+    """
+    return torch.stack([panels(part, torch.bfloat16) for part in float_parts(matrix)], 1)

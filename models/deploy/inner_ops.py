@@ -41,6 +41,11 @@ def uses_vectors() -> bool:
     return (library("cpu") or {}).get("isa") in ("avx2", "avx512")
 
 
+def uses_tiles() -> bool:
+    """Whether it multiplies by the tiles of AMX."""
+    return (library("cpu") or {}).get("bfloat16") == "AMX"
+
+
 def runs_inner_ops() -> bool:
     """Whether that library is there, and no other backend was chosen."""
     return current_backend() in ("auto", "cpu") and has_library()

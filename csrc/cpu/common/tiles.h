@@ -94,6 +94,40 @@ ATTNOPS_INLINE void multiply_tile_block(const void* const (&a)[2], int64_t a_byt
     if (kN > 1) add_tile_products<3, 5, 7>();
   }
 }
+// The same of floats in parts (float_parts.h), which are as many bytes apart as a_part and b_part
+// say: six products, between two of which the tiles of one factor stay.
+template <int kM, int kN>
+ATTNOPS_INLINE void multiply_tile_parts(const char* const (&a)[2], int64_t a_part, int64_t a_bytes,
+                                        const char* const (&b)[2], int64_t b_part,
+                                        int64_t b_bytes) {
+  const auto load_left = [&](int64_t part) __attribute__((always_inline)) {
+    load_tile<4>(a[0] + part * a_part, a_bytes);
+    if (kM > 1) load_tile<5>(a[1] + part * a_part, a_bytes);
+  };
+  const auto load_right = [&](int64_t part) __attribute__((always_inline)) {
+    load_tile<6>(b[0] + part * b_part, b_bytes);
+    if (kN > 1) load_tile<7>(b[1] + part * b_part, b_bytes);
+  };
+  const auto add = []() __attribute__((always_inline)) {
+    add_tile_products<0, 4, 6>();
+    if (kN > 1) add_tile_products<1, 4, 7>();
+    if (kM > 1) add_tile_products<2, 5, 6>();
+    if (kM > 1 && kN > 1) add_tile_products<3, 5, 7>();
+  };
+  load_left(2);
+  load_right(0);
+  add();
+  load_left(0);
+  add();
+  load_right(2);
+  add();
+  load_right(1);
+  add();
+  load_left(1);
+  add();
+  load_right(0);
+  add();
+}
 // Sums in rows of `stride` elements; with stride 0 the same row for all.
 template <int kM, int kN>
 ATTNOPS_INLINE void load_tile_block(const float* sums, int64_t stride) {

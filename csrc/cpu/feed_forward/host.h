@@ -18,6 +18,10 @@
 // (cpu/depthwise/short_gelu.h). C, K and the hidden channels are padded with zeros to multiples of
 // 16.
 //
+// Weights in float may also come in three parts of bfloat16 (cpu/common/float_parts.h), for tiles
+// of AMX: the factors are split, too, and the products have the precision of float. C and the
+// hidden channels are multiples of 32 then.
+//
 // feed_forward takes weights as they are and packs them for a call. packed_feed_forward is one of
 // deployments: it is given packed weights, takes maps of float in channels_last with weights in
 // either type, and adds x to out.
@@ -178,5 +182,15 @@ ATTNOPS_DECLARE_KERNELS(FeedForwardBackwardKernels, feed_forward_backward_kernel
 ATTNOPS_DECLARE_KERNELS(FeedForwardBackwardKernels, paired_feed_forward_backward_kernels)
 // By the type of weights, float or bfloat16.
 ATTNOPS_DECLARE_KERNELS(FeedForwardKernels, packed_feed_forward_kernels)
+
+// Of weights in parts, for processors with AMX: null where there is none.
+#define ATTNOPS_DECLARE_IN_PARTS(isa)                        \
+  namespace isa {                                            \
+  const FeedForwardKernels* feed_forward_kernels_in_parts(); \
+  }
+ATTNOPS_DECLARE_IN_PARTS(baseline)
+ATTNOPS_DECLARE_IN_PARTS(avx2)
+ATTNOPS_DECLARE_IN_PARTS(avx512)
+#undef ATTNOPS_DECLARE_IN_PARTS
 
 }  // namespace attnops::cpu

@@ -6,8 +6,8 @@
 namespace attnops::cpu::ATTNOPS_ISA {
 namespace {
 
-// S: type of maps, B: of weights.
-template <class S, class B, bool kResidual>
+// S: type of maps, B: of weights, or of their kParts parts.
+template <class S, class B, bool kResidual, int kParts = 1>
 struct ForwardEntries {
   using C = Compute<S>;
 
@@ -18,20 +18,23 @@ struct ForwardEntries {
     Arena arena(scratch);
 #if defined(__AVX512F__)
     if constexpr (sizeof(B) == 2) {
-      if (s.native) {
+      if (kParts > 1 || s.native) {
         const TileRegisters tiles(s.tiles);
-        FeedForward<S, BFloat16, B, kResidual> step(s, rows, columns, arena);
+        FeedForward<S, BFloat16, B, kResidual, kParts> step(s, rows, columns, arena);
         return body(step);
       }
     }
 #endif
-    FeedForward<S, C, B, kResidual> step(s, rows, columns, arena);
-    body(step);
+    if constexpr (kParts == 1) {
+      FeedForward<S, C, B, kResidual> step(s, rows, columns, arena);
+      body(step);
+    }
   }
 
   static int64_t scratch_bytes(const FeedForwardShape& s, int64_t rows, int64_t columns) {
     Arena arena(nullptr);
-    FeedForward<S, C, B, kResidual>(s, rows, columns, arena);
+    using A = std::conditional_t<(kParts > 1), BFloat16, C>;
+    FeedForward<S, A, B, kResidual, kParts>(s, rows, columns, arena);
     return arena.bytes();
   }
   static void expand(const FeedForwardShape& s, const FeedForwardWeights& weights,
@@ -50,8 +53,8 @@ struct ForwardEntries {
     });
   }
 
-  static constexpr FeedForwardKernels kernels = {sizeof(C), sizeof(B), scratch_bytes, expand,
-                                                 contract};
+  static constexpr FeedForwardKernels kernels = {sizeof(C), kParts * sizeof(B), scratch_bytes,
+                                                 expand, contract};
 };
 
 template <class S>
@@ -71,6 +74,14 @@ const FeedForwardBackwardKernels& paired_feed_forward_backward_kernels(DType dty
   if (dtype == DType::kBFloat16) return FeedForwardGradients<BFloat16, BFloat16>::kernels;
 #endif
   return feed_forward_backward_kernels(dtype);
+}
+
+const FeedForwardKernels* feed_forward_kernels_in_parts() {
+#if defined(__AVX512F__)
+  return &ForwardEntries<float, BFloat16, true, kFloatParts>::kernels;
+#else
+  return nullptr;
+#endif
 }
 
 const FeedForwardKernels& packed_feed_forward_kernels(DType dtype) {

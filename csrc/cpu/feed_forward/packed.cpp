@@ -1,5 +1,6 @@
 // Host entry of packed_feed_forward.
 #include "common/register.h"
+#include "cpu/common/float_parts.h"
 #include "rows.h"
 
 namespace attnops::cpu {
@@ -9,12 +10,19 @@ const FeedForwardKernels& kernels_for(DType dtype) {
   ATTNOPS_SELECT_KERNELS(packed_feed_forward_kernels, dtype);
 }
 
+const FeedForwardKernels* kernels_in_parts() {
+  if (!multiplies_tiles()) return nullptr;
+  ATTNOPS_IF_AVX512(avx512::feed_forward_kernels_in_parts());
+  return nullptr;
+}
+
+// parts: of a weight.
 void check(const Tensor& x, const Tensor& expand, const Tensor& contract, const Tensor& inner,
-           const Tensor& outer) {
+           const Tensor& outer, int64_t parts) {
   STD_TORCH_CHECK(x.dim() == 4 && inner.dim() == 2 && outer.dim() == 1,
                   "packed_feed_forward: expected x [B, C, H, W], inner [11, hidden], outer [C]");
   const int64_t channels = padded_to_panels(x.size(1));
-  const int64_t hidden = inner.size(1), weights = channels * hidden;
+  const int64_t hidden = inner.size(1), weights = channels * hidden * parts;
   STD_TORCH_CHECK(is_channels_last(x) || x.size(1) == 1 || x.size(2) * x.size(3) == 1,
                   "packed_feed_forward: expected x in channels_last");
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float &&
@@ -28,12 +36,24 @@ void check(const Tensor& x, const Tensor& expand, const Tensor& contract, const 
                       outer.size(0) == channels && expand.numel() == weights &&
                       contract.numel() == weights,
                   "packed_feed_forward: expected weights of ", channels, " channels, padded");
+  STD_TORCH_CHECK(
+      parts == 1 || (expand.scalar_type() == ScalarType::BFloat16 &&
+                     kernels_in_parts() != nullptr && channels % 32 == 0 && hidden % 32 == 0),
+      "packed_feed_forward: weights in parts are for processors with AMX, and for "
+      "multiples of 32 channels");
   for (const Tensor* packed : {&expand, &contract, &inner, &outer})
     STD_TORCH_CHECK(packed->is_contiguous(), "packed_feed_forward: expected contiguous weights");
 }
 
+int64_t parts_of(const Tensor& x, const Tensor& expand, const Tensor& inner) {
+  const int64_t weights =
+      x.dim() == 4 && inner.dim() == 2 ? padded_to_panels(x.size(1)) * inner.size(1) : 0;
+  return expand.numel() == kFloatParts * weights ? kFloatParts : 1;
+}
+
 Tensor packed_feed_forward(Tensor x, Tensor expand, Tensor contract, Tensor inner, Tensor outer) {
-  check(x, expand, contract, inner, outer);
+  const int64_t parts = parts_of(x, expand, inner);
+  check(x, expand, contract, inner, outer, parts);
   Tensor out = empty_map(x, x.size(1), x.size(2), x.size(3), true);
   const FeedForwardShape shape = {x.size(2),
                                   x.size(3),
@@ -52,7 +72,9 @@ Tensor packed_feed_forward(Tensor x, Tensor expand, Tensor contract, Tensor inne
            static_cast<size_t>(row));
   const FeedForwardWeights weights = {expand.const_data_ptr(), contract.const_data_ptr(),
                                       aligned.at(0), outer.const_data_ptr()};
-  FeedForwardRows(shape, kernels_for(dtype_of(expand)), weights, x, out).run();
+  const FeedForwardKernels& kernels =
+      parts == 1 ? kernels_for(dtype_of(expand)) : *kernels_in_parts();
+  FeedForwardRows(shape, kernels, weights, x, out).run();
   return out;
 }
 // x [B, C, H, W] in channels_last -> out like x; the weights as host.h says.

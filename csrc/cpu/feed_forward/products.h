@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/common/panel_products.h"
+#include "cpu/common/split.h"
 #include "host.h"
 #include "tile_products.h"
 
@@ -25,28 +26,32 @@ ATTNOPS_INLINE void store_factor(double* p, VecD v) { store(p, v); }
 
 // emit(m, n, vector) for all `rows` x `columns`. A block of rows is finished across all columns
 // before the next one starts, or with kColumnsOuter the other way round. In tiles of AMX where the
-// shape says so and the depth is one of whole tiles: rows of a can be read for whole tiles.
-template <bool kColumnsOuter, class A, class B, class Emit>
+// shape says so and the depth is one of whole tiles: rows of a can be read for whole tiles. Factors
+// in several parts are for tiles alone.
+template <bool kColumnsOuter, int kParts = 1, class A, class B, class Emit>
 static void multiply_pixels([[maybe_unused]] const FeedForwardShape& shape, const A* a,
                             int64_t stride, const B* b, int64_t rows, int64_t columns,
                             int64_t depth, const Emit& emit) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(A) == 2) {
-    if (shape.tiles && depth % kTileDepth == 0) {
-      constexpr int64_t kDeep = 8 * kTileDepth;
+    if (kParts > 1 || (shape.tiles && depth % kTileDepth == 0)) {
+      constexpr int64_t kDeep = (kParts > 1 ? 2 : 8) * kTileDepth;
       WaitingSums waiting;
       const auto in_tiles = [&](const auto& product) {
         for_tile_blocks<kColumnsOuter>(rows, columns, product);
         product.finish();
       };
-      return depth < kDeep
-                 ? in_tiles(TileProduct<false, Emit>{a, stride, b, rows, depth, emit, waiting})
-                 : in_tiles(TileProduct<true, Emit>{a, stride, b, rows, depth, emit, waiting});
+      if (depth < kDeep)
+        in_tiles(TileProduct<false, kParts, Emit>{a, stride, b, rows, depth, emit, waiting});
+      else
+        in_tiles(TileProduct<true, kParts, Emit>{a, stride, b, rows, depth, emit, waiting});
+      return;
     }
   }
 #endif
-  multiply_in_registers<kColumnsOuter>(a, stride, b, rows, columns, depth, emit,
-                                       [](int64_t, int64_t) {});
+  if constexpr (kParts == 1)
+    multiply_in_registers<kColumnsOuter>(a, stride, b, rows, columns, depth, emit,
+                                         [](int64_t, int64_t) {});
 }
 
 }  // namespace attnops::cpu::ATTNOPS_ISA

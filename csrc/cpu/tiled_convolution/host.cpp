@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "common/register.h"
+#include "cpu/common/float_parts.h"
 #include "cpu/common/host.h"
 #include "cpu/common/maps.h"
 #include "plan.h"
@@ -13,6 +14,7 @@ namespace attnops::cpu {
 namespace {
 
 constexpr int64_t kWeightBytes = int64_t{1} << 20;  // of a block: half of a second-level cache
+constexpr int64_t kMostBytes = int64_t{3} << 19;    // of all, of 1x1 convolutions in parts
 constexpr int64_t kFewestOutputs = 4;               // steps of a block that does not hold all terms
 constexpr int64_t kStripeBytes = int64_t{1} << 17;  // of pixels that are multiplied once laid out
 constexpr int64_t kSums = kConvolutionStep * kConvolutionStep;
@@ -26,13 +28,16 @@ const ConvolutionKernels* kernels() {
 // Steps of results and of channels in a block, of about equal blocks.
 struct Blocks {
   int64_t outputs, channels;
+  bool is_one;
 
   explicit Blocks(const ConvolutionShape& s) {
     const int64_t terms = s.group_channel_steps(), step = s.weight_step() * 2;
-    const int64_t fit = kWeightBytes / (terms * step), all = s.group_output_steps();
+    const bool is_small = s.side == 1 && s.parts > 1 && s.weights() * 2 <= kMostBytes;
+    const int64_t most = is_small ? kMostBytes : kWeightBytes;
+    const int64_t fit = most / (terms * step), all = s.group_output_steps();
     outputs = even(all, std::max(fit, kFewestOutputs));
-    channels =
-        outputs <= fit ? terms : even(terms, std::max<int64_t>(1, kWeightBytes / (outputs * step)));
+    is_one = outputs == s.output_steps() && outputs <= fit;
+    channels = outputs <= fit ? terms : even(terms, std::max<int64_t>(1, most / (outputs * step)));
   }
 
  private:
@@ -41,6 +46,13 @@ struct Blocks {
     return (all + count - 1) / count;
   }
 };
+
+// Steps that are multiplied once they are laid out.
+int64_t stripe_of(const ConvolutionShape& s) {
+  const int64_t bytes =
+      s.channel_steps() * s.parts * kSums * static_cast<int64_t>(sizeof(BFloat16));
+  return std::max<int64_t>(1, kStripeBytes / bytes);
+}
 
 bool takes_as_it_is(const ConvolutionShape& s) {
   return !s.float_in && s.side == 1 && s.channels % kConvolutionStep == 0 &&
@@ -53,8 +65,10 @@ struct Work {
   const ConvolutionArguments& args;
   const Blocks& blocks;
   const Plan& plan;
-  BFloat16* laid_out;  // null where x is taken as it is
-  float* waiting;      // null where a block holds all terms
+  const Tensor* scale;  // of maps that are split, or null
+  BFloat16* laid_out;   // null where x is taken as it is
+  float* waiting;       // null where a block holds all terms
+  bool in_one_place;    // a worker lays out one stripe after the other
 
   LaidOut place(const LaidOut& rows, int64_t at) const {
     return {rows.item, rows.first, rows.last, laid_out == nullptr ? nullptr : laid_out + at};
@@ -68,7 +82,7 @@ struct Work {
       const int64_t last = std::min(first + end - row, shape.height);
       LaidOut item = {row / shape.height, 0, shape.height, nullptr};
       item = place(item, item.item * item.elements(shape));
-      kernels()->lay_out(shape, args.x, first, last, item);
+      lay_out(first, last, nullptr, item);
       row += last - first;
     }
   }
@@ -88,23 +102,33 @@ struct Work {
                                           c == 0,
                                           last_term == terms};
           for (const Part& part : plan.workers[static_cast<size_t>(worker)])
-            multiply(block, part, is_first && laid_out != nullptr && !plan.shares);
+            multiply(block, part,
+                     in_one_place || (is_first && laid_out != nullptr && !plan.shares));
           is_first = false;
         }
   }
 
  private:
+  void lay_out(int64_t first, int64_t last, const ConvolutionBlock* block,
+               const LaidOut& to) const {
+    const float* const factors =
+        scale == nullptr ? nullptr : reinterpret_cast<const float*>(Items(*scale)[to.item]);
+    kernels()->lay_out(shape, args.x, factors, first, last, block, to);
+  }
+
   // With `lays_out` rows are laid out as they are needed.
   void multiply(const ConvolutionBlock& block, const Part& part, bool lays_out) const {
-    const int64_t bytes = shape.channel_steps() * kSums * static_cast<int64_t>(sizeof(BFloat16));
-    const int64_t stripe =
-        lays_out ? std::max<int64_t>(1, kStripeBytes / bytes) : part.last - part.first;
-    const LaidOut rows = place(part.rows, part.at);
+    const int64_t stripe = lays_out ? stripe_of(shape) : part.last - part.first;
+    LaidOut rows = place(part.rows, part.at);
     int64_t row = rows.first;
     for (int64_t step = part.first; step < part.last; step += stripe) {
       const int64_t last = std::min(step + stripe, part.last), needed = shape.last_row(last);
+      if (in_one_place) {
+        rows.first = step;
+        rows.last = last;
+      }
       if (lays_out && row < needed) {
-        kernels()->lay_out(shape, args.x, row, needed, rows);
+        lay_out(row, needed, in_one_place ? &block : nullptr, rows);
         row = needed;
       }
       const int64_t before = rows.item * shape.steps() + step;
@@ -128,25 +152,28 @@ void check(const Tensor& x, const Tensor& weight, const ConvolutionShape& s) {
   STD_TORCH_CHECK(
       s.groups == 1 || (s.groups > 1 && s.channels % step == 0 && s.outputs % step == 0),
       "tiled_convolution: expected groups of multiples of 32 channels and outputs");
-  STD_TORCH_CHECK(
-      weight.scalar_type() == ScalarType::BFloat16 && weight.is_contiguous() &&
-          weight.numel() == s.output_steps() * s.group_channel_steps() * s.weight_step(),
-      "tiled_convolution: expected weights in tiles of ", s.channels / s.groups, " channels and ",
-      s.outputs, " outputs");
+  STD_TORCH_CHECK(s.parts == 1 || (s.float_in && s.float_out),
+                  "tiled_convolution: expected float32 maps for weights in parts");
+  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::BFloat16 && weight.is_contiguous() &&
+                      weight.numel() == s.weights(),
+                  "tiled_convolution: expected weights in tiles of ", s.channels / s.groups,
+                  " channels and ", s.outputs, " outputs");
 }
 
 void check_more(const Tensor& x, const ConvolutionShape& s, const std::optional<Tensor>& bias,
                 const std::optional<Tensor>& gate, const std::optional<Tensor>& residual,
                 const std::optional<Tensor>& factor, const std::optional<Tensor>& scale,
                 int64_t activation) {
+  const ScalarType type = s.parts > 1 ? ScalarType::Float : ScalarType::BFloat16;
   STD_TORCH_CHECK(!scale || (s.side == 1 && s.groups == 1 && scale->dim() == 4 &&
-                             scale->scalar_type() == ScalarType::BFloat16 &&
-                             scale->size(0) == s.batch && scale->size(1) == s.channels &&
+                             scale->scalar_type() == type && scale->size(0) == s.batch &&
+                             scale->size(1) == s.channels &&
                              scale->numel() == s.batch * s.channels && has_inner_channels(*scale)),
-                  "tiled_convolution: expected a scale [B, C, 1, 1] in bfloat16, of a 1x1 "
-                  "convolution of one group");
-  STD_TORCH_CHECK(!gate || is_map_like(*gate, x, s.outputs, ScalarType::BFloat16),
-                  "tiled_convolution: expected a gate in bfloat16 of the result's size");
+                  "tiled_convolution: expected a scale [B, C, 1, 1] in the type of products, of "
+                  "a 1x1 convolution of one group");
+  STD_TORCH_CHECK(!gate || is_map_like(*gate, x, s.outputs, type),
+                  "tiled_convolution: expected a gate in the type of products, of the result's "
+                  "size");
   STD_TORCH_CHECK(!residual || is_map_like(*residual, x, s.outputs, result_type(s)),
                   "tiled_convolution: expected a residual like the result");
   for (const std::optional<Tensor>* row : {&bias, &factor})
@@ -160,14 +187,20 @@ const void* data(const std::optional<Tensor>& tensor) {
   return tensor ? tensor->const_data_ptr() : nullptr;
 }
 
-void convolve(ConvolutionShape s, const ConvolutionArguments& args, const Tensor& weight) {
+void convolve(ConvolutionShape s, const ConvolutionArguments& args, const Tensor& weight,
+              const Tensor* scale = nullptr) {
   const bool as_it_is = takes_as_it_is(s);
-  if (as_it_is) {
-    s.width *= s.batch * s.height;
-    s.batch = s.height = 1;
+  if (as_it_is || (s.side == 1 && scale == nullptr)) {
+    s.pixels *= s.batch;
+    s.batch = 1;
+  }
+  if (s.side == 1) {
+    s.width = as_it_is ? s.pixels : kConvolutionStep;
+    s.height = (s.pixels + s.width - 1) / s.width;
   }
   const Blocks blocks(s);
-  const Plan plan(s, as_it_is, thread_count());
+  const bool in_one_place = s.side == 1 && !as_it_is && (blocks.is_one || s.parts > 1);
+  const Plan plan(s, as_it_is, in_one_place ? stripe_of(s) : 0, thread_count());
   // Tensors, because deployments keep the memory of tensors.
   std::optional<Tensor> laid_out, waiting;
   if (!as_it_is) laid_out = new_output(weight, {plan.elements});
@@ -177,8 +210,10 @@ void convolve(ConvolutionShape s, const ConvolutionArguments& args, const Tensor
                      args,
                      blocks,
                      plan,
+                     scale,
                      laid_out ? static_cast<BFloat16*>(laid_out->mutable_data_ptr()) : nullptr,
-                     waiting ? static_cast<float*>(waiting->mutable_data_ptr()) : nullptr};
+                     waiting ? static_cast<float*>(waiting->mutable_data_ptr()) : nullptr,
+                     in_one_place};
   const int64_t workers = static_cast<int64_t>(plan.workers.size());
   if (plan.shares) for_each_worker(workers, [&](int64_t worker) { work.lay_out(worker, workers); });
   for_each_worker(workers, [&](int64_t worker) { work.multiply(worker); });
@@ -195,7 +230,7 @@ const void* past(const void* values, int64_t count, bool are_float) {
 // One image after the other, each with weights of its own.
 void convolve_scaled(ConvolutionShape s, ConvolutionArguments args, const Tensor& weight,
                      const Tensor& scale) {
-  const int64_t pixels = s.height * s.width, steps = s.output_steps();
+  const int64_t pixels = s.pixels, steps = s.output_steps();
   const int64_t workers = std::min(thread_count(), steps), images = s.batch;
   const Tensor scaled = new_output(weight, {weight.numel()});
   const Items scales(scale);
@@ -222,17 +257,20 @@ Tensor tiled_convolution(Tensor x, Tensor weight, std::optional<Tensor> bias,
                          bool wide) {
   STD_TORCH_CHECK(x.dim() == 4 && has_inner_channels(x),
                   "tiled_convolution: expected a map [B, C, H, W] with contiguous channels");
-  const ConvolutionShape s = {x.size(0),
-                              x.size(1),
-                              outputs,
-                              x.size(2),
-                              x.size(3),
-                              side,
-                              dilation,
-                              groups,
-                              static_cast<Activation>(activation),
-                              x.scalar_type() == ScalarType::Float,
-                              wide};
+  ConvolutionShape s = {x.size(0),
+                        x.size(1),
+                        outputs,
+                        x.size(2),
+                        x.size(3),
+                        side,
+                        dilation,
+                        groups,
+                        static_cast<Activation>(activation),
+                        x.scalar_type() == ScalarType::Float,
+                        wide,
+                        1,
+                        x.size(2) * x.size(3)};
+  if (weight.numel() == kFloatParts * s.weights()) s.parts = kFloatParts;
   check(x, weight, s);
   check_more(x, s, bias, gate, residual, factor, scale, activation);
   Tensor out = empty_map(x, outputs, s.height, s.width, true, result_type(s));
@@ -243,16 +281,17 @@ Tensor tiled_convolution(Tensor x, Tensor weight, std::optional<Tensor> bias,
                                      static_cast<const float*>(data(bias)),
                                      static_cast<const float*>(data(factor)),
                                      out.mutable_data_ptr()};
-  if (scale)
+  if (scale && s.parts == 1)
     convolve_scaled(s, args, weight, *scale);
   else
-    convolve(s, args, weight);
+    convolve(s, args, weight, scale ? &*scale : nullptr);
   return out;
 }
 // x [B, C, H, W] in bfloat16 or float32, weight in tiles, bias and factor [outputs] in float32,
 // gate [B, outputs, H, W] in bfloat16, residual like it, with `wide` in float32, scale [B, C, 1, 1]
 // in bfloat16 -> out like residual. Maps have contiguous channels. activation: by number, as in
-// cpu/common/activation.h, GELU and SiLU to the precision of bfloat16.
+// cpu/common/activation.h, GELU and SiLU to the precision of bfloat16. With weights in parts all
+// are float32.
 ATTNOPS_REGISTER(cpu, CPU, tiled_convolution,
                  "(Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual, "
                  "Tensor? factor, Tensor? scale, int outputs, int side, int dilation, int groups, "

@@ -1,9 +1,10 @@
-// Convolutions of bfloat16 maps with stride 1, 1x1 or 3x3, in tiles of AMX, for evaluation:
+// Convolutions of bfloat16 or float maps with stride 1, 1x1 or 3x3, in tiles of AMX, for
+// evaluation:
 //
 //   out = activation((conv(scale * x, weight) + bias) * gate + factor * residual)
 //
-// scale is of an image and a channel, as squeeze-and-excitation has it; it goes to the weights,
-// which are rounded again, not the map.
+// scale is of an image and a channel, as squeeze-and-excitation has it; in bfloat16 it goes to the
+// weights, which are rounded again, not the map.
 //
 // A convolution is a sum over taps of products of pixels [positions, C] with weights [C, O]. For
 // that x is laid out anew, 32 channels at a time, [C / 32][positions][32]: rows one after the
@@ -18,7 +19,10 @@
 // as fit by all their terms, or a few results by as many terms as fit, and sums wait in memory. A
 // worker lays out a few rows and multiplies them at once, with the first block of weights; where it
 // would lay out more for its neighbours' sake than of its own, all lay out the whole map before. A
-// block of 32 positions stays in the first-level cache from one tap to the next.
+// block of 32 positions stays in the first-level cache from one tap to the next. A 1x1 convolution
+// whose map is laid out takes 32 pixels for a row, with all their channels together,
+// [pixels / 32][C / 32][32][32], in memory that is used again where one block holds all weights.
+// Floats are laid out anew for every block, the channels of it: that reads less than their parts.
 //
 // Reads x once more than there are such blocks, writes out once; 2 x 2 tiles of sums are made of
 // 4 tiles of factors at a time, 64 bytes a cycle, which the second-level cache just gives.
@@ -26,7 +30,12 @@
 // Weights: [O / 32][C / 32][taps][2][16][16][2], outputs by terms in pairs, C (of a group) and O
 // padded with zeros to multiples of 32.
 //
-// host.cpp plans the blocks and shares positions out; kernels.cpp lays x out and multiplies.
+// Convolutions in float have their weights in three parts of bfloat16 (cpu/common/float_parts.h),
+// [O / 32][C / 32][taps][parts][2][16][16][2]. x is split, too, when it is laid out, and its
+// scale goes to it there. A tap is six products of parts, to the precision of float; all maps are
+// float, and GELU and SiLU are in full.
+//
+// host.cpp plans the blocks and shares positions out; lay_out.h lays x out, kernels.cpp multiplies.
 #pragma once
 
 #include <cstdint>
@@ -44,6 +53,8 @@ struct ConvolutionShape {
   int64_t batch, channels, outputs, height, width, side, dilation, groups;
   Activation activation;
   bool float_in, float_out;  // whether x, or residual and out, are float
+  int64_t parts;             // of a weight
+  int64_t pixels;            // of an item, which rows of 32 may be more than
 
   int64_t taps() const { return side * side; }
   int64_t pad() const { return dilation * (side - 1) / 2; }
@@ -63,21 +74,24 @@ struct ConvolutionShape {
   int64_t output_steps() const { return (outputs + kConvolutionStep - 1) / kConvolutionStep; }
   int64_t group_channel_steps() const { return channel_steps() / groups; }
   int64_t group_output_steps() const { return output_steps() / groups; }
-  int64_t weight_step() const { return taps() * kConvolutionStep * kConvolutionStep; }
+  int64_t weights() const { return output_steps() * group_channel_steps() * weight_step(); }
+  int64_t weight_step() const { return taps() * parts * kConvolutionStep * kConvolutionStep; }
 };
 
-// Rows [first, last) of an item, laid out: for every step of channels a step of zeros, the rows,
-// zeros to the right of the last one, a step of zeros. data is null where x is taken as it is: a
-// 1x1 convolution of one row, of at least a step, with whole steps of channels.
+// Rows [first, last) of an item, laid out: for every step of channels, and every part, a step of
+// zeros, the rows, zeros to the right of the last one, a step of zeros; of a 1x1 convolution for
+// every row all steps of channels and parts. data is null where x is taken as it is: a 1x1
+// convolution of one row, of at least a step, with whole steps of channels.
 struct LaidOut {
   int64_t item, first, last;
   void* data;
 
   int64_t positions(const ConvolutionShape& s) const {
-    return (last - first) * s.pitch() + 2 * s.pad() + 2 * kConvolutionStep;
+    const int64_t around = s.side == 1 ? 0 : 2 * s.pad() + 2 * kConvolutionStep;
+    return (last - first) * s.pitch() + around;
   }
   int64_t elements(const ConvolutionShape& s) const {
-    return s.channel_steps() * positions(s) * kConvolutionStep;
+    return s.channel_steps() * s.parts * positions(s) * kConvolutionStep;
   }
 };
 
@@ -95,13 +109,14 @@ struct ConvolutionArguments {
 };
 
 struct ConvolutionKernels {
-  // Weights of a 1x1 convolution of one group with the scale [C] of the channels that they are
-  // multiplied with: steps of results [first, last).
+  // Weights of a 1x1 convolution of one group, of one part, with the scale [C] of the channels that
+  // they are multiplied with: steps of results [first, last).
   void (*scale)(const ConvolutionShape&, const void* weight, const void* scale, int64_t first,
                 int64_t last, void* scaled);
-  // Rows [first, last) of those of `to`, and the zeros around them.
-  void (*lay_out)(const ConvolutionShape&, const void* x, int64_t first, int64_t last,
-                  const LaidOut& to);
+  // Rows [first, last) of those of `to`, and the zeros around them, of the channels that a block
+  // takes; all with null. scale: of the item's channels, for maps that are split, or null.
+  void (*lay_out)(const ConvolutionShape&, const void* x, const float* scale, int64_t first,
+                  int64_t last, const ConvolutionBlock*, const LaidOut& to);
   // Steps [first, last) of an item's positions, all of whose taps see rows that are laid out. sums
   // [steps][results][32][32]: where sums wait between blocks of channels, null if there is one
   // block.

@@ -1,78 +1,29 @@
-// Laying maps out by 32 channels, and products of blocks of positions and results in tiles.
+// Products of blocks of positions and results in tiles.
 #include "cpu/common/tiles.h"
+#include "cpu/depthwise/activate.h"
 #include "cpu/depthwise/short_gelu.h"
-#include "cpu/depthwise/silu.h"
-#include "host.h"
+#include "lay_out.h"
 
 namespace attnops::cpu::ATTNOPS_ISA {
 
 #if defined(__AVX512F__)
 namespace {
 
-constexpr int64_t kStep = kConvolutionStep;
-constexpr int64_t kVector = kWidth<float>;
-constexpr int64_t kHalf = sizeof(BFloat16);
-constexpr int64_t kLine = kStep * kHalf;
-static_assert(kStep == 2 * kTileRows && kStep == kTileDepth, "a step is whole tiles");
-
-// 32 channels of a pixel, of which `count` are there.
-ATTNOPS_INLINE void copy_line(const BFloat16* from, int64_t count, BFloat16* to) {
-  HalfLanesPair lanes = {};
-  if (count >= kStep)
-    memcpy(&lanes, from, sizeof(lanes));
-  else
-    memcpy(&lanes, from, static_cast<size_t>(count) * sizeof(BFloat16));
-  memcpy(to, &lanes, sizeof(lanes));
-}
-
-ATTNOPS_INLINE void copy_line(const float* from, int64_t count, BFloat16* to) {
-  const VecF low = load_lanes(from, min64(count, kVector));
-  const VecF high = count > kVector ? load_lanes(from + kVector, count - kVector) : VecF{};
-  const HalfLanesPair lanes = rounded(low, high);
-  memcpy(to, &lanes, sizeof(lanes));
-}
-
-void clear_lines(BFloat16* to, int64_t count) { memset(to, 0, static_cast<size_t>(count * kLine)); }
-
-template <class S>
-void lay_out_rows(const ConvolutionShape& s, const S* x, int64_t first, int64_t last,
-                  const LaidOut& to) {
-  const int64_t pitch = s.pitch(), pad = s.pad(), apart = to.positions(s) * kStep;
-  for (int64_t row = first; row < last; ++row) {
-    BFloat16* line = static_cast<BFloat16*>(to.data) + (kStep + (row - to.first) * pitch) * kStep;
-    for (int64_t step = 0; step < s.channel_steps(); ++step) {
-      BFloat16* begin = line + step * apart;
-      if (row == to.first) clear_lines(begin - kStep * kStep, kStep + pad);
-      clear_lines(begin + pitch * kStep, row == to.last - 1 ? 2 * pad + kStep : pad);
-    }
-    line += pad * kStep;
-    const S* pixel = x + (to.item * s.height + row) * s.width * s.channels;
-    for (int64_t at = 0; at < s.width; ++at, pixel += s.channels, line += kStep)
-      for (int64_t c = 0; c < s.channels; c += kStep)
-        copy_line(pixel + c, s.channels - c, line + c / kStep * apart);
-  }
-}
-
-void lay_out(const ConvolutionShape& s, const void* x, int64_t first, int64_t last,
-             const LaidOut& to) {
-  if (s.float_in)
-    lay_out_rows(s, static_cast<const float*>(x), first, last, to);
-  else
-    lay_out_rows(s, static_cast<const BFloat16*>(x), first, last, to);
-}
-
 class Product {
  public:
   Product(const ConvolutionShape& s, const ConvolutionBlock& block,
           const ConvolutionArguments& args, const LaidOut& from, float* sums)
       : s_(s), block_(block), args_(args), waiting_(sums) {
-    if (from.data == nullptr)
-      x_ = {static_cast<const char*>(args.x), 0, s.channels * kHalf, kLine};
-    else
-      x_ = {static_cast<const char*>(from.data), from.first * s.pitch() - kStep, kLine,
-            from.positions(s) * kLine};
     takes_as_it_is_ = from.data == nullptr;
-    first_pixel_ = from.item * s.height * s.width;
+    const char* const data = static_cast<const char*>(takes_as_it_is_ ? args.x : from.data);
+    const int64_t first = from.first * s.pitch();
+    if (takes_as_it_is_)
+      x_ = {data, 0, s.channels * kHalf, s.channels * kHalf, kLine};
+    else if (s.side == 1)
+      x_ = {data, first, s.channel_steps() * s.parts * kLine, kLine, s.parts * kStep * kLine};
+    else
+      x_ = {data, first - kStep, kLine, kLine, from.positions(s) * s.parts * kLine};
+    first_pixel_ = from.item * s.pixels;
     for (int64_t tap = 0; tap < s.taps(); ++tap) {
       const int64_t i = tap / s.side - s.side / 2, j = tap % s.side;
       moved_[tap] = (i * s.pitch() + j) * s.dilation;
@@ -123,8 +74,8 @@ class Product {
     const int64_t end = s_.positions() + s_.pad();
     for (int64_t tap = 0; tap < s_.taps(); ++tap) {
       const int64_t from = begin + moved_[tap];
-      if (from + kStep > 0 && from < end)
-        taps_[seen_++] = {moved_[tap] * x_.bytes, tap * kStep * kStep};
+      if (from + kStep <= 0 || from >= end) continue;
+      taps_[seen_++] = {moved_[tap] * x_.bytes, tap * s_.parts * kStep * kLine};
     }
   }
 
@@ -133,7 +84,8 @@ class Product {
     int64_t row = begin / s_.pitch(), column = begin % s_.pitch(), any = 0;
     for (int64_t i = 0; i < kStep; ++row, column = 0) {
       const int64_t run = min64(kStep - i, s_.pitch() - column);
-      const int64_t results = row < s_.height ? s_.width - column : 0;
+      const int64_t left = s_.pixels - row * s_.width;
+      const int64_t results = min64(left, s_.width) - column;
       const int64_t pixel = first_pixel_ + row * s_.width + column, skipped = first - begin - i;
       for (int64_t k = 0; k < run; ++k) {
         const bool is_result = k < results && k >= skipped;
@@ -155,22 +107,23 @@ class Product {
         clear_tile_block<2, 2>();
       else
         load_tile_block<2, 2>(sums, kStep);
-      const BFloat16* weight = static_cast<const BFloat16*>(args_.weight) +
-                               (n * terms + block_.first_channel % terms) * s_.weight_step();
-      const char* x =
-          x_.data + (begin - x_.first) * x_.bytes + block_.first_channel * x_.channel_bytes;
+      const char* weight = static_cast<const char*>(args_.weight) +
+                           (n * terms + block_.first_channel % terms) * s_.weight_step() * kHalf;
+      const char* x = x_.data + (begin - x_.first) * x_.position_bytes +
+                      block_.first_channel * x_.channel_bytes;
       // The next pixels of a map as it is are asked for with the first results.
       const bool asks = takes_as_it_is_ && n == block_.first_output;
+      const bool asks_for_floats = s_.side == 1 && s_.parts > 1;
       TileStores stores;
       asked_ = {block_.is_last ? 0 : kStep, n * kStep, nullptr};
       for (int64_t c = block_.first_channel; c < block_.last_channel; ++c) {
-        stores.expect(seen_);
         if (asks)
           for (int64_t i = 0; i < kStep; ++i) __builtin_prefetch(x + (kStep + i) * x_.bytes, 0, 2);
-        add_taps(x, weight, rows);
+        if (asks_for_floats) ask_for_floats_of(begin + kStep, c, n);
+        add_taps(x, weight, rows, stores);
         ask_for_sums(sums, c);
         x += x_.channel_bytes;
-        weight += s_.weight_step();
+        weight += s_.weight_step() * kHalf;
       }
       finish();
       if (block_.is_last) {
@@ -181,15 +134,33 @@ class Product {
     }
   }
 
-  inline __attribute__((always_inline)) void add_taps(const char* x, const BFloat16* weight,
-                                                      int64_t rows) {
+  inline __attribute__((always_inline)) void add_taps(const char* x, const char* weight,
+                                                      int64_t rows, TileStores& stores) {
     for (int64_t tap = 0; tap < seen_; ++tap) {
-      const char* from = x + taps_[tap].distance;
-      const BFloat16* with = weight + taps_[tap].weight;
-      multiply_tile_block<2, 2>({from, from + kTileRows * x_.bytes}, x_.bytes,
-                                {with, with + kTileRows * kStep}, kLine);
+      const char* const from = x + taps_[tap].distance;
+      const char* const with = weight + taps_[tap].weight;
+      const char *const below = from + kTileRows * x_.bytes, *const next = with + kTileRows * kLine;
+      stores.expect(s_.parts == 1 ? 1 : kPartProducts);
+      if (s_.parts == 1)
+        multiply_tile_block<2, 2>({from, below}, x_.bytes, {with, next}, kLine);
+      else
+        multiply_tile_parts<2, 2>({from, below}, x_.channel_bytes / kFloatParts, x_.bytes,
+                                  {with, next}, kStep * kLine, kLine);
       write_rows(rows);
       ask_for_rows(rows);
+    }
+  }
+
+  // A share, for results n, of a step of channels of the pixels that are laid out next.
+  void ask_for_floats_of(int64_t first, int64_t channel, int64_t n) const {
+    const int64_t share = (kStep + outputs() - 1) / outputs();
+    const int64_t begin = first + (n - block_.first_output) * share;
+    const int64_t end = min64(min64(begin + share, first + kStep), s_.pixels);
+    const float* const x = static_cast<const float*>(args_.x) + channel * kStep;
+    for (int64_t i = begin; i < end; ++i) {
+      const float* const line = x + (first_pixel_ + i) * s_.channels;
+      __builtin_prefetch(line, 0, 2);
+      __builtin_prefetch(line + kStep / 2, 0, 2);
     }
   }
 
@@ -200,13 +171,19 @@ class Product {
     for (const int64_t last = min64(asked_.row + count, kStep); asked_.row < last; ++asked_.row) {
       const int64_t at = places_[asked_.row] * s_.outputs + asked_.n;
       if (places_[asked_.row] < 0) continue;
-      if (args_.gate != nullptr) __builtin_prefetch(static_cast<const BFloat16*>(args_.gate) + at);
-      if (args_.residual == nullptr) continue;
-      const int64_t bytes = s_.float_out ? sizeof(float) : kHalf;
-      const char* const residual = static_cast<const char*>(args_.residual) + at * bytes;
-      __builtin_prefetch(residual);
-      if (s_.float_out) __builtin_prefetch(residual + kLine);
+      ask_for_line(args_.gate, at, s_.parts > 1);
+      ask_for_line(args_.residual, at, s_.float_out);
     }
+  }
+
+  // 32 elements of a map, or nothing.
+  static inline __attribute__((always_inline)) void ask_for_line(const void* map, int64_t at,
+                                                                 bool is_float) {
+    if (map == nullptr) return;
+    const int64_t bytes = is_float ? sizeof(float) : kHalf;
+    const char* const line = static_cast<const char*>(map) + at * bytes;
+    __builtin_prefetch(line);
+    if (is_float) __builtin_prefetch(line + kLine);
   }
 
   // A share of the sums that come next, for one step of channels.
@@ -231,10 +208,10 @@ class Product {
       if (places_[row] < 0) continue;
       VecF v[2] = {load(sums) + these.bias[0], load(sums + kVector) + these.bias[1]};
       if (args_.gate != nullptr) {
-        const BFloat16* const gate = static_cast<const BFloat16*>(args_.gate) + at;
-        these.each([&](int i, int64_t lanes) __attribute__((always_inline)) {
-          v[i] *= load_lanes(gate + i * kVector, lanes);
-        });
+        if (s_.parts > 1)
+          multiply_gate<float>(v, these, at);
+        else
+          multiply_gate<BFloat16>(v, these, at);
       }
       if (args_.residual != nullptr) {
         if (s_.float_out)
@@ -244,10 +221,31 @@ class Product {
       }
       if (s_.activation == Activation::kRelu)
         for (VecF& part : v) part = select(part < 0.0f, VecF{}, part);
-      if (s_.activation == Activation::kGelu) short_gelu<2>(v);
-      if (s_.activation == Activation::kSilu) short_silu<2>(v);
+      if (s_.parts > 1)
+        activate_in_full(v);
+      else if (s_.activation == Activation::kGelu)
+        short_gelu<2>(v);
+      else if (s_.activation == Activation::kSilu)
+        short_silu<2>(v);
       put(v, these, at);
     }
+  }
+
+  // GELU and SiLU to the precision of float.
+  inline __attribute__((always_inline)) void activate_in_full(VecF (&v)[2]) const {
+    if (s_.activation == Activation::kGelu)
+      for (VecF& part : v) part = gelu_lanes<float>(part);
+    if (s_.activation == Activation::kSilu)
+      for (VecF& part : v) part = silu_lanes<float>(part);
+  }
+
+  template <class S>
+  inline __attribute__((always_inline)) void multiply_gate(VecF (&v)[2], const Outputs& these,
+                                                           int64_t at) const {
+    const S* const gate = static_cast<const S*>(args_.gate) + at;
+    these.each([&](int i, int64_t lanes) __attribute__((always_inline)) {
+      v[i] *= load_lanes(gate + i * kVector, lanes);
+    });
   }
 
   template <class S>
@@ -290,11 +288,11 @@ class Product {
   const ConvolutionBlock& block_;
   const ConvolutionArguments& args_;
   float* waiting_;  // sums of these positions between two blocks of channels, or null
-  // Factors of the positions from `first` on: tiles of channels `channel_bytes` apart, rows of a
-  // tile `bytes` apart.
+  // Factors of the positions from `first` on, a step of them in steps of `position_bytes` for each:
+  // tiles of channels `channel_bytes` apart, rows of a tile `bytes` apart.
   struct Positions {
     const char* data;
-    int64_t first, bytes, channel_bytes;
+    int64_t first, position_bytes, bytes, channel_bytes;
   };
   Positions x_{};
   bool takes_as_it_is_;

@@ -23,9 +23,10 @@ struct Plan {
   bool shares;
   int64_t elements;  // that are laid out
 
-  Plan(const ConvolutionShape& s, bool as_it_is, int64_t threads) {
+  // With a `stripe` a worker lays out so many rows at a time, in the same place.
+  Plan(const ConvolutionShape& s, bool as_it_is, int64_t stripe, int64_t threads) {
     const int64_t steps = s.batch * s.steps(), count = std::min(threads, steps);
-    const LaidOut whole = {0, 0, s.height, nullptr};
+    const LaidOut whole = {0, 0, s.height, nullptr}, place = {0, 0, stripe, nullptr};
     shares = !as_it_is && 2 * s.pad() * count > s.batch * s.height;
     elements = shares ? s.batch * whole.elements(s) : 0;
     for (int64_t worker = 0; worker < count; ++worker) {
@@ -38,14 +39,15 @@ struct Plan {
         if (!shares) {
           part.rows.first = s.first_row(first);
           part.rows.last = s.last_row(last);
-          part.at = elements;
-          elements += as_it_is ? 0 : part.rows.elements(s);
+          part.at = stripe > 0 ? worker * place.elements(s) : elements;
+          elements += as_it_is || stripe > 0 ? 0 : part.rows.elements(s);
         }
         parts.push_back(part);
         step += last - first;
       }
       workers.push_back(std::move(parts));
     }
+    elements += count * place.elements(s);
   }
 };
 

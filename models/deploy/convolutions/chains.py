@@ -130,6 +130,32 @@ class Chain:
         return _sole_user(self.nodes[-1], target)
 
 
+def chain_in_tiles(node: Node, dtype: torch.dtype) -> Chain:
+    """What the C++ library's product of tiles can stand for. A sum in float32 stays that."""
+    if dtype == torch.float32:
+        return full_chain(node)
+    chain = Chain([node])
+    chain.take_gate()
+    chain.take_rounded_smooth(dtype)
+    if chain.activation == "none":
+        chain.take_wide_residual()
+    if chain.activation == "none" and chain.residual is None:
+        chain.take_residual()
+        chain.take_relu()
+    return chain
+
+
+def full_chain(node: Node) -> Chain:
+    """All that the C++ library does behind a 1x1 convolution in float32."""
+    chain = Chain([node])
+    chain.take_gate()
+    chain.take_residual(scaled=True)
+    chain.take_relu()
+    if chain.activation == "none":
+        chain.take_smooth()
+    return chain
+
+
 def scaled_map(x: Node) -> tuple[Node, Node] | None:
     """Map and scale `[B, C, 1, 1]` of which `x` is the product, if one convolution alone takes it.
 

@@ -3,9 +3,9 @@
 Inductor lays weights out when it compiles for one size; for sizes that are free it leaves that to
 every call. The layout hardly depends on the size: laid out for the one that a graph was exported
 with, the weights are as they have to be for nearly all others too, and where they are not, oneDNN
-lays them out anew, as without this. Convolutions of stride 1 leave oneDNN for the C++ library: in
-bfloat16 for `tiles` on processors with AMX, 3x3 ones for `winograd` elsewhere, 1x1 ones in
-float32 for `pointwise`, and those of one channel each for `depthwise`.
+lays them out anew, as without this. Convolutions of stride 1 leave oneDNN for the C++ library: for
+`tiles` on processors with AMX; elsewhere 3x3 ones for `winograd`, 1x1 ones in float32 for
+`pointwise`; and those of one channel each for `depthwise`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
 from .. import feed_forward
-from .chains import Chain, goes_into_erf, mean_of, scaled_map, unrounded
+from .chains import (
+    Chain,
+    chain_in_tiles,
+    full_chain,
+    goes_into_erf,
+    mean_of,
+    scaled_map,
+    unrounded,
+)
 from .depthwise import (
     depthwise_op,
     depthwise_op_with_mean,
@@ -117,11 +125,15 @@ def _suits_tiles(node: torch.fx.Node, weight: Tensor) -> bool:
         and len(set(dilation)) == 1
         and set(padding) == {dilation[0] * (side - 1) // 2}
         and attribute == "none"
-        and min(weight.shape[:2]) >= LEAST_IN_TILES
+        and min(weight.shape[:2]) >= LEAST_IN_TILES[weight.dtype]
         and (
             groups == 1 or all(n % STEP == 0 for n in (weight.shape[0] // groups, weight.shape[1]))
         )
-        and (not goes_into_erf(node) or _chain_in_tiles(node).activation == "gelu")
+        and (
+            weight.dtype == torch.float32
+            or not goes_into_erf(node)
+            or chain_in_tiles(node, weight.dtype).activation == "gelu"
+        )
     )
 
 
@@ -162,24 +174,11 @@ def _suits_depthwise(node: torch.fx.Node, weight: Tensor) -> bool:
     )
 
 
-def _chain_in_tiles(node: torch.fx.Node) -> Chain:
-    """What the C++ library's product of tiles can stand for. A sum in float32 stays that."""
-    chain = Chain([node])
-    chain.take_gate()
-    chain.take_rounded_smooth(torch.bfloat16)
-    if chain.activation == "none":
-        chain.take_wide_residual()
-    if chain.activation == "none" and chain.residual is None:
-        chain.take_residual()
-        chain.take_relu()
-    return chain
-
-
 def _use_tiles(
     graph: torch.fx.Graph, node: torch.fx.Node, value: Tensor, shared: dict[str, torch.fx.Node]
 ) -> None:
     """Put the C++ library's product of tiles in place of a convolution and what follows."""
-    chain = _chain_in_tiles(node)
+    chain = chain_in_tiles(node, value.dtype)
     outputs, _, side, _ = value.shape
     numbers = (outputs, side, node.args[5][0], node.args[6], ACTIVATIONS.index(chain.activation))
     scale = _take_scale(graph, node, outputs) if side == 1 and node.args[6] == 1 else None
@@ -220,12 +219,7 @@ def _use_pointwise(
     """Put the C++ library's 1x1 convolution in place of oneDNN's, of a map that its result is
     multiplied with, of one that is added, and of the activation that takes that.
     """
-    chain = Chain([node])
-    chain.take_gate()
-    chain.take_residual(scaled=True)
-    chain.take_relu()
-    if chain.activation == "none":
-        chain.take_smooth()
+    chain = full_chain(node)
     factor, scale = _factor(graph, chain, shared), _take_scale(graph, node, value.shape[0])
 
     def call(x: Any, weight: Any, bias: Any) -> torch.fx.Node:

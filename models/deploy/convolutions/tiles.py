@@ -1,33 +1,27 @@
-"""Convolutions of a compiled network in bfloat16 by the tiles of AMX, in the C++ library.
+"""Convolutions of a compiled network by the tiles of AMX, in the C++ library.
 
-oneDNN multiplies in tiles, too. The library (csrc/cpu/tiled_convolution/host.h) keeps weights in
-the second-level cache while maps go past them, and does with the result what else a network does.
+oneDNN multiplies bfloat16 in tiles, too. The library (csrc/cpu/tiled_convolution/host.h) keeps
+weights in the second-level cache while maps go past them, and does with the result what else a
+network does. It multiplies float32 there as well, in parts (`float_parts`).
 """
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from ..inner_ops import convolved, declare
+from ..float_parts import float_parts
+from ..inner_ops import convolved, declare, uses_tiles
 
 STEP = 32  # channels and outputs that are multiplied at a time
-LEAST_CHANNELS = 16  # fewer, and most of a step would be zeros
+# Channels and outputs: of fewer, most of a step would be zeros.
+LEAST_CHANNELS = {torch.bfloat16: 16, torch.float32: 32}
 
 
-@cache
 def has_tiles(dtype: torch.dtype) -> bool:
     """Whether the C++ library is there and multiplies in tiles of `dtype`."""
-    if dtype != torch.bfloat16 or not hasattr(torch.ops.attnops_cpu, "tiled_convolution"):
-        return False
-    x = torch.zeros(1, STEP, 1, 1, dtype=dtype)
-    try:
-        tiled_op()(x, in_tiles(x), *[None] * 5, 1, 1, 1, 1, 0, False)
-    except RuntimeError:  # another processor, or ATTNOPS_ISA leaves AMX out
-        return False
-    return True
+    known = hasattr(torch.ops.attnops_cpu, "tiled_convolution")
+    return known and dtype in (torch.bfloat16, torch.float32) and uses_tiles()
 
 
 def tiled_op() -> torch._ops.OpOverload:
@@ -63,8 +57,10 @@ def in_tiles(weight: Tensor) -> Tensor:
     """Weights `[O, C, k, k]`, C of a group, as the library takes them.
 
     Shapes: `[O/32, C/32, k*k, 2, 16, 16, 2]`, outputs by pairs of channels, O and C padded with
-        zeros to multiples of 32.
+        zeros to multiples of 32. In float32 the three parts come before the last four dimensions.
     """
+    if weight.dtype == torch.float32:
+        return torch.stack([in_tiles(part) for part in float_parts(weight)], 3)
     outputs, channels, side, _ = weight.shape
     padding = (0, 0, 0, 0, 0, -channels % STEP, 0, -outputs % STEP)
     padded = torch.nn.functional.pad(weight, padding)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import attnops
 from attnops.models import SegmentationModel, create_model, deploy, list_models
 from attnops.models.deploy import keep_freed_memory
+from attnops.models.deploy.convolutions.tiles import has_tiles
 from attnops.models.normalization import normalization_of
 
 
@@ -273,3 +274,12 @@ def test_kept_memory_is_not_mapped_again():
 def test_the_public_names():
     assert attnops.models.deploy is deploy
     assert "folded into convolutions: 3 of 3" in str(deployed(small_network()).report())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_its_report_says_how_floats_are_multiplied(dtype):
+    report = deployed(small_network(), dtype).report()
+    assert report.in_parts == (dtype == "float32" and has_tiles(torch.float32))
+    assert report.in_parts == ("(products in three bfloat16 parts)" in str(report))
+    with attnops.use_backend("reference"):
+        assert not deployed(small_network(), dtype).report().in_parts

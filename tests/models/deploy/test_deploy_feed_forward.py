@@ -16,6 +16,7 @@ from torch.nn.functional import gelu
 
 import attnops
 from attnops.models import deploy
+from attnops.models.deploy.convolutions.tiles import has_tiles
 from attnops.models.deploy.feed_forward import ResidualFeedForward, packed
 from attnops.models.deploy.inner_ops import direct_calls, has_library
 from attnops.nn.mscan import ConvolutionalFeedForward
@@ -36,6 +37,7 @@ SHAPES = (
     (1, 20, 300, 2, 400),
     (2, 40, 640, 9, 9),
     (2, 32, 64, 1, 1),
+    (2, 32, 96, 5, 37),
     (1, 64, 48, 3, 5),
     (1, 48, 128, 4, 33),
     (2, 96, 300, 5, 18),
@@ -72,7 +74,7 @@ def test_errs_as_little_as_pytorch(shape, dtype):
     assert (found - exact).abs().max() <= budget
 
 
-@pytest.mark.parametrize("channels", [16, 24])
+@pytest.mark.parametrize("channels", [16, 24, 32])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_is_the_same_for_all_threads(dtype, channels):
     """Few rows for each of them, too: then the hidden map is made as a whole."""
@@ -107,14 +109,15 @@ def test_gelus_of_large_and_small_numbers(dtype):
     assert ((found - exact).abs() <= budget).all()
 
 
+@pytest.mark.parametrize("channels", [16, 32])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_nan_reaches_its_neighbours_only(dtype):
-    x = torch.randn(1, 16, 9, 12)
+def test_nan_reaches_its_neighbours_only(dtype, channels):
+    x = torch.randn(1, channels, 9, 12)
     x[0, 3, 0, 5] = torch.nan
     wanted = torch.zeros(9, 12, dtype=torch.bool)
     wanted[:2, 4:7] = True
-    found = fused(parts_of(16, 32), x, dtype).isnan()
-    assert torch.equal(found[0], wanted.expand(16, 9, 12))
+    found = fused(parts_of(channels, 32), x, dtype).isnan()
+    assert torch.equal(found[0], wanted.expand(channels, 9, 12))
 
 
 def test_bad_input_is_refused():
@@ -128,6 +131,21 @@ def test_bad_input_is_refused():
         op(x, *weights.values())
     with pytest.raises(RuntimeError, match="float32"):
         op(x.double(), *weights.values())
+
+
+@pytest.mark.skipif(not has_tiles(torch.float32), reason="this processor has no AMX")
+def test_weights_in_parts_are_of_whole_tiles_and_of_products_in_float32():
+    """48 channels are no whole tiles: those stay floats."""
+    assert packed(parts_of(48, 64), torch.float32)["expand"].dtype == torch.float32
+    assert packed(parts_of(64, 48), torch.float32)["expand"].dtype == torch.float32
+    weights = packed(parts_of(64, 96), torch.float32)
+    assert weights["expand"].shape == (6, 3, 32, 16, 2)
+    assert weights["contract"].shape == (4, 3, 48, 16, 2)
+    x = torch.randn(1, 64, 5, 6).contiguous(memory_format=torch.channels_last)
+    op = torch.ops.attnops_cpu.packed_feed_forward
+    weights["expand"] = weights["expand"].float()
+    with pytest.raises(RuntimeError, match="weights in"):
+        op(x, *weights.values())
 
 
 def laid_out(backend: str, dtype: str = "float32") -> tuple[Tensor, list[ResidualFeedForward]]:

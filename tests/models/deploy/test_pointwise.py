@@ -9,6 +9,7 @@ from older_processors import call_with_isa
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu, silu
 
+from attnops.models.deploy.convolutions import packing
 from attnops.models.deploy.convolutions.packing import PackedConvolutions
 from attnops.models.deploy.convolutions.pointwise import (
     ACTIVATIONS,
@@ -191,7 +192,7 @@ def test_weights_are_laid_out_in_panels():
     assert rows[2, :, 1:].count_nonzero() == 0
 
 
-def test_graphs_call_it_where_it_is_defined():
+def test_graphs_call_it_where_it_is_defined(monkeypatch):
     """Seven convolutions, of which two can: 1x1, of stride 1, of one group and whole panels."""
     options = (
         (nn.Conv2d(64, 80, 1), True),
@@ -202,6 +203,7 @@ def test_graphs_call_it_where_it_is_defined():
         (nn.Conv2d(8, 64, 1), False),
         (nn.Conv2d(64, 24, 1), False),
     )
+    monkeypatch.setattr(packing, "has_tiles", lambda dtype: False)
     x = torch.randn(1, 64, 9, 11).to(memory_format=torch.channels_last)
     module = convolutions(*options, dtype=torch.float32)
     before = module(x)

@@ -153,7 +153,7 @@ def test_other_users_of_tiles_find_theirs_as_they_left_them():
         ({"weight": torch.zeros(3, dtype=HALF)}, "weights in tiles"),
         ({"bias": torch.zeros(15)}, r"a bias and a factor \[O\]"),
         ({"factor": torch.zeros(16, dtype=HALF)}, r"a bias and a factor \[O\]"),
-        ({"gate": torch.zeros(1, 4, 4, 16).permute(0, 3, 1, 2)}, "a gate in bfloat16"),
+        ({"gate": torch.zeros(1, 4, 4, 16).permute(0, 3, 1, 2)}, "a gate in the type of products"),
         ({"scale": torch.ones(1, 32, 1, 1, dtype=HALF)}, "a scale"),  # of 3x3 weights
         ({"wide": True}, "a residual like the result"),
         ({"activation": 4}, "an activation"),
@@ -251,7 +251,7 @@ def test_it_can_be_left_out():
 
 def test_weights_are_laid_out_in_tiles():
     """Of terms in pairs, for any processor to write."""
-    weight = torch.arange(33 * 35 * 9.0).view(33, 35, 3, 3)
+    weight = torch.randn(33, 35, 3, 3).to(HALF)
     tiles = in_tiles(weight)
     assert tiles.shape == (2, 2, 9, 2, 16, 16, 2)
     assert tiles[1, 1, 5, 0, 1, 0, 0] == weight[32, 34, 1, 2]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from attnops.models import SegmentationModel, deploy
+from attnops.models.deploy.convolutions import packing
 from attnops.models.deploy.convolutions.packing import PackedConvolutions
 from attnops.models.deploy.convolutions.winograd import (
     has_winograd,
@@ -36,6 +37,12 @@ SHAPES = (
     (3, 48, 150, 3, 4, 1, 6),
     (1, 544, 150, 1, 6, 11, 1),
 )
+
+
+@pytest.fixture
+def without_tiles(monkeypatch):
+    """As on a processor without AMX."""
+    monkeypatch.setattr(packing, "has_tiles", lambda dtype: False)
 
 
 def drawn(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,7 +136,7 @@ def test_far_neighbours_leave_tiles_empty():
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN")
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_graphs_call_it_where_it_is_defined(dtype):
+def test_graphs_call_it_where_it_is_defined(dtype, without_tiles):
     """Nine convolutions, of which three can: padded as they are dilated, of stride 1, near."""
     options = (
         (nn.Conv2d(64, 80, 3, padding=2, dilation=2), True),
@@ -161,7 +168,7 @@ def test_graphs_call_it_where_it_is_defined(dtype):
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN")
 @pytest.mark.parametrize("before", [torch.ops.aten.tanh.default, None], ids=["tanh", "input"])
-def test_maps_of_any_format_are_brought_into_channels_last(before):
+def test_maps_of_any_format_are_brought_into_channels_last(before, without_tiles):
     """What pooling and concatenation write is in a format of the compiler's choice."""
     module = convolutions((nn.Conv2d(64, 64, 3, padding=1), True), dtype=torch.float32)
     if before is not None:
@@ -178,7 +185,7 @@ def test_maps_of_any_format_are_brought_into_channels_last(before):
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN")
-def test_the_compiler_is_held_to_strides_of_this_map():
+def test_the_compiler_is_held_to_strides_of_this_map(without_tiles):
     """Not to those that the ReLU had taken, of another map, before it became a part of the op."""
     module = convolutions((nn.Conv2d(64, 80, 3, padding=1), True), dtype=torch.float32)
     (relu,) = module.graph.find_nodes(op="call_function", target=torch.ops.aten.relu.default)
@@ -216,7 +223,7 @@ class Squeezing(SegmentationModel):
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN")
-def test_convolutions_of_one_weight_share_its_panels():
+def test_convolutions_of_one_weight_share_its_panels(without_tiles):
     conv = nn.Conv2d(64, 64, 3, padding=1)
     module = convolutions((conv, True), (conv, True), dtype=torch.float32)
     first, second = module.graph.find_nodes(
