@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ from .inner_ops import runs_inner_ops
 
 HINT = (2, 512, 544)  # batch and sides that the code is tuned for; it takes all
 SMALLEST_SIDE = 32  # smaller maps may have a side of 1, which compilers take for something else
-RUNNERS = 8  # calls that run at the same time; more wait
 
 OPTIONS = {
     "freezing": True,  # weights packed for oneDNN, activations and sums fused into convolutions
@@ -151,25 +149,6 @@ def _opaque_sizes() -> Iterator[None]:
         yield
     finally:
         cpp.stride_at_vec_range = stride
-
-
-class CompiledMaps:
-    """The compiled graph of a package, images -> maps, for several threads at once.
-
-    A graph runs one call at a time, so there are some of them, which share the weights.
-
-    Args:
-        path: of the package.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, RUNNERS, -1)
-        # Nobody waits inside: a waiting call could keep from a running one what its ops need.
-        self._turns = threading.Semaphore(RUNNERS)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        with self._turns:
-            return self._loader.boxed_run([images])[0]
 
 
 def check_agreement(

@@ -23,7 +23,6 @@ from .._model import SegmentationModel
 from .._same_padding import replace_same_padding
 from .compilation import (
     SMALLEST_SIDE,
-    CompiledMaps,
     check_agreement,
     check_compiler,
     compile_package,
@@ -31,6 +30,7 @@ from .compilation import (
     export,
     fused_ops,
 )
+from .compiled_maps import CompiledMaps
 from .feed_forward import ResidualFeedForward
 from .folding import fold
 from .inner_ops import direct_calls, runs_inner_ops, uses_tiles

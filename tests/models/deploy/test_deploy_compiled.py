@@ -111,6 +111,34 @@ def test_another_process_needs_no_compiler(compiled, file, tmp_path):
     assert all(torch.equal(a, compiled(x)) for a, x in zip(labels, images, strict=True))
 
 
+ALIGNED = """
+import sys, torch, attnops
+deployed = attnops.models.load_deployed(sys.argv[1], keep_memory=False)
+constants = deployed._maps._runner.extract_constants_map(False).values()
+print({value.data_ptr() % 64 for value in constants if not value.is_mkldnn})
+torch.save(deployed.logits(torch.load(sys.argv[2])), sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("threshold", [1024, 1 << 30])
+def test_weights_begin_with_lines_of_the_caches(compiled, file, tmp_path, threshold):
+    """Wherever malloc puts the block that they are loaded into: of its own, 16 bytes behind a
+    page, or among others.
+    """
+    images = torch.randn(1, 3, 64, 96)
+    torch.save(images, tmp_path / "images.pt")
+    names = [str(file), str(tmp_path / "images.pt"), str(tmp_path / "logits.pt")]
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ALIGNED, *names],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(threshold)},
+    )
+    assert run.stdout.strip() == "{0}"
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), compiled.logits(images))
+
+
 def test_a_loaded_deployment_can_be_saved(compiled, file, tmp_path):
     loaded = load_deployed(file, keep_memory=False)
     assert loaded.report() == compiled.report()
