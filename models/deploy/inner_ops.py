@@ -79,12 +79,13 @@ def declare(name: str, fake: Callable[..., Any]) -> None:
         _known.add(name)
 
 
-def convolved(x: Tensor, outputs: int, dtype: torch.dtype | None = None) -> Tensor:
-    """What a convolution of the library that keeps a map's size gives, for compilers.
+def convolved(x: Tensor, outputs: int, dtype: torch.dtype | None = None, stride: int = 1) -> Tensor:
+    """What a convolution of the library gives whose border keeps a map's size, for compilers.
 
     Its strides are those of the memory format as they know them: they ask whether maps have them.
     """
-    size = (x.shape[0], outputs, *x.shape[2:])
+    sides = x.shape[2:] if stride == 1 else [(side - 1) // stride + 1 for side in x.shape[2:]]
+    size = (x.shape[0], outputs, *sides)
     return torch.empty(
         size, dtype=dtype or x.dtype, device=x.device, memory_format=torch.channels_last
     )

@@ -148,6 +148,8 @@ void check(const Tensor& x, const Tensor& weight, const ConvolutionShape& s) {
                   "tiled_convolution: expected a map in bfloat16 or float32");
   STD_TORCH_CHECK((s.side == 1 || s.side == 3) && s.dilation > 0 && s.outputs > 0,
                   "tiled_convolution: expected 1x1 or 3x3 weights");
+  STD_TORCH_CHECK(s.stride == 1 || (s.stride == 2 && s.side == 3 && s.dilation == 1),
+                  "tiled_convolution: expected stride 1, or 2 of 3x3 weights without dilation");
   const int64_t step = kConvolutionStep * s.groups;
   STD_TORCH_CHECK(
       s.groups == 1 || (s.groups > 1 && s.channels % step == 0 && s.outputs % step == 0),
@@ -160,7 +162,7 @@ void check(const Tensor& x, const Tensor& weight, const ConvolutionShape& s) {
                   " channels and ", s.outputs, " outputs");
 }
 
-void check_more(const Tensor& x, const ConvolutionShape& s, const std::optional<Tensor>& bias,
+void check_more(const Tensor& out, const ConvolutionShape& s, const std::optional<Tensor>& bias,
                 const std::optional<Tensor>& gate, const std::optional<Tensor>& residual,
                 const std::optional<Tensor>& factor, const std::optional<Tensor>& scale,
                 int64_t activation) {
@@ -171,10 +173,10 @@ void check_more(const Tensor& x, const ConvolutionShape& s, const std::optional<
                              scale->numel() == s.batch * s.channels && has_inner_channels(*scale)),
                   "tiled_convolution: expected a scale [B, C, 1, 1] in the type of products, of "
                   "a 1x1 convolution of one group");
-  STD_TORCH_CHECK(!gate || is_map_like(*gate, x, s.outputs, type),
+  STD_TORCH_CHECK(!gate || is_map_like(*gate, out, s.outputs, type),
                   "tiled_convolution: expected a gate in the type of products, of the result's "
                   "size");
-  STD_TORCH_CHECK(!residual || is_map_like(*residual, x, s.outputs, result_type(s)),
+  STD_TORCH_CHECK(!residual || is_map_like(*residual, out, s.outputs, result_type(s)),
                   "tiled_convolution: expected a residual like the result");
   for (const std::optional<Tensor>* row : {&bias, &factor})
     STD_TORCH_CHECK(!*row || ((*row)->scalar_type() == ScalarType::Float &&
@@ -254,14 +256,16 @@ Tensor tiled_convolution(Tensor x, Tensor weight, std::optional<Tensor> bias,
                          std::optional<Tensor> gate, std::optional<Tensor> residual,
                          std::optional<Tensor> factor, std::optional<Tensor> scale, int64_t outputs,
                          int64_t side, int64_t dilation, int64_t groups, int64_t activation,
-                         bool wide) {
+                         bool wide, int64_t stride) {
   STD_TORCH_CHECK(x.dim() == 4 && has_inner_channels(x),
                   "tiled_convolution: expected a map [B, C, H, W] with contiguous channels");
+  const auto result = [&](int64_t side) { return stride == 2 ? (side + 1) / 2 : side; };
+  const int64_t height = result(x.size(2)), width = result(x.size(3));
   ConvolutionShape s = {x.size(0),
                         x.size(1),
                         outputs,
-                        x.size(2),
-                        x.size(3),
+                        height,
+                        width,
                         side,
                         dilation,
                         groups,
@@ -269,11 +273,14 @@ Tensor tiled_convolution(Tensor x, Tensor weight, std::optional<Tensor> bias,
                         x.scalar_type() == ScalarType::Float,
                         wide,
                         1,
-                        x.size(2) * x.size(3)};
+                        height * width,
+                        stride,
+                        x.size(2),
+                        x.size(3)};
   if (weight.numel() == kFloatParts * s.weights()) s.parts = kFloatParts;
   check(x, weight, s);
-  check_more(x, s, bias, gate, residual, factor, scale, activation);
   Tensor out = empty_map(x, outputs, s.height, s.width, true, result_type(s));
+  check_more(out, s, bias, gate, residual, factor, scale, activation);
   const ConvolutionArguments args = {x.const_data_ptr(),
                                      weight.const_data_ptr(),
                                      data(gate),
@@ -291,11 +298,11 @@ Tensor tiled_convolution(Tensor x, Tensor weight, std::optional<Tensor> bias,
 // gate [B, outputs, H, W] in bfloat16, residual like it, with `wide` in float32, scale [B, C, 1, 1]
 // in bfloat16 -> out like residual. Maps have contiguous channels. activation: by number, as in
 // cpu/common/activation.h, GELU and SiLU to the precision of bfloat16. With weights in parts all
-// are float32.
+// are float32. stride: 1, or 2 of 3x3 weights.
 ATTNOPS_REGISTER(cpu, CPU, tiled_convolution,
                  "(Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual, "
                  "Tensor? factor, Tensor? scale, int outputs, int side, int dilation, int groups, "
-                 "int activation, bool wide) -> Tensor")
+                 "int activation, bool wide, int stride=1) -> Tensor")
 
 }  // namespace
 }  // namespace attnops::cpu

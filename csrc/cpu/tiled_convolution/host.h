@@ -1,5 +1,5 @@
-// Convolutions of bfloat16 or float maps with stride 1, 1x1 or 3x3, in tiles of AMX, for
-// evaluation:
+// Convolutions of bfloat16 or float maps with stride 1, or 3x3 with stride 2, 1x1 or 3x3, in tiles
+// of AMX, for evaluation:
 //
 //   out = activation((conv(scale * x, weight) + bias) * gate + factor * residual)
 //
@@ -19,7 +19,13 @@
 // as fit by all their terms, or a few results by as many terms as fit, and sums wait in memory. A
 // worker lays out a few rows and multiplies them at once, with the first block of weights; where it
 // would lay out more for its neighbours' sake than of its own, all lay out the whole map before. A
-// block of 32 positions stays in the first-level cache from one tap to the next. A 1x1 convolution
+// block of 32 positions stays in the first-level cache from one tap to the next.
+//
+// With stride 2, of 3x3 and no dilation, x is laid out as four maps of the result's size, its
+// phases: of even rows or odd ones, and columns. A tap sees one of them, its pixels or those
+// before.
+//
+// A 1x1 convolution
 // whose map is laid out takes 32 pixels for a row, with all their channels together,
 // [pixels / 32][C / 32][32][32], in memory that is used again where one block holds all weights.
 // Floats are laid out anew for every block, the channels of it: that reads less than their parts.
@@ -52,10 +58,13 @@ constexpr int64_t kConvolutionStep = 32;  // channels, results and positions of 
 struct ConvolutionShape {
   int64_t batch, channels, outputs, height, width, side, dilation, groups;
   Activation activation;
-  bool float_in, float_out;  // whether x, or residual and out, are float
-  int64_t parts;             // of a weight
-  int64_t pixels;            // of an item, which rows of 32 may be more than
+  bool float_in, float_out;               // whether x, or residual and out, are float
+  int64_t parts;                          // of a weight
+  int64_t pixels;                         // of an item's result, which rows of 32 may be more than
+  int64_t stride, map_height, map_width;  // of x
 
+  int64_t phases() const { return stride * stride; }
+  int64_t map_pixels() const { return map_height * map_width; }
   int64_t taps() const { return side * side; }
   int64_t pad() const { return dilation * (side - 1) / 2; }
   int64_t pitch() const { return width + pad(); }
@@ -78,7 +87,7 @@ struct ConvolutionShape {
   int64_t weight_step() const { return taps() * parts * kConvolutionStep * kConvolutionStep; }
 };
 
-// Rows [first, last) of an item, laid out: for every step of channels, and every part, a step of
+// Rows [first, last) of an item, laid out: for every phase, step of channels, and part, a step of
 // zeros, the rows, zeros to the right of the last one, a step of zeros; of a 1x1 convolution for
 // every row all steps of channels and parts. data is null where x is taken as it is: a 1x1
 // convolution of one row, of at least a step, with whole steps of channels.
@@ -91,7 +100,7 @@ struct LaidOut {
     return (last - first) * s.pitch() + around;
   }
   int64_t elements(const ConvolutionShape& s) const {
-    return s.channel_steps() * s.parts * positions(s) * kConvolutionStep;
+    return s.phases() * s.channel_steps() * s.parts * positions(s) * kConvolutionStep;
   }
 };
 

@@ -26,7 +26,12 @@ class Product {
     first_pixel_ = from.item * s.pixels;
     for (int64_t tap = 0; tap < s.taps(); ++tap) {
       const int64_t i = tap / s.side - s.side / 2, j = tap % s.side;
-      moved_[tap] = (i * s.pitch() + j) * s.dilation;
+      // Of phases a tap sees the odd one before the result, the even one at it, the odd one at it.
+      const bool halves = s.stride == 2;
+      const int64_t dx = j - s.side / 2;
+      moved_[tap] = halves ? (i < 0 ? -s.pitch() : 0) + (dx < 0 ? -1 : 0) + s.pad()
+                           : (i * s.pitch() + j) * s.dilation;
+      phase_[tap] = halves ? (i != 0) * 2 + (dx != 0) : 0;
     }
   }
 
@@ -75,7 +80,8 @@ class Product {
     for (int64_t tap = 0; tap < s_.taps(); ++tap) {
       const int64_t from = begin + moved_[tap];
       if (from + kStep <= 0 || from >= end) continue;
-      taps_[seen_++] = {moved_[tap] * x_.bytes, tap * s_.parts * kStep * kLine};
+      const int64_t phase = phase_[tap] * s_.channel_steps() * x_.channel_bytes;
+      taps_[seen_++] = {phase + moved_[tap] * x_.bytes, tap * s_.parts * kStep * kLine};
     }
   }
 
@@ -298,6 +304,7 @@ class Product {
   bool takes_as_it_is_;
   int64_t first_pixel_;
   int64_t moved_[9];  // positions from a result to the pixel that a tap sees
+  int64_t phase_[9];  // of the map, in which it sees it
   // Of a tap: from a result to the pixel that it sees, in bytes, and from weights to its own.
   struct Tap {
     int64_t distance, weight;

@@ -61,37 +61,57 @@ struct Channels {
   int64_t first, last;
 };
 
-// copy(pixel, channel, line). `apart`: from one step of channels to the next.
+// copy(pixel, channel, line) for pixels `stride` from each other. `apart`: from one step of
+// channels to the next.
 template <class S, class Copy>
 static void lay_out_pixels(const ConvolutionShape& s, const S* x, int64_t count,
                            const Channels& channels, int64_t apart, BFloat16* to,
                            const Copy& copy) {
-  for (; count > 0; --count, x += s.channels, to += kStep)
+  for (; count > 0; --count, x += s.stride * s.channels, to += kStep)
     for (int64_t c = channels.first; c < channels.last; c += kStep)
       copy(x, c, to + c / kStep * apart);
+}
+
+// A row of 32 pixels of a 1x1 convolution.
+template <class S, class Copy>
+static void lay_out_step(const ConvolutionShape& s, const S* x, int64_t row,
+                         const Channels& channels, const LaidOut& to, const Copy& copy) {
+  const int64_t before = row * s.width, line = s.channel_steps() * s.parts * kStep * kStep;
+  lay_out_pixels(s, x + (to.item * s.pixels + before) * s.channels,
+                 min64(s.width, s.pixels - before), channels, s.parts * kStep * kStep,
+                 static_cast<BFloat16*>(to.data) + (row - to.first) * line, copy);
+}
+
+// A row of a phase, and the zeros around it.
+template <class S, class Copy>
+static void lay_out_row(const ConvolutionShape& s, const S* x, int64_t row, int64_t phase,
+                        const Channels& channels, const LaidOut& to, const Copy& copy) {
+  const int64_t pitch = s.pitch(), pad = s.pad(), apart = to.positions(s) * kStep;
+  const int64_t steps = s.channel_steps() * s.parts;
+  const int64_t y = row * s.stride + phase / s.stride, column = phase % s.stride;
+  // The last row or column of a phase may be past the map.
+  const int64_t count = y < s.map_height ? (s.map_width - column + s.stride - 1) / s.stride : 0;
+  BFloat16* const line = static_cast<BFloat16*>(to.data) + phase * steps * apart +
+                         (kStep + (row - to.first) * pitch) * kStep;
+  for (int64_t step = 0; step < steps; ++step) {
+    BFloat16* begin = line + step * apart;
+    if (row == to.first) clear_lines(begin - kStep * kStep, kStep + pad);
+    if (count < s.width) clear_lines(begin + (pad + count) * kStep, s.width - count);
+    clear_lines(begin + pitch * kStep, row == to.last - 1 ? 2 * pad + kStep : pad);
+  }
+  lay_out_pixels(s, x + (to.item * s.map_pixels() + y * s.map_width + column) * s.channels, count,
+                 channels, s.parts * apart, line + pad * kStep, copy);
 }
 
 template <class S, class Copy>
 static void lay_out_rows(const ConvolutionShape& s, const S* x, int64_t first, int64_t last,
                          const Channels& channels, const LaidOut& to, const Copy& copy) {
-  const int64_t pitch = s.pitch(), pad = s.pad(), apart = to.positions(s) * kStep;
-  const int64_t steps = s.channel_steps() * s.parts;
   for (int64_t row = first; row < last; ++row) {
-    const int64_t before = row * s.width, count = min64(s.width, s.pixels - before);
-    const S* pixels = x + (to.item * s.pixels + before) * s.channels;
-    BFloat16* line = static_cast<BFloat16*>(to.data);
-    if (s.side == 1) {
-      line += (row - to.first) * steps * kStep * kStep;
-      lay_out_pixels(s, pixels, count, channels, s.parts * kStep * kStep, line, copy);
-      continue;
-    }
-    line += (kStep + (row - to.first) * pitch) * kStep;
-    for (int64_t step = 0; step < steps; ++step) {
-      BFloat16* begin = line + step * apart;
-      if (row == to.first) clear_lines(begin - kStep * kStep, kStep + pad);
-      clear_lines(begin + pitch * kStep, row == to.last - 1 ? 2 * pad + kStep : pad);
-    }
-    lay_out_pixels(s, pixels, count, channels, s.parts * apart, line + pad * kStep, copy);
+    if (s.side == 1)
+      lay_out_step(s, x, row, channels, to, copy);
+    else
+      for (int64_t phase = 0; phase < s.phases(); ++phase)
+        lay_out_row(s, x, row, phase, channels, to, copy);
   }
 }
 

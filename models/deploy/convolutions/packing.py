@@ -40,7 +40,7 @@ from .depthwise import (
 )
 from .pointwise import ACTIVATIONS, has_pointwise, in_rows, pointwise_op
 from .tiles import LEAST_CHANNELS as LEAST_IN_TILES
-from .tiles import STEP, has_tiles, in_tiles, tiled_op
+from .tiles import STEP, has_tiles, in_tiles, takes_stride, tiled_op
 from .winograd import has_winograd, in_panels, share_of_products, winograd_op
 
 MAP = (2, 64, 68)  # batch and sides of a map whose sizes a graph does not tell
@@ -121,7 +121,7 @@ def _suits_tiles(node: torch.fx.Node, weight: Tensor) -> bool:
         has_tiles(weight.dtype)
         and side in (1, 3)
         and weight.shape[3] == side
-        and set(stride) == {1}
+        and takes_stride(weight, stride, dilation)
         and len(set(dilation)) == 1
         and set(padding) == {dilation[0] * (side - 1) // 2}
         and attribute == "none"
@@ -182,6 +182,7 @@ def _use_tiles(
     outputs, _, side, _ = value.shape
     numbers = (outputs, side, node.args[5][0], node.args[6], ACTIVATIONS.index(chain.activation))
     scale = _take_scale(graph, node, outputs) if side == 1 and node.args[6] == 1 else None
+    stride = [] if node.args[4][0] == 1 else node.args[4][:1]
     rounded = node.args[0]
     node.update_arg(0, unrounded(rounded))
     if not rounded.users:
@@ -191,7 +192,7 @@ def _use_tiles(
 
     def call(x: Any, weight: Any, bias: Any) -> torch.fx.Node:
         gate, residual = (_in_channels_last(graph, n) for n in (chain.gate, chain.residual))
-        arguments = (x, weight, bias, gate, residual, factor, scale, *numbers, wide)
+        arguments = (x, weight, bias, gate, residual, factor, scale, *numbers, wide, *stride)
         return graph.call_function(tiled_op(), arguments)
 
     _use_library(graph, chain.nodes, shared, lambda: in_tiles(value), call, maps=(0, 3, 4, 6))

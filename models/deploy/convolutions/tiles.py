@@ -7,6 +7,8 @@ network does. It multiplies float32 there as well, in parts (`float_parts`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ def has_tiles(dtype: torch.dtype) -> bool:
 def tiled_op() -> torch._ops.OpOverload:
     """The op of the library: map, tiles, bias, gate, residual, factor, scale, outputs, side,
     dilation, groups, activation (of `ACTIVATIONS`, by number), whether residual and result are
-    float -> map.
+    float, stride (1, or 2 of 3x3 weights) -> map.
 
     It gives `activation((convolution of scale * map + bias) * gate + factor * residual)`.
     """
@@ -49,8 +51,18 @@ def _fake(
     groups: int,
     activation: int,
     wide: bool,
+    stride: int = 1,
 ) -> Tensor:
-    return convolved(x, outputs, torch.float32 if wide else torch.bfloat16)
+    dtype = torch.float32 if wide else torch.bfloat16
+    return convolved(x, outputs, dtype, stride)
+
+
+def takes_stride(weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Whether a convolution with these is left to tiles: stride 2 in float32 alone, since oneDNN
+    multiplies bfloat16 there as fast.
+    """
+    halves = weight.dtype == torch.float32 and weight.shape[2] == 3 and set(dilation) == {1}
+    return set(stride) == {1} or (halves and set(stride) == {2})
 
 
 def in_tiles(weight: Tensor) -> Tensor:

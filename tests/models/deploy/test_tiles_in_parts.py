@@ -106,6 +106,43 @@ def test_it_errs_as_little_as_pytorch(shape, names):
         check(drawn(shape, names), shape, activation)
 
 
+# B, C, O, H, W, groups: sides odd and even, of one pixel, and results of one row
+HALVED = (
+    (1, 32, 32, 1, 1, 1),
+    (2, 48, 40, 9, 7, 1),
+    (1, 64, 96, 2, 13, 1),
+    (3, 40, 70, 8, 6, 1),
+    (1, 640, 64, 39, 28, 1),
+    (1, 128, 192, 17, 64, 2),
+    (2, 512, 320, 12, 11, 1),
+)
+
+
+@needs_tiles
+@pytest.mark.parametrize("threads", [1, 5])
+@pytest.mark.parametrize("shape", HALVED, ids=str)
+def test_stride_two_is_every_second_result(shape, threads):
+    """Of memory that held no numbers, with a residual of the result's size."""
+    batch, channels, outputs, height, width, groups = shape
+    full = (batch, channels, outputs, height, width, 3, 1, groups)
+    tensors = drawn(full, "bias residual")
+    tensors["residual"] = tensors["residual"][:, :, ::2, ::2]
+    tensors["residual"] = tensors["residual"].contiguous(memory_format=torch.channels_last)
+    x, weight, *more = tensors.values()
+    for size in (1 << 21, 1 << 19, 1 << 17, 1 << 15) * 4:
+        torch.full((size,), float("nan"))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = tiled_op()(x, in_tiles(weight), *more, outputs, 3, 1, groups, 1, True, 2)
+    finally:
+        torch.set_num_threads(before)
+    exact = conv2d(x.double(), weight.double(), more[0].double(), 2, 1, 1, groups)
+    exact = (exact + more[2].double()).relu()
+    assert found.shape == exact.shape and found.is_contiguous(memory_format=torch.channels_last)
+    assert (found - exact).abs().max() <= 4e-6 * exact.abs().max().clamp(min=1)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=8))
 def test_parts_add_up_to_the_number(numbers):
@@ -200,6 +237,8 @@ def test_results_of_an_image_are_those_of_it_alone(batch):
         ({"gate": torch.zeros(1, 16, 4, 4).bfloat16()}, "a gate in the type of products"),
         ({"scale": torch.ones(1, 32, 1, 1).bfloat16()}, "a scale .* in the type of products"),
         ({"residual": torch.zeros(1, 16, 4, 4).bfloat16()}, "a residual like the result"),
+        ({"stride": 2}, "stride 1, or 2 of 3x3"),
+        ({"stride": 3}, "stride 1, or 2 of 3x3"),
     ],
 )
 def test_what_it_cannot_take_is_refused(change, message):
@@ -207,7 +246,7 @@ def test_what_it_cannot_take_is_refused(change, message):
     names = ("bias", "gate", "residual", "factor", "scale")
     arguments = {"x": x, "weight": in_tiles(weight)} | dict.fromkeys(names)
     arguments |= {"outputs": 16, "side": 1, "dilation": 1, "groups": 1, "activation": 0}
-    arguments |= {"wide": True} | change
+    arguments |= {"wide": True, "stride": 1} | change
     maps = ("x", "gate", "residual")
     arguments |= {
         n: t.to(memory_format=torch.channels_last)
@@ -221,14 +260,18 @@ def test_what_it_cannot_take_is_refused(change, message):
 @needs_tiles
 def test_the_compiler_knows_what_comes_out():
     x, weight, *more = drawn((2, 32, 50, 5, 8, 1, 1, 1)).values()
+    tests = ("test_schema", "test_faketensor")
     arguments = (x, in_tiles(weight), *more, 50, 1, 1, 1, 2, True)
-    torch.library.opcheck(tiled_op(), arguments, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(tiled_op(), arguments, test_utils=tests)
+    x, weight, bias, *_ = drawn((2, 32, 50, 5, 8, 3, 1, 1)).values()
+    arguments = (x, in_tiles(weight), bias, *[None] * 4, 50, 3, 1, 1, 2, True, 2)
+    torch.library.opcheck(tiled_op(), arguments, test_utils=tests)
 
 
 @needs_tiles
 def test_graphs_call_it_where_it_is_defined():
-    """Eight convolutions, of which four can: of stride 1, 1x1 or 3x3, padded to keep the size, of
-    whole steps of channels, or of one group.
+    """Eight convolutions, of which five can: 1x1 or 3x3, padded to keep the size, of stride 1 or 2
+    and 32 channels, in groups of whole steps of them.
     """
     options = (
         (nn.Conv2d(64, 80, 3, padding=2, dilation=2), True),
@@ -249,6 +292,7 @@ def test_graphs_call_it_where_it_is_defined():
     assert [node.args[3:] for node in ours] == [
         (None, None, None, None, 80, 3, 2, 1, 1, True),
         (None, None, None, None, 64, 1, 1, 1, 0, True),
+        (None, None, None, None, 64, 3, 1, 1, 1, True, 2),
         (None, None, None, None, 128, 3, 31, 1, 1, True),
         (None, None, None, None, 128, 3, 1, 2, 1, True),
     ]
