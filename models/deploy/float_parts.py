@@ -1,8 +1,8 @@
 """Weights in float32 as sums of bfloat16 numbers, for products by the tiles of AMX.
 
 AMX multiplies bfloat16 sixteen times as fast as other instructions float32. Three parts of 8 bits
-hold all 24 of a float, and six products of parts hold a product to its last bit
-(csrc/cpu/common/float_parts.h): it is float32, in less than half the time.
+hold all 24 of a float, and six products of parts hold a product to the precision of float32
+(csrc/cpu/common/float_parts.h).
 """
 
 from __future__ import annotations

@@ -277,7 +277,7 @@ Tensor tiled_convolution(Tensor x, Tensor weight, std::optional<Tensor> bias,
                         stride,
                         x.size(2),
                         x.size(3)};
-  if (weight.numel() == kFloatParts * s.weights()) s.parts = kFloatParts;
+  if (groups > 0 && weight.numel() == kFloatParts * s.weights()) s.parts = kFloatParts;
   check(x, weight, s);
   Tensor out = empty_map(x, outputs, s.height, s.width, true, result_type(s));
   check_more(out, s, bias, gate, residual, factor, scale, activation);

@@ -25,10 +25,10 @@
 // phases: of even rows or odd ones, and columns. A tap sees one of them, its pixels or those
 // before.
 //
-// A 1x1 convolution
-// whose map is laid out takes 32 pixels for a row, with all their channels together,
-// [pixels / 32][C / 32][32][32], in memory that is used again where one block holds all weights.
-// Floats are laid out anew for every block, the channels of it: that reads less than their parts.
+// A 1x1 convolution whose map is laid out takes 32 pixels for a row, with all their channels
+// together, [pixels / 32][C / 32][32][32], in memory that is used again where one block holds all
+// weights. Floats are laid out anew for every block, the channels of it: that reads less than their
+// parts.
 //
 // Reads x once more than there are such blocks, writes out once; 2 x 2 tiles of sums are made of
 // 4 tiles of factors at a time, 64 bytes a cycle, which the second-level cache just gives.

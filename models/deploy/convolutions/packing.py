@@ -20,6 +20,7 @@ from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
 from .. import feed_forward
+from ..inner_ops import uses_tiles, uses_vectors
 from .chains import (
     Chain,
     chain_in_tiles,
@@ -87,8 +88,10 @@ class PackedConvolutions(CustomGraphPass):
             _add_constant(graph, node, packed, weight.meta)
 
     def uuid(self) -> bytes:
-        files = *Path(__file__).parent.glob("*.py"), Path(feed_forward.__file__)
-        return get_hash_for_files(tuple(sorted(map(str, files))), str(self.library))
+        here = Path(__file__).parent
+        files = *here.glob("*.py"), Path(feed_forward.__file__), here.parent / "float_parts.py"
+        facts = self.library, uses_tiles(), uses_vectors()  # what is chosen depends on them
+        return get_hash_for_files(tuple(sorted(map(str, files))), str(facts))
 
 
 def _constant(graph: torch.fx.Graph, node: torch.fx.Node) -> Tensor | None:

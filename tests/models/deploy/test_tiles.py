@@ -160,6 +160,7 @@ def test_other_users_of_tiles_find_theirs_as_they_left_them():
         ({"residual": torch.zeros(1, 16, 4, 5, dtype=HALF)}, "a residual like the result"),
         ({"side": 2}, "1x1 or 3x3"),
         ({"groups": 2}, "multiples of 32"),
+        ({"groups": 0}, "multiples of 32"),
     ],
 )
 def test_what_it_cannot_take_is_refused(change, message):
