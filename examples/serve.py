@@ -4,8 +4,9 @@
     python examples/serve.py runs/camvid_segnext_t-0001/best.ckpt
     curl --data-binary @street.jpg http://127.0.0.1:8000/ > labels.png
 
-Two uvicorn workers would each hold a copy of the network and fight for the processor's cores; one
-process whose threads share it labels as many pictures.
+One process labels a picture at a time, with all cores that PyTorch may use. More cores than one
+picture fills want several processes with few threads each (OMP_NUM_THREADS), each with a copy of
+the network.
 """
 
 import io

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-RUNNERS = 8  # calls that run at the same time; more wait
+RUNNERS = 8  # calls at the same time, once PyTorch does not keep Python's lock meanwhile; more wait
 LINE = 64  # bytes of a line of the caches
 
 

@@ -8,6 +8,7 @@ from torch._inductor.codegen import cpp
 from torch.utils._sympy.functions import FloorDiv, ModularIndexing
 
 from attnops.models.deploy import compilation
+from attnops.models.deploy.convolutions import packing
 
 s, x, y, z = sympy.symbols("s x y z", integer=True, nonnegative=True)
 half = FloorDiv(s - 1, 2) + 1
@@ -48,3 +49,14 @@ def test_inductor_is_left_as_it_was():
         assert cpp.stride_at_vec_range is not before
         raise ZeroDivisionError
     assert cpp.stride_at_vec_range is before
+
+
+@pytest.mark.parametrize("what", ["uses_tiles", "uses_vectors"])
+def test_graphs_are_kept_by_what_the_library_multiplies_with(monkeypatch, what):
+    """Code compiled for tiles is not taken where ATTNOPS_ISA leaves them out."""
+    found = getattr(packing, what)()
+    pack = packing.PackedConvolutions(True)
+    key = pack.uuid()
+    assert pack.uuid() == key != packing.PackedConvolutions(False).uuid()
+    monkeypatch.setattr(packing, what, lambda: not found)
+    assert pack.uuid() != key
